@@ -1,0 +1,1 @@
+"""What a durable step costs: here, on the bare stores, and with other engines. `make bench` runs it."""

@@ -1,0 +1,1 @@
+"""The bare stores: what any engine pays at least, written by hand for one purpose each."""

@@ -1,0 +1,1 @@
+"""Other engines on the same jobs, each run only where it is installed."""

@@ -1,0 +1,1 @@
+"""This package, measured through its public names only."""

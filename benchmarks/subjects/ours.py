@@ -1,0 +1,162 @@
+"""fsmworkflow on both stores: a counter that loops under a condition, and a chain of states for many runs at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from benchmarks.jobs import Size, records
+from benchmarks.meter import Meter
+from fsmworkflow import Engine, Workflow, WorkflowContext, field
+
+
+def looping(steps: int, meter: Meter | None = None) -> Workflow:
+    """One state with a step that counts to `steps`, under one condition; `meter` begins when the first step does."""
+    workflow = Workflow("looping")
+
+    @workflow.step(initial=True, then=[(field("n") < steps, "count"), "end"])
+    async def count(ctx: WorkflowContext) -> None:
+        if meter and ctx.data["n"] == 0:
+            meter.begin()
+        ctx.data["n"] += 1
+
+    workflow.final("end")
+    return workflow
+
+
+def chain(steps: int) -> Workflow:
+    """`steps` states in a row, each with a step that changes one field."""
+    workflow = Workflow("chain")
+
+    async def count(ctx: WorkflowContext) -> None:
+        ctx.data["n"] += 1
+
+    for number in range(1, steps + 1):
+        then = f"s{number + 1}" if number < steps else "end"
+        workflow.step(f"s{number}", initial=number == 1, then=then)(count)
+    workflow.final("end")
+    return workflow
+
+
+async def alone(meter: Meter, url: str, size: Size) -> None:
+    """From the call of `run` on; the start of the run is a commit of its own that is not counted as a step."""
+    workflow = looping(size.steps)
+    async with Engine(url, workflows=[workflow]) as engine:
+        meter.begin()
+        run = await engine.run(workflow, {"n": 0}, key="only")
+        meter.end(size.steps)
+        assert (run.status, run.data["n"]) == ("done", size.steps), run
+
+
+async def bulk(meter: Meter, url: str, size: Size) -> None:
+    """All runs by `gather` of `run`, their starts included in the time."""
+    workflow = chain(size.steps)
+    async with Engine(url, workflows=[workflow]) as engine:
+        meter.begin()
+        runs = await asyncio.gather(*(engine.run(workflow, {"n": 0}, key=f"r{n}") for n in range(size.runs)))
+        meter.end(size.runs * size.steps)
+        assert all((run.status, run.data["n"]) == ("done", size.steps) for run in runs)
+
+
+async def started(meter: Meter, url: str, size: Size) -> None:
+    """All runs by `start`, then `resume` until all have ended."""
+    workflow = chain(size.steps)
+    async with Engine(url, workflows=[workflow]) as engine:
+        meter.begin()
+        await asyncio.gather(*(engine.start(workflow, {"n": 0}, key=f"r{n}") for n in range(size.runs)))
+        await engine.resume(concurrency=size.runs)
+        runs = await asyncio.gather(*(engine.result(workflow, f"r{n}") for n in range(size.runs)))
+        meter.end(size.runs * size.steps)
+        assert all((run.status, run.data["n"]) == ("done", size.steps) for run in runs)
+
+
+def held(go_on: bool, began: list[float]) -> Workflow:
+    """Two states; the second is never left by a process that is to die in it, and else tells when it is first begun."""
+    workflow = Workflow("held")
+
+    @workflow.step(initial=True, then="last")
+    async def first(ctx: WorkflowContext) -> None:
+        ctx.data["n"] += 1
+
+    @workflow.step(then="end")
+    async def last(ctx: WorkflowContext) -> None:
+        began.append(time.perf_counter())
+        if not go_on:
+            await asyncio.Event().wait()
+        ctx.data["n"] += 1
+
+    workflow.final("end")
+    return workflow
+
+
+async def unfinished(meter: Meter, url: str, size: Size) -> None:
+    """Make the runs that `resume` finds: this process ends at once when all of them are in their last step."""
+    began: list[float] = []
+    workflow = held(False, began)
+    async with Engine(url, workflows=[workflow]) as engine:
+        for first in range(0, size.runs, 1_000):
+            chunk = range(first, min(first + 1_000, size.runs))
+            await asyncio.gather(*(engine.start(workflow, {"n": 0}, key=f"r{n}") for n in chunk))
+        while len(began) < size.runs:
+            await asyncio.sleep(0.05)
+        os._exit(0)
+
+
+async def resume(meter: Meter, url: str, size: Size) -> None:
+    """Loaded: from the call of `resume` to the first step's first line. Finished: to its return."""
+    began: list[float] = []
+    workflow = held(True, began)
+    async with Engine(url, workflows=[workflow]) as engine:
+        meter.begin()
+        called = time.perf_counter()
+        await engine.resume()
+        finished = time.perf_counter()
+        meter.end(size.runs)
+        assert len(began) == size.runs, f"{len(began)} of {size.runs} runs were resumed"
+        meter.note("loaded", min(began) - called)
+        meter.note("finished", finished - called)
+
+
+async def large(meter: Meter, url: str, size: Size) -> None:
+    """From the first step's first line on: the start, which encodes the whole once, is not measured."""
+    workflow = looping(size.steps, meter)
+    async with Engine(url, workflows=[workflow]) as engine:
+        run = await engine.run(workflow, {"n": 0, "records": records()}, key="large")
+        meter.end(size.steps)
+        assert run.data["n"] == size.steps
+
+
+async def touched(meter: Meter, url: str, size: Size) -> None:
+    """As `large`, but each step changes one of the records."""
+    workflow = Workflow("touched")
+
+    @workflow.step(initial=True, then=[(field("n") < size.steps, "change"), "end"])
+    async def change(ctx: WorkflowContext) -> None:
+        if ctx.data["n"] == 0:
+            meter.begin()
+        ctx.data["n"] += 1
+        ctx.data["records"][ctx.data["n"]]["score"] = ctx.data["n"]
+
+    workflow.final("end")
+    async with Engine(url, workflows=[workflow]) as engine:
+        run = await engine.run(workflow, {"n": 0, "records": records()}, key="touched")
+        meter.end(size.steps)
+        assert run.data["records"][size.steps]["score"] == size.steps
+
+
+async def cold(meter: Meter, url: str, size: Size) -> None:
+    """Define, open, start, and be in the second step: the first is then durable."""
+    workflow = Workflow("cold")
+
+    @workflow.step(initial=True, then="second")
+    async def first(ctx: WorkflowContext) -> None:
+        ctx.data["n"] = size.steps
+
+    @workflow.step(then="end")
+    async def second(ctx: WorkflowContext) -> None:
+        meter.durable()
+
+    workflow.final("end")
+    async with Engine(url, workflows=[workflow]) as engine:
+        await engine.run(workflow, {}, key="cold")

@@ -1,0 +1,104 @@
+"""fsmworkflow: state machines that survive a crash. A workflow engine that lives inside a Python program."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fsmworkflow.conditions import Condition, field, payload
+    from fsmworkflow.context import WorkflowContext
+    from fsmworkflow.engine import Engine
+    from fsmworkflow.errors import (
+        CodecError,
+        ConditionError,
+        DefinitionChanged,
+        DefinitionError,
+        EndlessLoop,
+        EngineClosed,
+        FSMWorkflowError,
+        InputDiffers,
+        LeaseLost,
+        MergeConflict,
+        NoTransition,
+        RunFailed,
+        RunNotFound,
+        SchemaError,
+        StepTimeout,
+        StoreError,
+        StoreUnavailable,
+        UnknownWorkflow,
+    )
+    from fsmworkflow.machine import PersistentWorkflowStateMachine
+    from fsmworkflow.records import Entry, Event, Failure, Move, Run
+    from fsmworkflow.retry import Retry
+    from fsmworkflow.settings import DBConfig
+    from fsmworkflow.store import Store, open_store
+    from fsmworkflow.workflow import State, To, Transition, Workflow, WorkflowDefinition, WorkflowStep
+
+__all__ = [
+    "CodecError",
+    "Condition",
+    "ConditionError",
+    "DBConfig",
+    "DefinitionChanged",
+    "DefinitionError",
+    "EndlessLoop",
+    "Engine",
+    "EngineClosed",
+    "Entry",
+    "Event",
+    "FSMWorkflowError",
+    "Failure",
+    "InputDiffers",
+    "LeaseLost",
+    "MergeConflict",
+    "Move",
+    "NoTransition",
+    "PersistentWorkflowStateMachine",
+    "Retry",
+    "Run",
+    "RunFailed",
+    "RunNotFound",
+    "SchemaError",
+    "State",
+    "StepTimeout",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "To",
+    "Transition",
+    "UnknownWorkflow",
+    "Workflow",
+    "WorkflowContext",
+    "WorkflowDefinition",
+    "WorkflowStep",
+    "field",
+    "open_store",
+    "payload",
+]
+
+_HOMES = {
+    "conditions": "Condition field payload",
+    "context": "WorkflowContext",
+    "engine": "Engine",
+    "errors": "CodecError ConditionError DefinitionChanged DefinitionError EndlessLoop EngineClosed FSMWorkflowError InputDiffers LeaseLost MergeConflict NoTransition RunFailed RunNotFound SchemaError StepTimeout StoreError StoreUnavailable UnknownWorkflow",
+    "machine": "PersistentWorkflowStateMachine",
+    "records": "Entry Event Failure Move Run",
+    "retry": "Retry",
+    "settings": "DBConfig",
+    "store": "Store open_store",
+    "workflow": "State To Transition Workflow WorkflowDefinition WorkflowStep",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its file when it is first used: importing the package costs next to nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

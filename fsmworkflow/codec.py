@@ -1,0 +1,431 @@
+"""Data as JSON text and back, strictly: what would not come back equal is refused, with the path to it.
+
+Plain data is dict, list, str, int, float, bool and None; datetime, date, time, timedelta, UUID, Decimal and bytes are
+written `{"$datetime": "..."}`, and a user's own key that begins with `$` gets one more. A data type of the user's
+(dataclass, msgspec.Struct, TypedDict, pydantic model) is written by msgspec or pydantic and compared with what reads back.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any, NoReturn, cast
+
+import msgspec
+
+from fsmworkflow.errors import CodecError
+
+__all__ = ["Codec", "Data", "Fields", "decode", "digests", "encode", "fields_of", "text_of"]
+
+Fields = dict[str, msgspec.Raw]
+"""Data as it is stored: each top-level field with its JSON text, in the order of the data."""
+
+LIMIT = 16 * 2**20
+DEPTH = 100
+LARGE = 4096
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+_split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_Raw = msgspec.Raw
+_MISSING: Any = object()
+
+
+def text_of(fields: Fields) -> bytes:
+    """The JSON text of a whole data object."""
+    return _encode(fields)
+
+
+def fields_of(text: bytes | str) -> Fields:
+    """The fields of a data object from its JSON text; their values stay text."""
+    return _split(text)
+
+
+def digests(fields: Fields) -> dict[str, str]:
+    """The hash of each field over 4 KB: a store keeps such a text once for all moves of a run."""
+    return {k: hashlib.blake2b(v, digest_size=16).hexdigest() for k, v in fields.items() if len(memoryview(v)) > LARGE}
+
+
+# -- plain values ---------------------------------------------------------------------------------------------------
+
+_WRITE: dict[type, tuple[str, Callable[[Any], str]]] = {
+    dt.datetime: ("$datetime", lambda v: v.isoformat() + ("~1" if v.fold else "")),
+    dt.date: ("$date", dt.date.isoformat),
+    dt.time: ("$time", lambda v: v.isoformat() + ("~1" if v.fold else "")),
+    dt.timedelta: ("$timedelta", lambda v: f"{v.days} {v.seconds} {v.microseconds}"),
+    uuid.UUID: ("$uuid", str),
+    Decimal: ("$decimal", str),
+    bytes: ("$bytes", lambda v: base64.b64encode(v).decode()),
+}
+
+
+def _folded(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: read(text[:-2]).replace(fold=1) if text.endswith("~1") else read(text)
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    "$datetime": _folded(dt.datetime.fromisoformat),
+    "$date": dt.date.fromisoformat,
+    "$time": _folded(dt.time.fromisoformat),
+    "$timedelta": lambda text: dt.timedelta(*map(int, text.split())),
+    "$uuid": uuid.UUID,
+    "$decimal": Decimal,
+    "$bytes": base64.b64decode,
+}
+
+
+def _refuse(value: Any, path: str) -> NoReturn:
+    kind = type(value)
+    if isinstance(value, float):
+        raise CodecError(path, f"{value!r} has no JSON text that reads back equal")
+    if isinstance(value, tuple):
+        raise CodecError(path, "a tuple would come back as a list: write a list, or give the workflow a data type")
+    raise CodecError(
+        path,
+        f"a value of type {kind.__module__}.{kind.__qualname__} would not come back equal: "
+        "use plain values, or give the workflow a data type",
+    )
+
+
+def _check_text(value: str, path: str) -> None:
+    if "\0" in value:
+        raise CodecError(path, "text holds a NUL character, which stores do not keep")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise CodecError(path, "text holds a lone surrogate, which is not Unicode text") from None
+
+
+def _tagged(value: Any, path: str) -> dict[str, str]:
+    tag, write = _WRITE[type(value)]
+    if isinstance(value, (dt.datetime, dt.time)):
+        zone = value.tzinfo
+        # A named zone would come back as a fixed offset, which is another value the day the clocks change.
+        if zone is not None and type(zone) is not dt.timezone:
+            raise CodecError(
+                path, "a named time zone does not read back: use datetime.timezone, or keep its name apart"
+            )
+        if (
+            zone is not None
+            and zone != dt.timezone.utc
+            and zone.tzname(None) != dt.timezone(zone.utcoffset(None)).tzname(None)
+        ):
+            raise CodecError(path, "a named time zone does not read back: use datetime.timezone without a name")
+    return {tag: write(value)}
+
+
+def _walk(value: Any, path: str, depth: int) -> Any:
+    """The value as msgspec may write it: itself where nothing in it needs a tag, else a copy. Exact types only."""
+    kind = type(value)
+    if kind is str:
+        _check_text(value, path)
+        return value
+    if kind is int or kind is bool or value is None:
+        return value
+    if kind is float:
+        return value if value - value == 0.0 else _refuse(value, path)
+    if depth <= 0 and kind in (dict, Data, list):
+        raise CodecError(path, f"nested deeper than {DEPTH} levels")
+    if kind is dict or kind is Data:
+        return _walk_dict(value, path, depth - 1)
+    if kind is list:
+        return _walk_list(value, path, depth - 1)
+    return _tagged(value, path) if kind in _WRITE else _refuse(value, path)
+
+
+def _walk_dict(value: dict[str, Any], path: str, depth: int) -> dict[str, Any]:
+    copy: dict[str, Any] | None = {} if type(value) is Data else None
+    for number, (key, item) in enumerate(value.items()):
+        if type(key) is not str:
+            raise CodecError(path, f"a key of type {type(key).__name__} would come back as text")
+        _check_text(key, path)
+        kind = type(item)
+        plain = item if kind is int or kind is bool or item is None else _walk(item, f"{path}.{key}", depth)
+        if copy is None and (plain is not item or key[:1] == "$"):
+            copy = {("$" + k if k[:1] == "$" else k): v for k, v in list(value.items())[:number]}
+        if copy is not None:
+            copy["$" + key if key[:1] == "$" else key] = plain
+    return value if copy is None else copy
+
+
+def _walk_list(value: list[Any], path: str, depth: int) -> list[Any]:
+    copy: list[Any] | None = None
+    for number, item in enumerate(value):
+        kind = type(item)
+        if kind is int or kind is bool:
+            plain = item
+        else:
+            plain = _walk(item, f"{path}[{number}]", depth)
+        if copy is None and plain is not item:
+            copy = value[:number]
+        if copy is not None:
+            copy.append(plain)
+    return value if copy is None else copy
+
+
+def _revive(value: Any) -> Any:
+    if type(value) is dict:
+        if len(value) == 1:
+            ((key, text),) = value.items()
+            if key in _READ:
+                return _READ[key](text)
+        return {(k[1:] if k[:1] == "$" else k): _revive(v) for k, v in value.items()}
+    if type(value) is list:
+        return [_revive(item) for item in value]
+    return value
+
+
+def encode(value: Any, path: str = "value", *, limit: int = LIMIT) -> bytes:
+    """A plain value as JSON text.
+
+    Raises CodecError with the path to what would not come back equal, or where the text is over `limit` bytes.
+    """
+    kind = type(value)
+    if kind is not int and kind is not bool and value is not None:
+        value = _walk(value, path, DEPTH)
+    text = _encode(value)
+    if len(text) > limit:
+        raise CodecError(path, f"{len(text):,} bytes of JSON are over the limit of {limit:,}")
+    return text
+
+
+def decode(text: bytes | str | msgspec.Raw) -> Any:
+    """What `encode` wrote, equal in value, type and order."""
+    value = _decode(text)
+    # Only a text that holds the quoted dollar can hold a tag or an escaped key.
+    if type(value) is dict or type(value) is list:
+        raw = text.encode() if isinstance(text, str) else bytes(text)
+        return _revive(value) if b'"$' in raw else value
+    return value
+
+
+# -- data -----------------------------------------------------------------------------------------------------------
+
+
+class Data(dict[str, Any]):
+    """A workflow's plain data: a dict whose fields are decoded when they are touched.
+
+    A field that is never touched costs nothing, neither to read nor to write. Everything else is as in a dict.
+    """
+
+    __slots__ = ()
+
+    def __getitem__(self, key: str) -> Any:
+        value = dict.__getitem__(self, key)
+        if type(value) is _Raw:
+            value = decode(value)
+            dict.__setitem__(self, key, value)
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        dict.setdefault(self, key, default)
+        return self[key]
+
+    def pop(self, key: str, default: Any = _MISSING) -> Any:
+        if key in self:
+            value = self[key]
+            del self[key]
+            return value
+        if default is _MISSING:
+            raise KeyError(key)
+        return default
+
+    def popitem(self) -> tuple[str, Any]:
+        key, value = dict.popitem(self)
+        return key, decode(value) if type(value) is _Raw else value
+
+    # A subclass that overrides __iter__ makes dict(data), {**data} and json.dumps ask the methods below.
+    def __iter__(self) -> Iterator[str]:
+        return dict.__iter__(self)
+
+    def keys(self) -> Any:
+        return dict.keys(self)
+
+    def items(self) -> Any:
+        return self._whole().items()
+
+    def values(self) -> Any:
+        return self._whole().values()
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())
+
+    def _whole(self) -> Any:
+        for key in dict.keys(self):
+            self[key]
+        return super()
+
+    def __eq__(self, other: object) -> bool:
+        return dict.__eq__(self._plain(), other._plain() if isinstance(other, Data) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _plain(self) -> dict[str, Any]:
+        return dict(self.items())
+
+    def __or__(self, other: Any) -> Any:
+        return self._plain() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self._plain()
+
+    def __repr__(self) -> str:
+        return repr(self._plain())
+
+    def __reduce__(self) -> Any:
+        return dict, (self._plain(),)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        import copy
+
+        return copy.deepcopy(self._plain(), memo)
+
+
+class Codec:
+    """How the data of one workflow becomes text and comes back: `type=None` is plain data, else the user's own type.
+
+    `limit` is the largest text of one run's data, in bytes.
+    """
+
+    def __init__(self, kind: Any = None, *, limit: int = LIMIT) -> None:
+        self.kind = None if kind is dict else kind
+        self.limit = limit
+        self._typed = None if self.kind is None else _Typed(self.kind)
+
+    def decode(self, fields: Fields) -> Any:
+        """A private copy of the data. Raises CodecError where it does not fit the data type."""
+        return Data(fields) if self._typed is None else self._typed.decode(fields)
+
+    def encode(self, data: Any) -> Fields:
+        """All fields of the data as text. Raises CodecError where something would not come back equal."""
+        changes, _ = self.changes(data, {})
+        return changes
+
+    def start(self, data: Any) -> Fields:
+        """The fields of a new run's data, given as the data type, as a dict that fits it, or None for empty data."""
+        if self._typed is not None and not isinstance(data, self._typed.origin):
+            data = self._typed.convert({} if data is None else data)
+        elif data is None:
+            data = {}
+        return self.encode(data)
+
+    def changes(self, data: Any, base: Fields) -> tuple[Fields, tuple[str, ...]]:
+        """What differs from `base`: the fields with another text, and the names of those that are gone.
+
+        Raises CodecError with the path to what would not come back equal, or where the whole is over the limit.
+        """
+        items = self._items(data) if self._typed is None else list(self._typed.encode(data).items())
+        changes: Fields = {}
+        count = size = 0
+        for key, value in items:
+            count += 1
+            before = base.get(key)
+            if value is before and before is not None:
+                continue
+            text = bytes(value) if type(value) is _Raw else self._field(key, value)
+            size += len(text)
+            if before is None or len(text) != len(before_text := bytes(before)) or text != before_text:
+                changes[key] = _Raw(text)
+        if changes and size + len(changes) * 8 > self.limit // 2:
+            self._weigh({**base, **changes})
+        names = list(dict.keys(data) if self._typed is None else (key for key, _ in items))
+        if names == list(base) or not base:
+            return changes, ()
+        return self._moved(names, {k: v if type(v) is _Raw else None for k, v in items}, changes, base)
+
+    @staticmethod
+    def _moved(names: list[str], raws: dict[str, Any], changes: Fields, base: Fields) -> tuple[Fields, tuple[str, ...]]:
+        """The same where fields came, went, or stand in another order: what moved is both removed and changed."""
+        gone = tuple(key for key in base if key not in raws)
+        written = [key for key in base if key in raws] + [key for key in changes if key not in base]
+        if written == names:
+            return changes, gone
+        first = next(i for i, (a, b) in enumerate(zip(written, names, strict=True)) if a != b)
+        late = {key: changes[key] if key in changes else base[key] for key in names[first:]}
+        early = {key: text for key, text in changes.items() if key not in late}
+        return {**early, **late}, gone + tuple(key for key in late if key in base)
+
+    @staticmethod
+    def _items(data: Any) -> Iterable[tuple[str, Any]]:
+        if not isinstance(data, dict):
+            raise CodecError("data", f"must be a dict, not {type(data).__name__}, or give the workflow a data type")
+        return dict.items(data)
+
+    def _field(self, key: Any, value: Any) -> bytes:
+        if type(key) is not str:
+            raise CodecError("data", f"a key of type {type(key).__name__} would come back as text")
+        _check_text(key, "data")
+        return encode(value, f"data.{key}", limit=self.limit)
+
+    def _weigh(self, fields: Fields) -> None:
+        size = len(text_of(fields))
+        if size > self.limit:
+            raise CodecError("data", f"{size:,} bytes of JSON are over the limit of {self.limit:,}")
+
+
+class _Typed:
+    """Data of the user's own type. pydantic models are written by pydantic, all else by msgspec."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+        self.origin: Any = dict if hasattr(kind, "__required_keys__") else (getattr(kind, "__origin__", None) or kind)
+        self.pydantic = hasattr(kind, "model_validate_json")
+        self.decoder: Any = None if self.pydantic else msgspec.json.Decoder(kind)
+
+    def _read(self, text: bytes) -> Any:
+        try:
+            return self.kind.model_validate_json(text) if self.pydantic else self.decoder.decode(text)
+        except ValueError as error:  # both libraries' validation errors
+            raise CodecError("data", f"does not fit {self.kind.__name__}: {error}") from error
+
+    def decode(self, fields: Fields) -> Any:
+        return self._read(text_of(fields))
+
+    def convert(self, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            raise CodecError("data", f"must be a {self.kind.__name__} or a dict, not {type(data).__name__}")
+        try:
+            if self.pydantic:
+                return self.kind.model_validate(dict(data))
+            return msgspec.convert(dict(data), self.kind)
+        except ValueError as error:
+            raise CodecError("data", f"does not fit {self.kind.__name__}: {error}") from error
+
+    def encode(self, data: Any) -> Fields:
+        if not isinstance(data, self.origin):
+            raise CodecError("data", f"must be a {self.kind.__name__}, not {type(data).__name__}")
+        try:
+            text = data.model_dump_json(by_alias=True).encode() if self.pydantic else _encode(data)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise CodecError("data", f"a {self.kind.__name__} that has no JSON text: {error}") from error
+        if b"\\u0000" in text:
+            _check_nul(_decode(text), "data")
+        if self._read(text) != data:
+            raise CodecError("data", f"this {self.kind.__name__} would not come back equal from its JSON text")
+        try:
+            return cast(Fields, _split(text))
+        except msgspec.ValidationError as error:
+            raise CodecError("data", f"a {self.kind.__name__} must be written as a JSON object: {error}") from error
+
+
+def _check_nul(value: Any, path: str) -> None:
+    if isinstance(value, str):
+        _check_text(value, path)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_text(key, path)
+            _check_nul(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_nul(item, f"{path}[{number}]")

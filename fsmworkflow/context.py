@@ -1,0 +1,203 @@
+"""WorkflowContext: what a step is given. Its data, its run, and calls that are remembered over a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import inspect
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+from fsmworkflow.codec import LIMIT, decode, encode
+from fsmworkflow.errors import CodecError, FSMWorkflowError
+from fsmworkflow.records import Active, Call, Run
+from fsmworkflow.store import Store
+
+__all__ = ["Calls", "WorkflowContext", "in_thread", "invoke"]
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+class WorkflowContext(Generic[D]):
+    """What a step is given, and may return.
+
+    `data` is a private copy of the run's data: what the step leaves there is committed when it ends, or dropped when it
+    fails. A step may also return another context, whose data is committed then: `WorkflowContext(data={...})`.
+    """
+
+    __slots__ = ("_calls", "_run", "_state", "_stay", "data")
+
+    def __init__(
+        self,
+        data: D | None = None,
+        *,
+        run: Run | None = None,
+        state: str = "",
+        stay: Active | None = None,
+        calls: Calls | None = None,
+    ) -> None:
+        self.data: Any = {} if data is None else data
+        self._run = run
+        self._state = state
+        self._stay = stay
+        self._calls = calls
+
+    @property
+    def run(self) -> Run:
+        """The run as it was when the step began. Raises FSMWorkflowError on a context that belongs to no run."""
+        if self._run is None:
+            raise FSMWorkflowError("this context belongs to no run: it was not given to a step")
+        return self._run
+
+    @property
+    def state(self) -> str:
+        """The name of the state whose step this is."""
+        return self._state
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of this visit's step is on, from 1."""
+        return 1 if self._stay is None else self._stay.attempt
+
+    @property
+    def idempotency_key(self) -> str:
+        """Text that names this visit of this run: the same on every attempt and after a crash, another in every visit.
+
+        Send it with a request that must not be done twice, as in the IETF draft "The Idempotency-Key HTTP Header Field".
+        """
+        run = self.run
+        visit = run.visit if self._stay is None else self._stay.visit
+        return f"{run.workflow}/{run.key}/{self._state}/{visit}"
+
+    def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """Call `fn(*args, **kwargs)` once in this visit, and remember what it returned.
+
+        After a crash or an error the n-th same call of the next attempt gets the n-th remembered result. The same means:
+        the same function and arguments. Only what was returned is remembered, so check an answer inside `fn`.
+        A sync `fn` runs in a thread. Raises CodecError for arguments without a stable text (use `remember`), and for a
+        result that would not come back equal; TypeError for a lambda or partial, which have no stable name.
+        """
+        name = getattr(fn, "__qualname__", None)
+        if name is None or "<lambda>" in name:
+            raise TypeError("ctx.call needs a function with a stable name: use ctx.remember('name', fn, ...)")
+        try:
+            text = encode([list(args), kwargs], "arguments")
+        except CodecError as error:
+            raise CodecError(error.path, f"{error.reason}; use ctx.remember('name', fn, ...)") from error
+        digest = hashlib.blake2b(text, digest_size=12).hexdigest()
+        module = getattr(fn, "__module__", "")
+        return self._performed(f"{module}.{name} {digest}", fn, args, kwargs)
+
+    def remember(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """Call `fn(*args, **kwargs)` once in this visit under a name of your own, and remember what it returned.
+
+        As `call`, for lambdas, partials and arguments without a stable text. The n-th use of a name is its own call.
+        """
+        return self._performed(f"={name}", fn, args, kwargs)
+
+    def _performed(
+        self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Awaitable[Any]:
+        if self._calls is None:
+            raise FSMWorkflowError("this context belongs to no run: nothing can be remembered in it")
+        # Counted here, not when it is awaited: the order of the calls in the program is what repeats.
+        return self._calls.perform(name, self._calls.count(name), fn, args, kwargs)
+
+
+class Calls:
+    """The remembered calls of one attempt. `fresh` says that the visit is new, so that nothing has to be looked up."""
+
+    __slots__ = ("_counts", "_found", "_loading", "_store", "limit", "run", "state", "used", "visit")
+
+    def __init__(self, store: Store, run: Run, state: str, visit: int, *, fresh: bool, limit: int = LIMIT) -> None:
+        self._store = store
+        self.run = run
+        self.state = state
+        self.visit = visit
+        self.limit = limit
+        self.used = not fresh
+        self._counts: dict[str, int] | None = None
+        self._found: dict[tuple[str, int], bytes] | None = {} if fresh else None
+        self._loading: asyncio.Lock | None = None
+
+    def count(self, name: str) -> int:
+        """Which call of that name this is in this attempt, from 0."""
+        if self._counts is None:
+            self._counts = {}
+        nth = self._counts.get(name, 0)
+        self._counts[name] = nth + 1
+        return nth
+
+    async def perform(
+        self, name: str, nth: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        found = self._found if self._found is not None else await self._load()
+        text = found.get((name, nth))
+        if text is None:
+            result = await invoke(fn, *args, **kwargs)
+            text = encode(result, f"result of {name.split(' ')[0].lstrip('=')}", limit=self.limit)
+            self.used = True
+            call = Call(run=self.run.id, state=self.state, visit=self.visit, name=name, nth=nth, result=text)
+            await self._store.remember(self.run, call)
+        return decode(text)
+
+    async def _load(self) -> dict[tuple[str, int], bytes]:
+        if self._loading is None:
+            self._loading = asyncio.Lock()
+        async with self._loading:
+            if self._found is None:
+                calls = await self._store.recall(self.run, self.state, self.visit)
+                self._found = {(call.name, call.nth): call.result for call in calls}
+        return self._found
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Whether calling it gives an awaitable, as far as can be told without calling it."""
+    while hasattr(fn, "func") and not inspect.iscoroutinefunction(fn):
+        fn = fn.func
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+async def invoke(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function of the user's: an async one here, a sync one in a thread."""
+    result = fn(*args, **kwargs) if is_async(fn) else await in_thread(fn, *args, **kwargs)
+    return await result if inspect.isawaitable(result) else result
+
+
+async def in_thread(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """Call a sync function in a daemon thread, with this task's context variables.
+
+    An executor's threads are joined at exit, so that a call of a minute would hold up Ctrl-C. When the waiting is
+    cancelled, the thread is left behind and its result dropped.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def answer(result: Any, error: BaseException | None) -> None:
+        if not future.done():
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+    def work() -> None:
+        result: Any = None
+        failed: BaseException | None = None
+        try:
+            result = context.run(fn, *args, **kwargs)
+        except StopIteration as error:  # which a future cannot hold
+            failed = RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised StopIteration")
+            failed.__cause__ = error
+        except BaseException as error:
+            failed = error
+        try:
+            loop.call_soon_threadsafe(answer, result, failed)
+        except RuntimeError:
+            return  # the loop has ended meanwhile: nobody waits any more
+
+    threading.Thread(target=work, name=f"step {getattr(fn, '__name__', 'step')}", daemon=True).start()
+    return await future

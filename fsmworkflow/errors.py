@@ -1,0 +1,184 @@
+"""Every error that fsmworkflow raises, each with a stable `code` that survives renaming and translation.
+
+FSMWorkflowError
+├── DefinitionError (ValueError)        a workflow says something that cannot be meant
+├── CodecError (ValueError)             data that would not come back equal
+├── ConditionError                      a condition that cannot be answered
+├── NoTransition                        a step ended, and nothing leads on
+├── EndlessLoop                         automatic transitions that never come to rest
+├── MergeConflict                       two sides changed the same key
+├── StepTimeout (TimeoutError)          a step took longer than it may
+├── RunFailed                           a run that was waited for has failed
+├── RunNotFound (LookupError)           no run of that workflow and key
+├── UnknownWorkflow (LookupError)       the engine was not given this workflow
+├── DefinitionChanged                   the run's state or data no longer fits the workflow
+├── InputDiffers                        the key is taken by a run with another input
+├── EngineClosed                        the engine is not open
+└── StoreError                          the store cannot do its work
+    ├── StoreUnavailable                it may again: waited for, then retried
+    ├── SchemaError                     the tables are newer than this code, or not ours
+    └── LeaseLost                       another owner has claimed the run: nothing was written
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from fsmworkflow.records import Run
+
+__all__ = [
+    "CodecError",
+    "ConditionError",
+    "DefinitionChanged",
+    "DefinitionError",
+    "EndlessLoop",
+    "EngineClosed",
+    "FSMWorkflowError",
+    "InputDiffers",
+    "LeaseLost",
+    "MergeConflict",
+    "NoTransition",
+    "RunFailed",
+    "RunNotFound",
+    "SchemaError",
+    "StepTimeout",
+    "StoreError",
+    "StoreUnavailable",
+    "UnknownWorkflow",
+]
+
+
+class FSMWorkflowError(Exception):
+    """The root of all errors of this package. `code` is stable, the message is for people."""
+
+    code: ClassVar[str] = "error"
+
+
+class DefinitionError(FSMWorkflowError, ValueError):
+    """A workflow is not well formed. `.problems` lists each with the place where it stands."""
+
+    code = "definition"
+
+    def __init__(self, workflow: str, problems: Iterable[str]) -> None:
+        self.workflow = workflow
+        self.problems = tuple(problems)
+        super().__init__(f"workflow {workflow!r} is not well formed:\n" + "\n".join(f"  - {p}" for p in self.problems))
+
+
+class CodecError(FSMWorkflowError, ValueError):
+    """A value would not come back equal from the store, so it was refused before any write. Never retried.
+
+    `.path` says where the value stands, as in `data.items[3].price`.
+    """
+
+    code = "codec"
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+
+class ConditionError(FSMWorkflowError):
+    """A condition cannot be answered: a missing field, or a value of a kind that the operator does not know."""
+
+    code = "condition"
+
+
+class NoTransition(FSMWorkflowError):
+    """A step ended and no transition leads on. The message lists each condition with the values that it saw."""
+
+    code = "no_transition"
+
+
+class EndlessLoop(FSMWorkflowError):
+    """More than 1,000 moves without a step, an event or time between them. The message names the cycle."""
+
+    code = "endless_loop"
+
+
+class MergeConflict(FSMWorkflowError):
+    """A step changed a key that another move had changed meanwhile, and `merge=` does not say how to join them."""
+
+    code = "merge"
+
+
+class StepTimeout(FSMWorkflowError, TimeoutError):
+    """A step took longer than its `timeout` and was cancelled."""
+
+    code = "timeout"
+
+
+class RunFailed(FSMWorkflowError):
+    """A run that was waited for has failed. `.run` is the run, `__cause__` the step's own error where it is known."""
+
+    code = "run_failed"
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        what = f"{run.error.type}: {run.error.message}" if run.error else run.status
+        super().__init__(f"{run.workflow}/{run.key} {run.status} in state {run.state!r}: {what}")
+
+
+class RunNotFound(FSMWorkflowError, LookupError):
+    """There is no run of that workflow with that key."""
+
+    code = "run_not_found"
+
+    def __init__(self, workflow: str, key: str) -> None:
+        self.workflow, self.key = workflow, key
+        super().__init__(f"there is no run {key!r} of workflow {workflow!r}")
+
+
+class UnknownWorkflow(FSMWorkflowError, LookupError):
+    """The engine was not given a workflow of that name; pass it in `Engine(workflows=[...])`."""
+
+    code = "unknown_workflow"
+
+    def __init__(self, workflow: str) -> None:
+        self.workflow = workflow
+        super().__init__(f"this engine does not know workflow {workflow!r}: pass it in Engine(workflows=[...])")
+
+
+class DefinitionChanged(FSMWorkflowError):
+    """A run does not fit the workflow as it now is: its state is gone, or its data no longer decodes. Left untouched."""
+
+    code = "definition_changed"
+
+
+class InputDiffers(FSMWorkflowError):
+    """The key is taken by a run with a different input, and the caller asked to be told (`different="refuse"`)."""
+
+    code = "input_differs"
+
+
+class EngineClosed(FSMWorkflowError):
+    """The engine is not open: use it inside `async with Engine(...)`."""
+
+    code = "engine_closed"
+
+
+class StoreError(FSMWorkflowError):
+    """The store cannot do its work, for a reason that waiting does not mend."""
+
+    code = "store"
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached, is locked or full; the same call may succeed later. Moves are tried again."""
+
+    code = "store_unavailable"
+
+
+class SchemaError(StoreError):
+    """The tables are newer than this code, or a table of one of our names is not ours. Nothing was changed."""
+
+    code = "schema"
+
+
+class LeaseLost(StoreError):
+    """Another owner has claimed this run, so nothing was written. Its work here is stopped; the other one goes on."""
+
+    code = "lease_lost"

@@ -1,0 +1,214 @@
+"""The frozen records that cross every seam: Run, Event, Move, and what belongs to them.
+
+They know nothing of stores or steps. Change one with `replace(record, field=value)`. Times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from fsmworkflow.codec import Data, Fields
+
+__all__ = ["Action", "Active", "Call", "Entry", "Event", "Failure", "Move", "Owner", "Run", "Status", "replace"]
+
+Status = Literal["running", "waiting", "paused", "compensating", "done", "failed", "cancelled", "parked"]
+OVER = frozenset({"done", "cancelled"})
+UNFINISHED = frozenset({"running", "waiting", "paused", "compensating"})
+
+
+class Active(msgspec.Struct, frozen=True, array_like=True):
+    """One stay in an active state: the version of the move that entered it, and which attempt of its step is on."""
+
+    visit: int
+    attempt: int = 1
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What went wrong: the error's type, message and traceback, and the state, visit and attempt in which it was raised.
+
+    `code` is that of errors.py where the error is one of ours, else None.
+    """
+
+    type: str
+    message: str
+    traceback: str = ""
+    state: str = ""
+    visit: int = 0
+    attempt: int = 1
+    code: str | None = None
+
+
+class Action(msgspec.Struct, frozen=True, array_like=True):
+    """Something to do after a commit: its name in the workflow, and the version of the move that named it."""
+
+    name: str
+    version: int
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance of a workflow, as one row of the store holds it.
+
+    `active` maps each active state to its stay, in document order; `state` is its text. `due` is the time from which
+    somebody has to drive the run, None while nobody has to. `owner` and `epoch` say who drives it. `fields` is the data as
+    text, `hashes` names those over 4 KB, and `typed` is the data as the workflow's own type, where it has one.
+    """
+
+    workflow: str
+    key: str
+    active: dict[str, Active]
+    fields: Fields
+    hashes: dict[str, str] = {}
+    typed: Any = None
+    id: int = 0
+    status: Status = "running"
+    version: int = 0
+    definition: int = 1
+    structure: str = ""
+    due: float | None = None
+    owner: str | None = None
+    epoch: int = 0
+    posted: int = 0
+    error: Failure | None = None
+    actions: tuple[Action, ...] = ()
+    undo: tuple[Any, ...] = ()
+    input: str = ""
+    parent: int | None = None
+    deaths: int = 0
+    created: float = 0.0
+    updated: float = 0.0
+
+    @property
+    def data(self) -> Any:
+        """The run's data: a private copy, as a dict whose fields are decoded when touched, or as the workflow's own type."""
+        return Data(self.fields) if self.typed is None else self.typed
+
+    @property
+    def state(self) -> str:
+        """The active leaf states, dotted paths, in document order, joined by ", "."""
+        if len(self.active) == 1:
+            return next(iter(self.active))
+        return ", ".join(s for s in self.active if not any(other.startswith(s + ".") for other in self.active))
+
+    @property
+    def visit(self) -> int:
+        """The visit of the active state; where several are active, of the one entered last."""
+        return max(stay.visit for stay in self.active.values())
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the active state's step is on, from 1; the highest where several states are active."""
+        return max(stay.attempt for stay in self.active.values())
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can move the run any more: it ended, or its undoing has been done."""
+        return self.status in OVER
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as plain values, for json.dumps, logs of your own, and web pages. Typed data becomes plain data."""
+        return {
+            "workflow": self.workflow,
+            "key": self.key,
+            "state": self.state,
+            "status": self.status,
+            "version": self.version,
+            "attempt": self.attempt,
+            "data": msgspec.to_builtins(_plain(self.data), str_keys=True),
+            "error": None if self.error is None else msgspec.to_builtins(self.error),
+            "due": self.due,
+            "created": self.created,
+            "updated": self.updated,
+        }
+
+
+def _plain(data: Any) -> Any:
+    """A lazily decoded mapping as a plain dict; anything else as it is (pydantic models through their own dump)."""
+    if isinstance(data, Mapping):
+        return {key: data[key] for key in data}
+    return data.model_dump(mode="json") if hasattr(data, "model_dump") else data
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A named fact addressed to a run, perhaps due later. Names that begin with `$` are the engine's own.
+
+    `$done` carries what a step changed (`changes`, `removed`) and the `trigger` that it returned;
+    `$error` the `failure`, and the exception itself as `error`, which is never stored. `remembered` is False where the visit surely has no remembered calls.
+    """
+
+    name: str
+    payload: Any = None
+    id: str = ""
+    state: str = ""
+    visit: int | None = None
+    due: float | None = None
+    trigger: str | None = None
+    changes: Fields | None = None
+    removed: tuple[str, ...] = ()
+    failure: Failure | None = None
+    error: BaseException | None = None
+    began: float | None = None
+    remembered: bool = True
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """What one event did to one run: `before`, `event`, `after`, and what is written beside the row in the same commit.
+
+    `changes` and `removed` are the top-level data fields that it changed; `asked` the conditions with what they saw;
+    `forget` the visits whose remembered calls go with this move.
+    """
+
+    before: Run
+    event: Event
+    after: Run
+    at: float
+    changes: Fields = {}
+    removed: tuple[str, ...] = ()
+    asked: tuple[Any, ...] = ()
+    forget: tuple[tuple[str, int], ...] = ()
+    posts: tuple[Event, ...] = ()
+    starts: tuple[Run, ...] = ()
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A move as history keeps it. `began` is when the step began, `at` when it was decided; `owner` who did it."""
+
+    version: int
+    event: str
+    source: str
+    dest: str
+    status: Status
+    at: float
+    began: float | None = None
+    attempt: int = 1
+    owner: str | None = None
+    epoch: int = 0
+    changes: dict[str, Any] = {}
+    removed: tuple[str, ...] = ()
+    asked: tuple[Any, ...] = ()
+    error: Failure | None = None
+    trigger: str | None = None
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """A remembered call: the `nth` one of that name in a visit, with its result as JSON text."""
+
+    run: int
+    state: str
+    visit: int
+    name: str
+    nth: int
+    result: bytes
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine that drives runs: a random token, the machine and process it lives in, and until when its lease holds."""
+
+    token: str
+    machine: str
+    process: str
+    lease: float
+    started: float

@@ -1,0 +1,109 @@
+"""The Store: keeps runs, events and moves, and knows nothing of steps, retries or guards. `open_store(url)` makes one.
+
+Every store passes the same contract, in tests/test_store.py. What a store cannot do for a while (a server that is away,
+a locked file, a full disk) it waits for, with a warning in the log; what it never can is a StoreError.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from fsmworkflow.errors import StoreError
+from fsmworkflow.records import Call, Entry, Move, Owner, Run
+
+__all__ = ["Store", "open_store"]
+
+
+class Store(Protocol):
+    """What an engine asks of the place where runs are kept. Every method may be cancelled at any await."""
+
+    url: str
+    """Where it is, without a password: for messages and logs."""
+
+    async def open(self) -> None:
+        """Connect, and create or upgrade the tables. Raises SchemaError, StoreError or StoreUnavailable."""
+
+    async def close(self) -> None:
+        """Finish what was begun, and let go of everything. A closed store may be opened again, in another loop too."""
+
+    def now(self) -> float:
+        """The store's clock, by which leases and due times are judged: seconds since the epoch."""
+
+    async def create(self, run: Run) -> tuple[Run, bool]:
+        """Insert a run unless its key is taken. Returns the run that is there, and whether it is the one given."""
+
+    async def commit(self, move: Move) -> None:
+        """Write one move: row, history, remembered calls that go. Raises LeaseLost, and then nothing was written."""
+
+    async def settle(self, before: Run, after: Run) -> None:
+        """Write what is no move: the `actions`, `owner` (kept or None), `due` and `error` of `after`. Raises LeaseLost.
+
+        The row must still be at the version of `before`, held by its owner and epoch.
+        """
+
+    async def release(self, run: Run) -> None:
+        """Give up a run that is still held by this owner and epoch, whatever its version; else do nothing."""
+
+    async def remember(self, run: Run, call: Call) -> None:
+        """Keep the result of a call. Raises LeaseLost where another has claimed the run."""
+
+    async def recall(self, run: Run, state: str, visit: int) -> list[Call]:
+        """The remembered calls of one visit."""
+
+    async def load(self, workflow: str, key: str) -> Run | None:
+        """One run, or None."""
+
+    async def claim(self, owner: str, workflows: list[str], many: int, by: float) -> list[Run]:
+        """Make up to `many` runs due by then that no live owner holds ours, oldest first, each under a new epoch."""
+
+    async def claim_one(self, owner: str, workflow: str, key: str) -> Run | None:
+        """Make one run ours, under a new epoch. None where there is none, or a live owner holds it."""
+
+    async def oldest(self, workflow: str, but: list[str]) -> str | None:
+        """The key of the oldest run that may go on and that no live owner holds, `but` those; None where there is none."""
+
+    async def list(
+        self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int
+    ) -> list[Run]:
+        """Runs in the order of their making, after the one with id `after`."""
+
+    async def history(self, run: Run) -> list[Entry]:
+        """All moves of a run, from version 0."""
+
+    async def enrol(self, owner: Owner) -> None:
+        """Make an owner known, or its lease longer."""
+
+    async def renew(self, token: str, lease: float) -> bool:
+        """Hold a lease until then. False where the owner is no longer known: others may have claimed its runs."""
+
+    async def owners(self) -> list[Owner]:
+        """All owners that have not been buried."""
+
+    async def bury(self, token: str) -> None:
+        """Forget an owner that has ended: its runs may be claimed at once."""
+
+    async def reset(self) -> None:
+        """Delete all runs with all that belongs to them."""
+
+
+def open_store(url: str, **options: Any) -> Store:
+    """The store of a URL, not yet open: `sqlite:///file.db`, `postgresql://...` or `memory://`. Imports its driver.
+
+    Raises StoreError for any other scheme.
+    """
+    scheme = url.partition(":")[0]
+    if url.startswith("memory://"):
+        from fsmworkflow.store.memory import MemoryStore
+
+        return MemoryStore(**options)
+    if url.startswith("sqlite:///"):
+        from fsmworkflow.store.sqlite import SQLiteStore
+
+        return SQLiteStore(url.removeprefix("sqlite:///"), **options)
+    if scheme in ("postgresql", "postgres"):
+        from fsmworkflow.store.postgres import PostgresStore
+
+        return PostgresStore(url, **options)
+    raise StoreError(
+        f"no store has a URL like {url.partition('@')[2] or url!r}: use sqlite:///file.db, postgresql://... or memory://"
+    )

@@ -1,0 +1,199 @@
+"""Records as rows of a table, and rows as records: what both dialects share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from fsmworkflow.codec import Fields, fields_of, text_of
+from fsmworkflow.codec import decode as value_of
+from fsmworkflow.records import Action, Active, Entry, Failure, Move, Run, replace
+
+_encode = msgspec.json.Encoder().encode
+_active = msgspec.json.Decoder(dict[str, Active]).decode
+_actions = msgspec.json.Decoder(tuple[Action, ...]).decode
+_failure = msgspec.json.Decoder(Failure).decode
+_any = msgspec.json.Decoder().decode
+_Raw = msgspec.Raw
+
+REFERENCE = b'{"$field":"'
+
+Value = str | int | float | None
+
+
+def text(value: Any) -> str:
+    """A record's part as JSON text."""
+    return _encode(value).decode()
+
+
+def stored(fields: Fields, hashes: Mapping[str, str]) -> str:
+    """Data as the row holds it: a large field as a reference to its text."""
+    if hashes:
+        fields = {**fields, **{k: _Raw(REFERENCE + h.encode() + b'"}') for k, h in hashes.items() if k in fields}}
+    return text_of(fields).decode()
+
+
+def references(fields: Fields) -> dict[str, str]:
+    """The fields that stand as a reference, with their hashes. A user's own key is never spelled `$field`."""
+    found = {}
+    for key, raw in fields.items():
+        if len(view := memoryview(raw)) < 64 and (spelled := bytes(view)).startswith(REFERENCE):
+            found[key] = spelled[len(REFERENCE) : -2].decode()
+    return found
+
+
+def advance_values(move: Move) -> tuple[Value, ...]:
+    """The parameters of the block `advance`."""
+    run, before, at = move.after, move.before, move.at
+    return (
+        run.status,
+        run.state,
+        text(run.active),
+        stored(run.fields, run.hashes),
+        run.version,
+        run.definition,
+        run.structure,
+        before.posted,
+        run.due,
+        at,
+        at,
+        run.owner,
+        None if run.error is None else text(run.error),
+        text(run.actions) if run.actions else None,
+        text(run.undo) if run.undo else None,
+        run.deaths,
+        run.updated,
+        run.id,
+        before.version,
+        before.owner,
+        before.epoch,
+    )
+
+
+def move_values(move: Move) -> tuple[Value, ...]:
+    """The parameters of the block `move`."""
+    run, before, event = move.after, move.before, move.event
+    stay = before.active.get(event.state)
+    error = run.error if run.error is not None and run.error is not before.error else None
+    return (
+        run.id,
+        run.version,
+        move.at,
+        event.began,
+        event.name,
+        event.trigger,
+        before.state,
+        run.state,
+        run.status,
+        before.attempt if stay is None else stay.attempt,
+        before.owner,
+        before.epoch,
+        stored(move.changes, run.hashes) if move.changes else None,
+        text(move.removed) if move.removed else None,
+        text(move.asked) if move.asked else None,
+        None if error is None else text(error),
+    )
+
+
+def start_values(run: Run) -> tuple[Value, ...]:
+    """The parameters of the block `move` for the making of a run, version 0."""
+    return (
+        run.id, 0, run.created, None, "$start", None, "", run.state, run.status, 1, run.owner, run.epoch,
+        stored(run.fields, run.hashes) if run.fields else None, None, None, None,
+    )  # fmt: skip
+
+
+def create_values(run: Run) -> tuple[Value, ...]:
+    """The parameters of the block `create`."""
+    return (
+        run.workflow, run.key, run.definition, run.structure, run.status, run.state, text(run.active),
+        stored(run.fields, run.hashes), run.version, run.due, run.owner, run.epoch, run.input, run.created, run.updated,
+    )  # fmt: skip
+
+
+def settle_values(before: Run, after: Run, now: float) -> tuple[Value, ...]:
+    """The parameters of the block `settle`."""
+    return (
+        text(after.actions) if after.actions else None,
+        after.owner,
+        None if after.error is None else text(after.error),
+        before.posted,
+        after.due,
+        now,
+        now,
+        before.id,
+        before.version,
+        before.owner,
+        before.epoch,
+    )
+
+
+def large_fields(run: Run, changes: Iterable[str]) -> list[tuple[int, str, str]]:
+    """The parameters of the block `field`: the large ones among the changed fields."""
+    return [(run.id, run.hashes[k], bytes(run.fields[k]).decode()) for k in changes if k in run.hashes]
+
+
+def run_of(row: Mapping[str, Any]) -> Run:
+    """A row of fsm_runs as a Run; references to large fields still stand in it."""
+    fields = fields_of(row["data"])
+    return Run(
+        workflow=row["workflow"],
+        key=row["key"],
+        active=_active(row["active"]),
+        fields=fields,
+        hashes=references(fields) if '{"$field":"' in row["data"] else {},
+        id=row["id"],
+        status=row["status"],
+        version=row["version"],
+        definition=row["definition"],
+        structure=row["structure"],
+        due=row["due"],
+        owner=row["owner"],
+        epoch=row["epoch"],
+        posted=row["posted"],
+        error=None if row["error"] is None else _failure(row["error"]),
+        actions=() if row["actions"] is None else _actions(row["actions"]),
+        input=row["input"],
+        parent=row["parent"],
+        deaths=row["deaths"],
+        created=row["created"],
+        updated=row["updated"],
+    )
+
+
+def wanted(runs: Iterable[Run]) -> list[tuple[int, str]]:
+    """The (run, hash) of every large field that these runs refer to."""
+    return [(run.id, h) for run in runs for h in run.hashes.values()]
+
+
+def filled(run: Run, texts: Mapping[tuple[int, str], str]) -> Run:
+    """The run with its large fields in place of the references."""
+    if not run.hashes:
+        return run
+    large = {key: _Raw(texts[run.id, h].encode()) for key, h in run.hashes.items()}
+    return replace(run, fields={**run.fields, **large})
+
+
+def entry_of(row: Mapping[str, Any], large: Callable[[str], Any]) -> Entry:
+    """A row of fsm_moves as an Entry; `large(hash)` gives the value of a large field."""
+    changes = {} if row["changes"] is None else fields_of(row["changes"])
+    hashes = references(changes)
+    return Entry(
+        version=row["version"],
+        event=row["event"],
+        source=row["source"],
+        dest=row["dest"],
+        status=row["status"],
+        at=row["at"],
+        began=row["began"],
+        attempt=row["attempt"],
+        owner=row["owner"],
+        epoch=row["epoch"],
+        changes={k: large(hashes[k]) if k in hashes else value_of(v) for k, v in changes.items()},
+        removed=() if row["removed"] is None else tuple(_any(row["removed"])),
+        asked=() if row["asked"] is None else tuple(_any(row["asked"])),
+        error=None if row["error"] is None else _failure(row["error"]),
+        trigger=row["trigger"],
+    )

@@ -1,0 +1,55 @@
+"""The named SQL blocks and numbered migrations of `sql/`, found in a wheel and in an editable install alike."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+Dialect = Literal["sqlite", "postgres"]
+TABLES = frozenset({"fsm_runs", "fsm_events", "fsm_moves", "fsm_calls", "fsm_fields", "fsm_owners", "fsm_migrations"})
+
+
+class Migration(NamedTuple):
+    """One numbered step of the schema, never edited once it has been released."""
+
+    version: int
+    name: str
+    sql: str
+
+
+@cache
+def _folder(dialect: Dialect) -> Path:
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "sql" / dialect, package.parent / "sql" / dialect):
+        if (folder / "queries.sql").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"sql/{dialect}/queries.sql is neither in the package nor beside it: the install is incomplete"
+    )
+
+
+@cache
+def queries(dialect: Dialect) -> dict[str, str]:
+    """The statements of a dialect by name, without their comments."""
+    text = _folder(dialect).joinpath("queries.sql").read_text(encoding="utf-8")
+    blocks = re.split(r"^-- name: *(\w+) *$", text, flags=re.MULTILINE)[1:]
+    return {name: _bare(body) for name, body in zip(blocks[::2], blocks[1::2], strict=True)}
+
+
+@cache
+def migrations(dialect: Dialect) -> tuple[Migration, ...]:
+    """All migrations of a dialect in their order, numbered from 1 without a gap."""
+    files = sorted(_folder(dialect).joinpath("migrations").glob("[0-9]*.sql"))
+    return tuple(Migration(int(f.name[:4]), f.stem, f.read_text(encoding="utf-8")) for f in files)
+
+
+def statements(sql: str) -> list[str]:
+    """The single statements of a migration. Its comments must hold no semicolon."""
+    return [part.strip() for part in _bare(sql).split(";") if part.strip()]
+
+
+def _bare(sql: str) -> str:
+    lines = (re.sub(r"--.*", "", line).rstrip() for line in sql.splitlines())
+    return "\n".join(line for line in lines if line.strip()).strip().rstrip(";")

@@ -1,0 +1,383 @@
+"""The store in a SQLite file, through aiosqlite: WAL, synchronous=FULL, group commit.
+
+One connection writes, in transactions that are one function on its thread each; another one, opened when first needed,
+reads. No write is ever half made: whatever is cancelled, the function runs to its COMMIT or ROLLBACK.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import aiosqlite
+
+from fsmworkflow.codec import decode
+from fsmworkflow.errors import SchemaError, StoreError, StoreUnavailable
+from fsmworkflow.records import Call, Entry, Move, Owner, Run, replace
+from fsmworkflow.store import rows
+from fsmworkflow.store.memory import lost
+from fsmworkflow.store.sql import TABLES, migrations, queries, statements
+from fsmworkflow.store.writer import Write, Writer, patiently
+
+T = TypeVar("T")
+SQL = queries("sqlite")
+BUSY_SECONDS, OPEN_SECONDS = 5.0, 15.0
+PASSING = ("locked", "busy", "disk is full", "disk i/o error")
+
+
+class _Mixed(Exception):
+    """A row of the batch was not hit: it is rolled back and made row by row."""
+
+
+class SQLiteStore:
+    """A SQLite file, made where there is none. `~` and %-escapes in its path are understood.
+
+    Its clock is this machine's. Not for network file systems, on which WAL does not work.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
+        self.path = str(Path(unquote(os.fspath(path)).partition("?")[0]).expanduser().absolute())
+        self.url = f"sqlite:///{self.path}"
+        self._clock = clock
+        self._writer = Writer(self._apply)
+        self._write: aiosqlite.Connection | None = None
+        self._read: aiosqlite.Connection | None = None
+        self._lock = asyncio.Lock()
+
+    # -- opening and closing -------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        if self._write is not None:
+            return
+        connection = await self._connect()
+        try:
+            await _for_a_while(lambda: _on(connection, _set_up))
+        except BaseException:
+            await connection.close()
+            raise
+        self._write = connection
+
+    async def _connect(self) -> aiosqlite.Connection:
+        connection = aiosqlite.connect(self.path, isolation_level=None, timeout=BUSY_SECONDS)
+        connection._thread.daemon = True  # a program that forgets to close must still be able to exit
+        try:
+            await connection
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot open {self.url}: {error}") from error
+        return connection
+
+    async def close(self) -> None:
+        await self._writer.drain()
+        connections, self._write, self._read = (self._write, self._read), None, None
+        for connection in connections:
+            if connection is not None:
+                await connection.close()
+
+    def now(self) -> float:
+        return self._clock()
+
+    async def _do(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """One transaction on the writing connection, waited for as long as the file is locked or the disk full."""
+        if self._write is None:
+            raise StoreError(f"{self.url} is not open")
+        connection = self._write
+        return await patiently(lambda: _on(connection, lambda db: _transaction(db, function)))
+
+    async def _ask(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """A reading on a connection of its own, so that it does not wait behind a COMMIT."""
+        if self._write is None:
+            raise StoreError(f"{self.url} is not open")
+        if self._read is None:
+            async with self._lock:
+                if self._read is None:
+                    self._read = await self._connect()
+        connection = self._read
+        return await patiently(lambda: _on(connection, function))
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    async def create(self, run: Run) -> tuple[Run, bool]:
+        there: tuple[Run, bool] = await self._put("create", run)
+        return there
+
+    async def commit(self, move: Move) -> None:
+        await self._put("move", move, move.before)
+
+    async def settle(self, before: Run, after: Run) -> None:
+        await self._put("settle", after, before)
+
+    async def release(self, run: Run) -> None:
+        await self._put("release", run, run)
+
+    async def remember(self, run: Run, call: Call) -> None:
+        await self._put("call", call, run)
+
+    def _put(self, kind: Any, record: Any, run: Run | None = None) -> asyncio.Future[Any]:
+        if self._write is None:
+            raise StoreError(f"{self.url} is not open")
+        return self._writer.put(kind, record, run)
+
+    async def _apply(self, batch: list[Write]) -> None:
+        """Commit a batch in one thread hop; where a row of it was not hit, row by row."""
+        connection = self._write
+        if connection is None:
+            raise StoreError(f"{self.url} is not open")
+        now = self._clock()
+        try:
+            await _on(connection, lambda db: _transaction(db, lambda db: _batch(db, batch, now)))
+        except (_Mixed, sqlite3.DataError, sqlite3.IntegrityError, OverflowError):
+            await _on(connection, lambda db: _singly(db, batch, now))
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    async def recall(self, run: Run, state: str, visit: int) -> list[Call]:
+        found = await self._ask(lambda db: db.execute(SQL["recall"], (run.id, state, visit)).fetchall())
+        return [Call(run=run.id, state=s, visit=v, name=n, nth=nth, result=r.encode()) for s, v, n, nth, r in found]
+
+    async def load(self, workflow: str, key: str) -> Run | None:
+        found = await self._ask(lambda db: _runs(db, SQL["load"], (workflow, key)))
+        return found[0] if found else None
+
+    async def list(
+        self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int
+    ) -> list[Run]:
+        values = {"workflow": workflow, "status": status, "state": state, "after": after, "many": many}
+        return await self._ask(lambda db: _runs(db, SQL["list"], values))
+
+    async def history(self, run: Run) -> list[Entry]:
+        return await self._ask(lambda db: _history(db, run.id))
+
+    # -- claims and owners -----------------------------------------------------------------------------------------
+
+    async def claim(self, owner: str, workflows: list[str], many: int, by: float) -> list[Run]:
+        values = {"by": by, "owner": owner, "now": self._clock(), "workflows": json.dumps(workflows), "many": many}
+        found = await self._do(lambda db: _runs(db, SQL["claim"], values))
+        return sorted(found, key=lambda run: (run.due or 0.0, run.id))
+
+    async def claim_one(self, owner: str, workflow: str, key: str) -> Run | None:
+        values = {"owner": owner, "now": self._clock(), "workflow": workflow, "key": key}
+        found = await self._do(lambda db: _runs(db, SQL["claim_one"], values))
+        return found[0] if found else None
+
+    async def oldest(self, workflow: str, but: list[str]) -> str | None:
+        values = {"workflow": workflow, "now": self._clock(), "but": json.dumps(but)}
+        row = await self._ask(lambda db: db.execute(SQL["oldest"], values).fetchone())
+        return None if row is None else str(row[0])
+
+    async def enrol(self, owner: Owner) -> None:
+        values = (owner.token, owner.machine, owner.process, owner.lease, owner.started)
+        await self._do(lambda db: db.execute(SQL["enrol"], values))
+
+    async def renew(self, token: str, lease: float) -> bool:
+        return await self._do(lambda db: db.execute(SQL["renew"], (lease, token)).rowcount == 1)
+
+    async def owners(self) -> list[Owner]:
+        found = await self._ask(lambda db: db.execute(SQL["owners"]).fetchall())
+        return [Owner(token=t, machine=m, process=p, lease=until, started=s) for t, m, p, until, s in found]
+
+    async def bury(self, token: str) -> None:
+        await self._do(lambda db: db.execute(SQL["bury"], (token,)))
+
+    async def reset(self) -> None:
+        await self._do(lambda db: [db.execute(one) for one in statements(SQL["reset"])])
+
+
+# -- on the connection's thread -----------------------------------------------------------------------------------------
+
+
+async def _on(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    """Run one function on the connection's thread: one hop for a whole transaction, where the public calls take four."""
+    try:
+        return await connection._execute(function, connection._conn)  # type: ignore[no-any-return, no-untyped-call]
+    except sqlite3.OperationalError as error:
+        text = str(error).lower()
+        if any(word in text for word in PASSING):
+            raise StoreUnavailable(f"SQLite: {error}") from error
+        raise StoreError(f"SQLite: {error}") from error
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, (sqlite3.IntegrityError, sqlite3.DataError)):
+            raise
+        raise StoreError(f"SQLite: {error}") from error
+
+
+async def _for_a_while(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Opening waits for a lock for a while, then says so: a program that starts must not hang unseen."""
+    end = time.monotonic() + OPEN_SECONDS
+    while True:
+        try:
+            return await attempt()
+        except StoreUnavailable:
+            if time.monotonic() > end:
+                raise
+        await asyncio.sleep(0.05)
+
+
+def _transaction(db: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    """BEGIN IMMEDIATE, because a deferred one that reads and then writes fails at once where another writes."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        result = function(db)
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _batch(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
+    """All writes of a batch, those of one kind together. Raises _Mixed where a row was not hit."""
+    moves: list[Move] = []
+    for write in batch:
+        if write.kind == "move":
+            moves.append(write.record)
+        else:
+            write.error = None
+            _SINGLE[write.kind](db, write, now)
+            if write.error is not None:
+                raise _Mixed
+    if moves:
+        _advance(db, moves)
+
+
+def _advance(db: sqlite3.Connection, moves: list[Move]) -> None:
+    if db.executemany(SQL["advance"], [rows.advance_values(m) for m in moves]).rowcount != len(moves):
+        raise _Mixed
+    db.executemany(SQL["move"], [rows.move_values(m) for m in moves])
+    if large := [v for m in moves if m.changes and m.after.hashes for v in rows.large_fields(m.after, m.changes)]:
+        db.executemany(SQL["field"], large)
+    if forget := [(m.after.id, state, visit) for m in moves for state, visit in m.forget]:
+        db.executemany(SQL["forget"], forget)
+
+
+def _singly(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
+    """Each write in a transaction of its own, so that one bad row fails one run."""
+    for write in batch:
+        write.error = None
+        try:
+            _transaction(db, lambda db, write=write: _SINGLE[write.kind](db, write, now))  # type: ignore[misc]
+        except (sqlite3.DataError, sqlite3.IntegrityError, OverflowError) as error:
+            write.error = StoreError(f"SQLite: {error}")
+
+
+def _single_move(db: sqlite3.Connection, write: Write, now: float) -> None:
+    try:
+        _advance(db, [write.record])
+    except _Mixed:
+        before = write.run
+        mine = (before.id, before.version + 1, before.owner, before.epoch)
+        if db.execute(SQL["moved"], mine).fetchone() is None:
+            write.error = lost(before)
+
+
+def _single_create(db: sqlite3.Connection, write: Write, now: float) -> None:
+    run: Run = write.record
+    row = db.execute(SQL["create"], rows.create_values(run)).fetchone()
+    if row is None:
+        write.result = _runs(db, SQL["load"], (run.workflow, run.key))[0], False
+        return
+    run = replace(run, id=row[0])
+    db.execute(SQL["move"], rows.start_values(run))
+    db.executemany(SQL["field"], rows.large_fields(run, run.hashes))
+    write.result = run, True
+
+
+def _single_settle(db: sqlite3.Connection, write: Write, now: float) -> None:
+    before, after = write.run, write.record
+    if db.execute(SQL["settle"], rows.settle_values(before, after, now)).rowcount != 1:
+        done = (after.id, after.version, after.epoch, after.owner)
+        if after.owner == before.owner or db.execute(SQL["settled"], done).fetchone() is None:
+            write.error = lost(before)
+
+
+def _single_release(db: sqlite3.Connection, write: Write, now: float) -> None:
+    db.execute(SQL["release"], (write.run.id, write.run.owner, write.run.epoch))
+
+
+def _single_call(db: sqlite3.Connection, write: Write, now: float) -> None:
+    call, run = write.record, write.run
+    mine = (run.id, run.owner, run.epoch)
+    values = (call.run, call.state, call.visit, call.name, call.nth, call.result.decode(), *mine)
+    if db.execute(SQL["remember"], values).rowcount != 1 and db.execute(SQL["owned"], mine).fetchone() is None:
+        write.error = lost(run)
+
+
+_SINGLE: dict[str, Callable[[sqlite3.Connection, Write, float], None]] = {
+    "move": _single_move,
+    "create": _single_create,
+    "settle": _single_settle,
+    "release": _single_release,
+    "call": _single_call,
+}
+
+
+def _mappings(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def _runs(db: sqlite3.Connection, sql: str, values: Sequence[Any] | Mapping[str, Any]) -> list[Run]:
+    """The runs that a statement returns, whole."""
+    found = [rows.run_of(row) for row in _mappings(db.execute(sql, values))]
+    wanted = rows.wanted(found)
+    if not wanted:
+        return found
+    texts = {(run, h): text for run, h, text in db.execute(SQL["fields"], (json.dumps(wanted),))}
+    return [rows.filled(run, texts) for run in found]
+
+
+def _history(db: sqlite3.Connection, run: int) -> list[Entry]:
+    def large(name: str) -> Any:
+        ((_, _, text),) = db.execute(SQL["fields"], (json.dumps([[run, name]]),)).fetchall()
+        return decode(text)
+
+    return [rows.entry_of(row, large) for row in _mappings(db.execute(SQL["history"], (run,)))]
+
+
+# -- the schema ----------------------------------------------------------------------------------------------------------
+
+
+def _set_up(db: sqlite3.Connection) -> None:
+    """Pragmas, then the tables: what is missing is created, what is older upgraded, all in one transaction."""
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    tables = {row[0] for row in db.execute(SQL["tables"])} & TABLES
+    known = migrations("sqlite")
+    if "fsm_migrations" in tables and _version(db) == known[-1].version:
+        return
+    _transaction(db, _migrate)
+
+
+def _version(db: sqlite3.Connection) -> int:
+    try:
+        versions = [row[0] for row in db.execute(SQL["migrations"])]
+    except sqlite3.OperationalError as error:
+        raise SchemaError(f"the table fsm_migrations is not ours: {error}") from error
+    newest = migrations("sqlite")[-1].version
+    if versions and versions[-1] > newest:
+        raise SchemaError(
+            f"the tables are of version {versions[-1]}, this code knows up to {newest}: upgrade fsmworkflow"
+        )
+    return versions[-1] if versions else 0
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    tables = {row[0] for row in db.execute(SQL["tables"])} & TABLES
+    if tables and "fsm_migrations" not in tables:
+        raise SchemaError(f"there are tables that are not ours: {', '.join(sorted(tables))}")
+    db.execute(SQL["migrations_table"])
+    done = _version(db)
+    if not done and tables - {"fsm_migrations"}:
+        raise SchemaError(f"there are tables that are not ours: {', '.join(sorted(tables))}")
+    for migration in migrations("sqlite"):
+        if migration.version > done:
+            for statement in statements(migration.sql):
+                db.execute(statement)
+            db.execute(SQL["migrated"], (migration.version, migration.name, time.time()))

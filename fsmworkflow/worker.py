@@ -1,0 +1,148 @@
+"""Worker: one owner of runs. It claims them, keeps its lease alive, and recognises owners that have died.
+
+A process of this machine is known by boot, PID namespace, pid and start time, so a dead one is recognised at once. Of
+another machine, of another namespace, or without /proc, nothing can be known: there its lease decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from pathlib import Path
+
+from fsmworkflow.errors import EngineClosed, FSMWorkflowError
+from fsmworkflow.records import Owner, Run
+from fsmworkflow.store import Store
+
+__all__ = ["Worker", "machine_id", "process_id"]
+
+log = logging.getLogger("fsmworkflow")
+
+FORGOTTEN = 86_400.0
+"""Seconds after the end of its lease when an owner of another machine is struck off the list."""
+
+
+def machine_id() -> str | None:
+    """This boot of this machine and this PID namespace, or None where /proc does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def process_id(pid: int | None = None) -> str | None:
+    """A process by its pid and start time, so that a pid that is used again is another process. None where it is gone."""
+    pid = os.getpid() if pid is None else pid
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else f"{pid}/{fields[19]}"
+
+
+class Worker:
+    """An owner, from `open` to `close`: a random token, a lease of `lease` seconds, and the runs that it drives.
+
+    `driven` holds, by workflow and key, a future for each run that is being driven in this process.
+    """
+
+    def __init__(self, store: Store, *, lease: float = 10.0) -> None:
+        if not lease > 0:
+            raise ValueError(f"a lease must be above zero seconds, not {lease!r}")
+        self.store = store
+        self.lease = lease
+        self.token = ""
+        self.stopping = False
+        self.driven: dict[tuple[str, str], asyncio.Future[Run]] = {}
+        self._until = 0.0
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Make this owner known, and renew its lease in the background for as long as its event loop runs."""
+        self.token = secrets.token_hex(8)
+        self.stopping = False
+        await self._enrol()
+        await self.reap()
+        self._renewing = asyncio.create_task(self._renew_for_ever(), name="fsmworkflow-lease")
+
+    async def close(self) -> None:
+        """Stop renewing, and strike this owner off the list, so that its runs may be claimed at once."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            self._renewing = None
+        if self.token:
+            token, self.token = self.token, ""
+            await self.store.bury(token)
+
+    async def _enrol(self) -> None:
+        began = time.monotonic()
+        now = self.store.now()
+        owner = Owner(
+            token=self.token,
+            machine=machine_id() or "",
+            process=process_id() or str(os.getpid()),
+            lease=now + self.lease,
+            started=now,
+        )
+        await self.store.enrol(owner)
+        self._until = began + self.lease
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.lease / 3)
+            try:
+                await self.renew()
+            except FSMWorkflowError as error:
+                log.warning("the lease could not be renewed: %s", error)
+
+    async def renew(self) -> None:
+        """Hold the lease for its whole length from now on."""
+        began = time.monotonic()
+        if await self.store.renew(self.token, self.store.now() + self.lease):
+            self._until = began + self.lease
+        else:
+            log.warning("this owner was taken for dead; it is made known again")
+            await self._enrol()
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether the lease has ended by this process's own clock, so that others may have claimed."""
+        return time.monotonic() >= self._until
+
+    async def reap(self) -> bool:
+        """Strike dead processes of this machine off the list of owners. True where there was one."""
+        machine, now, found = machine_id(), self.store.now(), False
+        for owner in await self.store.owners():
+            dead = machine is not None and owner.machine == machine and _dead(owner)
+            if dead or owner.lease + FORGOTTEN < now:
+                await self.store.bury(owner.token)
+                found = True
+        return found
+
+    async def claim(self, workflows: list[str], many: int) -> list[Run]:
+        """Make up to `many` unfinished runs of these workflows ours that no live owner holds, oldest first."""
+        self.check()
+        await self.reap()
+        return await self.store.claim(self.token, workflows, many, float("inf"))
+
+    async def claim_one(self, workflow: str, key: str) -> Run | None:
+        """Make one run ours, or None where a live owner holds it. Not for a run that this worker already drives."""
+        self.check()
+        run = await self.store.claim_one(self.token, workflow, key)
+        if run is None and await self.reap():
+            run = await self.store.claim_one(self.token, workflow, key)
+        return run
+
+    def check(self) -> None:
+        """Raise EngineClosed unless open."""
+        if not self.token:
+            raise EngineClosed("the engine is not open: use it inside `async with Engine(...) as engine:`")
+
+
+def _dead(owner: Owner) -> bool:
+    pid = owner.process.partition("/")[0]
+    return pid.isdigit() and process_id(int(pid)) != owner.process

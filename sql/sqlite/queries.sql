@@ -1,0 +1,130 @@
+-- Every statement that the SQLite store makes. A block is named by its first line; the method of that name uses it.
+
+-- name: advance
+-- One move onto one row; version, owner and epoch fence it. An event that was posted meanwhile leaves the run due now.
+UPDATE fsm_runs
+   SET status = ?, state = ?, active = ?, data = ?, version = ?, definition = ?, structure = ?,
+       due = CASE WHEN posted = ? THEN ? ELSE min(coalesce(due, ?), ?) END,
+       owner = ?, error = ?, actions = ?, undo = ?, deaths = ?, updated = ?
+ WHERE id = ? AND version = ? AND owner = ? AND epoch = ?;
+
+-- name: move
+INSERT INTO fsm_moves
+       (run, version, at, began, event, trigger, source, dest, status, attempt, owner, epoch, changes, removed, asked, error)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: settle
+-- What is no move: actions that were done are struck off, and the run is released. The version stays.
+UPDATE fsm_runs
+   SET actions = ?, owner = ?, error = ?, due = CASE WHEN posted = ? THEN ? ELSE min(coalesce(due, ?), ?) END
+ WHERE id = ? AND version = ? AND owner = ? AND epoch = ?;
+
+-- name: create
+INSERT INTO fsm_runs
+       (workflow, key, definition, structure, status, state, active, data, version, due, owner, epoch, input, created, updated)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (workflow, key) DO NOTHING
+RETURNING id;
+
+-- name: field
+INSERT INTO fsm_fields (run, hash, text) VALUES (?, ?, ?) ON CONFLICT DO NOTHING;
+
+-- name: remember
+-- A remembered call, fenced like a move: only the run's owner of this epoch may add one.
+INSERT INTO fsm_calls (run, state, visit, name, nth, result)
+SELECT ?, ?, ?, ?, ?, ? FROM fsm_runs WHERE id = ? AND owner = ? AND epoch = ?
+    ON CONFLICT DO NOTHING;
+
+-- name: owned
+SELECT 1 FROM fsm_runs WHERE id = ? AND owner = ? AND epoch = ?;
+
+-- name: forget
+DELETE FROM fsm_calls WHERE run = ? AND state = ? AND visit = ?;
+
+-- name: recall
+SELECT state, visit, name, nth, result FROM fsm_calls WHERE run = ? AND state = ? AND visit = ?;
+
+-- name: moved
+-- Whether a move of this owner and epoch is there: how an unknown COMMIT is resolved.
+SELECT 1 FROM fsm_moves WHERE run = ? AND version = ? AND owner = ? AND epoch = ?;
+
+-- name: settled
+SELECT 1 FROM fsm_runs WHERE id = ? AND version = ? AND epoch = ? AND owner IS ?;
+
+-- name: load
+SELECT * FROM fsm_runs WHERE workflow = ? AND key = ?;
+
+-- name: load_id
+SELECT * FROM fsm_runs WHERE id = ?;
+
+-- name: fields
+SELECT run, hash, text FROM fsm_fields WHERE (run, hash) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?));
+
+-- name: claim
+-- The due runs of these workflows that no live owner holds, oldest first, become ours.
+UPDATE fsm_runs SET owner = :owner, epoch = epoch + 1
+ WHERE id IN (
+        SELECT id FROM fsm_runs
+         WHERE due <= :by
+           AND workflow IN (SELECT value FROM json_each(:workflows))
+           AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
+         ORDER BY due LIMIT :many)
+RETURNING *;
+
+-- name: claim_one
+-- One run becomes ours, whatever it waits for, unless a live owner holds it or it is over.
+UPDATE fsm_runs SET owner = :owner, epoch = epoch + 1
+ WHERE workflow = :workflow AND key = :key
+   AND (owner IS NULL OR owner = :owner OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
+RETURNING *;
+
+-- name: oldest
+-- The oldest run of a workflow that is unfinished, or failed and may go on, and that no live owner holds.
+SELECT key FROM fsm_runs
+ WHERE workflow = :workflow
+   AND (status IN ('running', 'waiting') OR (status = 'failed' AND error IS NOT NULL))
+   AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
+   AND key NOT IN (SELECT value FROM json_each(:but))
+ ORDER BY id LIMIT 1;
+
+-- name: release
+UPDATE fsm_runs SET owner = NULL WHERE id = ? AND owner = ? AND epoch = ?;
+
+-- name: list
+SELECT * FROM fsm_runs
+ WHERE (:workflow IS NULL OR workflow = :workflow)
+   AND (:status IS NULL OR status = :status)
+   AND (:state IS NULL OR state = :state)
+   AND id > :after
+ ORDER BY id LIMIT :many;
+
+-- name: history
+SELECT * FROM fsm_moves WHERE run = ? ORDER BY version;
+
+-- name: enrol
+INSERT INTO fsm_owners (token, machine, process, lease, started) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (token) DO UPDATE SET lease = excluded.lease;
+
+-- name: renew
+UPDATE fsm_owners SET lease = ? WHERE token = ?;
+
+-- name: owners
+SELECT token, machine, process, lease, started FROM fsm_owners;
+
+-- name: bury
+DELETE FROM fsm_owners WHERE token = ?;
+
+-- name: tables
+SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'fsm\_%' ESCAPE '\';
+
+-- name: migrations
+SELECT version FROM fsm_migrations ORDER BY version;
+
+-- name: migrations_table
+CREATE TABLE IF NOT EXISTS fsm_migrations (version INTEGER PRIMARY KEY, name TEXT NOT NULL, at REAL NOT NULL);
+
+-- name: migrated
+INSERT INTO fsm_migrations (version, name, at) VALUES (?, ?, ?);
+
+-- name: reset
+DELETE FROM fsm_runs; DELETE FROM fsm_events; DELETE FROM fsm_moves; DELETE FROM fsm_calls; DELETE FROM fsm_fields;

@@ -1,0 +1,73 @@
+"""What the tests share: one PostgreSQL for all of them, and a fresh store for each test that asks for one.
+
+A test never skips for want of PostgreSQL. It is started when the first test asks for it, unless
+FSMWORKFLOW_TEST_POSTGRES names a server; where neither works, the test is in error and says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.postgres_server import ADVICE, Databases, Server, execute
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Databases]:
+    """The server that all tests share. Never stop it: a test that must stop one asks for `private_postgres`."""
+    if url := os.environ.get("FSMWORKFLOW_TEST_POSTGRES"):
+        try:
+            execute(url, "SELECT 1")
+        except Exception as error:
+            raise RuntimeError(f"FSMWORKFLOW_TEST_POSTGRES names a server that does not answer: {error!r}") from error
+        yield Databases(url)
+        return
+    server = Server()
+    try:
+        try:
+            server.start()
+        except Exception as error:
+            raise RuntimeError(f"PostgreSQL could not be started: {error}\n{ADVICE}") from error
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[Server]:
+    """A running server of the test's own, to be stopped, killed and started at will (always the one of the wheel)."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Databases) -> Iterator[str]:
+    """The URL of a fresh database, dropped after the test with whatever is still connected."""
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of a file that does not exist yet: `sqlite:///` and its absolute path."""
+    return f"sqlite:///{tmp_path / 'x.db'}"
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty store, once of each kind."""
+    return _url(request)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def durable_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty store that outlives the process, once of each kind."""
+    return _url(request)
+
+
+def _url(request: pytest.FixtureRequest) -> str:
+    # Asked for by name, so that PostgreSQL starts only for the tests that use it.
+    return "memory://" if request.param == "memory" else request.getfixturevalue(f"{request.param}_url")

@@ -1,0 +1,340 @@
+"""The examples do what they say, as programs of their own, in an empty directory, without a word on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+SETTINGS = re.compile(r"DB_|FSMWORKFLOW_|PYTHON")
+
+Start = Callable[..., str]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """That of this process without settings of a store, and with a home that holds none."""
+    kept = {name: value for name, value in os.environ.items() if not SETTINGS.match(name)}
+    return {**kept, "HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "always"}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Starts an example in the test's directory, and answers with what it printed."""
+
+    def start(name: str, *words: object, status: int = 0, errors: str = "") -> str:
+        command = [sys.executable, str(EXAMPLES / name), *map(str, words)]
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=120, check=False
+        )
+        assert ended.returncode == status, ended.stdout + ended.stderr
+        assert errors in ended.stderr if errors else not ended.stderr, ended.stderr
+        assert "Traceback" not in ended.stderr
+        return ended.stdout
+
+    return start
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the test import the examples as modules."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+# -- the small ones
+
+
+def test_an_article_is_drafted_again_until_the_judge_likes_it(start: Start) -> None:
+    assert start("article.py").splitlines() == [
+        "article-1 is published: [Write about databases, draft 2], score 9",
+        "calls: llm 2, score 2, post 1",
+    ]
+
+
+def test_an_article_that_is_published_is_only_reported(start: Start) -> None:
+    first = start("article.py").splitlines()
+    assert start("article.py").splitlines() == [first[0], "calls: none"]
+
+
+def test_the_article_as_data_takes_the_same_way(start: Start) -> None:
+    assert start("article_as_data.py").splitlines() == [
+        "published: [Write about databases, draft 2], score 9",
+        "ended in publish",
+        "calls: llm 2, score 2, post 1",
+    ]
+    assert start("article_as_data.py").splitlines() == ["ended in publish", "calls: none"]
+
+
+def test_both_spellings_of_the_article_live_in_one_database(start: Start) -> None:
+    start("article.py")
+    assert "llm 2" in start("article_as_data.py")
+
+
+def test_the_skeleton_chooses_the_bicycle_for_a_light_parcel(start: Start, tmp_path: Path) -> None:
+    assert start("skeleton.py").splitlines() == ["weighed: 3 kg", "by bicycle", "ended in post_by_bicycle"]
+    assert (tmp_path / "fsmworkflow.db").exists()
+
+
+def test_the_skeleton_without_a_key_begins_a_new_run_when_the_last_one_ended(start: Start) -> None:
+    assert start("skeleton.py") == start("skeleton.py")
+
+
+@pytest.mark.parametrize(
+    ("seed", "told"),
+    [
+        (12, ["login fails", "low", "first line: restarted it", "5 of 5", "closed: 5 stars, reopened 0 times"]),
+        (19, ["normal", "no idea", "specialist", "1 of 5", "reopened", "specialist", "4 of 5", "closed: 4 stars"]),
+        (13, ["1 of 5", "reopened", "2 of 5", "reopened", "1 of 5", "closed: 1 stars, reopened 2 times"]),
+        (18, ["data is lost", "urgent", "specialist", "5 of 5", "closed: 5 stars, reopened 0 times"]),
+    ],
+)
+def test_a_ticket_goes_its_way_by_its_priority_and_the_customers_stars(
+    start: Start, seed: int, told: list[str]
+) -> None:
+    output = start("support_ticket.py", "--seed", seed)
+    assert re.search(".*".join(map(re.escape, [*told, "ended in close"])), output, re.DOTALL), output
+    assert output.count("specialist:") == len(re.findall("^reopened$", output, re.MULTILINE)) + (seed in (18, 19))
+    assert start("support_ticket.py", "--seed", seed) == output
+
+
+def test_no_call_is_paid_for_twice_though_its_step_runs_twice(start: Start) -> None:
+    assert start("remembered.py").splitlines() == [
+        "first time:",
+        "  6 calls paid for; now to the printer",
+        "  the printer is jammed",
+        "second time:",
+        "  6 calls paid for; now to the printer",
+        "done: 5 different slogans, 7 calls paid for in all",
+    ]
+
+
+def test_a_failed_program_started_again_goes_on_at_the_step_that_failed(start: Start) -> None:
+    assert start("failing.py").splitlines() == [
+        "baking 20 loaves",
+        "monday failed at deliver: the road is closed",
+        "the road is opened; start this program again",
+    ]
+    assert start("failing.py").splitlines() == ["delivering 20 loaves", "monday: eaten"]
+    assert start("failing.py").splitlines() == ["monday: eaten"]
+
+
+def test_typed_data_is_typed_in_steps_and_wrong_data_is_refused_with_its_place(start: Start) -> None:
+    small, large, refused = start("typed.py").splitlines()
+    assert small == "Ann, 01 May 2031: 19.00"
+    assert large == "Bob, 02 May 2031: 918.00, approved by the shop's owner"
+    assert refused.startswith("refused: ")
+    assert "lines[0].cents" in refused
+
+
+# -- the digest
+
+
+def prose(seed: int, words: int) -> list[str]:
+    """Made-up words, the same for the same seed, none of them in a text of another seed."""
+    dice = random.Random(seed)
+    own = chr(ord("a") + seed)
+    return [own + "".join(dice.choices("aeioubdgklmnrst", k=6)) for _ in range(words)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six texts, two of them nearly the same, two the same, and files that cannot be read as text."""
+    folder = tmp_path / "texts"
+    (folder / "deep" / ".hidden").mkdir(parents=True)
+    common = ["the", "and"] * 30
+    for number, topic in enumerate(["apple", "comet", "violin", "glacier"]):
+        words = [*prose(number, 400), *[topic] * 40, *common]
+        random.Random(number).shuffle(words)
+        (folder / f"{topic}.txt").write_text(" ".join(words), encoding="utf-8")
+    apple = (folder / "apple.txt").read_text(encoding="utf-8").split()
+    nearly = [*apple[:250], "changed", *apple[251:]]
+    (folder / "deep" / "nearly_apple.md").write_text(" ".join(nearly), encoding="utf-8")
+    (folder / "deep" / "comet.txt").write_text((folder / "comet.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "deep" / ".hidden" / "secret.txt").write_text("never read", encoding="utf-8")
+    (folder / "latin.txt").write_bytes("Füße".encode("latin-1"))
+    (folder / "empty.md").write_text("", encoding="utf-8")
+    (folder / "numbers.txt").write_text("1 2 3", encoding="utf-8")
+    (folder / "huge.txt").write_text("word " * 200_001, encoding="utf-8")
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    (folder / "gone.txt").symlink_to(folder / "nowhere.txt")
+    os.mkfifo(folder / "pipe.txt")
+    (folder / os.fsdecode(b"name\xff.txt")).write_text("a name of bytes", encoding="utf-8")
+    return folder
+
+
+def report_of(place: Path) -> Any:
+    return json.loads((place / "report.json").read_text(encoding="utf-8"))
+
+
+def test_the_digest_finds_the_terms_that_stand_out(start: Start, folder: Path, tmp_path: Path) -> None:
+    output = start("digest.py", folder, "--out", "out")
+    report = report_of(tmp_path / "out")
+    assert {one["term"] for one in report["terms"][:2]} == {"apple", "comet"}  # in two documents each
+    assert [one["term"] for one in report["terms"][2:4]] == ["glacier", "violin"]
+    best = {one["path"]: one["terms"][0] for one in report["documents"]}
+    assert (best["violin.txt"]["term"], best["violin.txt"]["count"]) == ("violin", 40)
+    assert "6 documents" in output
+    assert "glacier, violin" in output
+
+
+def test_the_digest_finds_what_is_the_same_or_nearly_so_and_nothing_else(
+    start: Start, folder: Path, tmp_path: Path
+) -> None:
+    start("digest.py", folder, "--out", "out")
+    same, nearly = report_of(tmp_path / "out")["duplicates"]
+    assert same == {"first": "comet.txt", "second": "deep/comet.txt", "similarity": 1.0}
+    assert (nearly["first"], nearly["second"]) == ("apple.txt", "deep/nearly_apple.md")
+    assert 0.94 < nearly["similarity"] < 1  # 5 of 496 shingles changed
+
+
+def test_the_digest_lists_what_it_could_not_read(start: Start, folder: Path, tmp_path: Path) -> None:
+    start("digest.py", folder, "--out", "out")
+    assert {one["path"]: one["reason"] for one in report_of(tmp_path / "out")["skipped"]} == {
+        "empty.md": "empty",
+        "gone.txt": "vanished",
+        "huge.txt": "larger than 1,000,000 bytes",
+        "latin.txt": "not UTF-8",
+        "name\ufffd.txt": "its name is not UTF-8",
+        "numbers.txt": "no words",
+        "pipe.txt": "not a regular file",
+    }
+    markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "- `latin.txt`: not UTF-8" in markdown
+    assert "- 100%: `comet.txt` and `deep/comet.txt`" in markdown
+
+
+def test_a_finished_digest_is_reported_and_made_anew_only_when_asked(
+    start: Start, folder: Path, tmp_path: Path
+) -> None:
+    words = ["digest.py", folder, "--out", "out", "--ledger", "ledger"]
+    start(*words)
+    first = (tmp_path / "out" / "report.json").read_bytes()
+    assert "made before" in start(*words)
+    assert len(steps_begun(tmp_path)) == 5
+    assert "made before" not in start(*words, "--again")
+    assert len(steps_begun(tmp_path)) == 10
+    assert (tmp_path / "out" / "report.json").read_bytes() == first
+
+
+def steps_begun(place: Path) -> list[str]:
+    notes = [json.loads(line) for line in (place / "ledger").read_text(encoding="utf-8").splitlines()]
+    return [note["step"] for note in notes if note["what"] == "begin"]
+
+
+def test_a_digest_that_could_not_write_its_report_goes_on_there(start: Start, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file where the folder should be", encoding="utf-8")
+    words = ["digest.py", folder, "--out", "out", "--ledger", "ledger"]
+    start(*words, status=1, errors="report")
+    (tmp_path / "out").unlink()
+    assert "going on at report" in start(*words)
+    assert steps_begun(tmp_path) == ["find", "read", "terms", "duplicates", "report", "report"]
+
+
+def test_a_file_that_vanishes_after_it_was_found_is_listed(folder: Path, tmp_path: Path) -> None:
+    words = [folder, "--out", "out", "--ledger", "ledger", "--pace", "0.3"]
+    command = [sys.executable, str(EXAMPLES / "digest.py"), *map(str, words)]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: (tmp_path / "ledger").exists() and "read" in steps_begun(tmp_path))
+        (folder / "violin.txt").unlink()
+    assert process.returncode == 0
+    report = report_of(tmp_path / "out")
+    assert {"path": "violin.txt", "reason": "vanished"} in report["skipped"]
+    assert len(report["documents"]) == 5
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    patience = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < patience
+        time.sleep(0.005)
+
+
+def test_a_folder_without_texts_gives_an_empty_report(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    assert "0 documents" in start("digest.py", "nothing", "--out", "out")
+    assert report_of(tmp_path / "out")["documents"] == []
+
+
+def test_a_folder_that_is_not_there_and_a_database_that_is_none_are_told(
+    start: Start, folder: Path, tmp_path: Path
+) -> None:
+    start("digest.py", "nowhere", status=2, errors="nowhere is not a folder")
+    (tmp_path / "no.db").write_text("this is no database " * 100, encoding="utf-8")
+    start("digest.py", folder, "--db", "no.db", status=1, errors="no.db")
+
+
+@pytest.mark.usefixtures("modules")
+def test_similarity_is_exact_for_short_texts_and_near_for_long_ones() -> None:
+    import texts
+
+    for length, tolerance in ((100, 0.0), (4_000, 0.1)):
+        words = prose(1, length)
+        for cut in (length // 20, length // 5, length // 2):
+            other = [*words[: length - cut], *prose(2, cut)]
+            one, two = ({tuple(text[at : at + 5]) for at in range(length - 4)} for text in (words, other))
+            found = texts.similarity(texts.sketch_of(words)[1], texts.sketch_of(other)[1])
+            assert abs(found - len(one & two) / len(one | two)) <= tolerance + 1e-9
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_large_folder_is_cut_off_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import texts
+
+    monkeypatch.setattr(texts, "MOST_FILES", 3)
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text("a few words", encoding="utf-8")
+    found = texts.find_files(tmp_path, tmp_path / "out")
+    assert found == {"files": ["0.txt", "1.txt", "2.txt"], "skipped": [], "left_off": 2}
+
+
+# -- the demonstration
+
+
+def test_the_digest_killed_twice_repeats_no_finished_step(start: Start) -> None:
+    began = time.monotonic()
+    output = start("digest_demo.py")
+    assert "No finished step ran again, and no batch was read twice." in output
+    assert len(re.findall("^process [0-9]+ killed$", output, re.MULTILINE)) == 2
+    assert re.findall(r"^(read|duplicates) .* killed", output, re.MULTILINE) == ["read", "duplicates"]
+    assert len(set(re.findall(r"^[a-z]+ +([0-9]+) .* s  finished", output, re.MULTILINE))) == 3
+    assert all(len(line) <= 80 for line in output.splitlines() if "/" not in line)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.usefixtures("modules")
+def test_the_demonstration_notices_a_finished_step_that_ran_again() -> None:
+    import digest_demo
+
+    notes = [{"step": step, "what": what} for step in digest_demo.STEPS for what in ("begin", "end")]
+    assert digest_demo.wrong(notes, digest_demo.STEPS) == []
+    again = [*notes, {"step": "find", "what": "begin"}]
+    assert digest_demo.wrong(again, digest_demo.STEPS) == ["find was finished and ran again"]
+    batch = {"step": "read", "what": "batch end", "about": "a.txt"}
+    assert digest_demo.wrong([*notes, batch, batch], digest_demo.STEPS) == ["batch a.txt was read 2 times"]
+    assert digest_demo.wrong(notes, ["find"]) == ["the history has the steps ['find']"]
+
+
+# -- all of them
+
+
+def test_every_example_stands_in_the_table_and_is_started_here() -> None:
+    table = set(re.findall(r"\]\(([a-z_]+\.py)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8")))
+    assert table == {path.name for path in EXAMPLES.glob("*.py")}
+    here = Path(__file__).read_text(encoding="utf-8")
+    assert all(f'"{name}"' in here for name in table - {"texts.py"})
+
+
+def test_an_example_shows_one_thing_in_under_80_lines_of_code() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        if path.name not in ("digest.py", "digest_demo.py", "texts.py"):
+            assert sum(bool(line.strip()) for line in path.read_text(encoding="utf-8").splitlines()) < 80, path.name
