@@ -31,7 +31,7 @@ JOBS = {
         "Unfinished runs of a process that was killed, one step left in each",
         Size(10_000, 1),
         Size(2_000, 1),
-        "Loaded: until the first step begins; finished: until the last run has ended.",
+        "Loaded: the time of the claims, which read the rows; finished: from the first claim to the last run's end.",
     ),
     "large": Job("A counter beside 1 MB that no step touches", Size(1, 20), Size(1, 20), WHOLE),
     "touched": Job("A counter beside 1 MB of which each step changes one record", Size(1, 20), Size(1, 20), WHOLE),

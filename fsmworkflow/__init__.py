@@ -76,18 +76,37 @@ __all__ = [
 ]
 
 _HOMES = {
-    "conditions": "Condition field payload",
-    "context": "WorkflowContext",
-    "engine": "Engine",
-    "errors": "CodecError ConditionError DefinitionChanged DefinitionError EndlessLoop EngineClosed FSMWorkflowError InputDiffers LeaseLost MergeConflict NoTransition RunFailed RunNotFound SchemaError StepTimeout StoreError StoreUnavailable UnknownWorkflow",
-    "machine": "PersistentWorkflowStateMachine",
-    "records": "Entry Event Failure Move Run",
-    "retry": "Retry",
-    "settings": "DBConfig",
-    "store": "Store open_store",
-    "workflow": "State To Transition Workflow WorkflowDefinition WorkflowStep",
+    "conditions": ("Condition", "field", "payload"),
+    "context": ("WorkflowContext",),
+    "engine": ("Engine",),
+    "errors": (
+        "CodecError",
+        "ConditionError",
+        "DefinitionChanged",
+        "DefinitionError",
+        "EndlessLoop",
+        "EngineClosed",
+        "FSMWorkflowError",
+        "InputDiffers",
+        "LeaseLost",
+        "MergeConflict",
+        "NoTransition",
+        "RunFailed",
+        "RunNotFound",
+        "SchemaError",
+        "StepTimeout",
+        "StoreError",
+        "StoreUnavailable",
+        "UnknownWorkflow",
+    ),
+    "machine": ("PersistentWorkflowStateMachine",),
+    "records": ("Entry", "Event", "Failure", "Move", "Run"),
+    "retry": ("Retry",),
+    "settings": ("DBConfig",),
+    "store": ("Store", "open_store"),
+    "workflow": ("State", "To", "Transition", "Workflow", "WorkflowDefinition", "WorkflowStep"),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

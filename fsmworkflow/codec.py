@@ -2,7 +2,8 @@
 
 Plain data is dict, list, str, int, float, bool and None; datetime, date, time, timedelta, UUID, Decimal and bytes are
 written `{"$datetime": "..."}`, and a user's own key that begins with `$` gets one more. A data type of the user's
-(dataclass, msgspec.Struct, TypedDict, pydantic model) is written by msgspec or pydantic and compared with what reads back.
+(dataclass, msgspec.Struct, TypedDict, pydantic model) is written by msgspec or pydantic, and compared with what
+reads back.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -110,11 +111,7 @@ def _tagged(value: Any, path: str) -> dict[str, str]:
             raise CodecError(
                 path, "a named time zone does not read back: use datetime.timezone, or keep its name apart"
             )
-        if (
-            zone is not None
-            and zone != dt.timezone.utc
-            and zone.tzname(None) != dt.timezone(zone.utcoffset(None)).tzname(None)
-        ):
+        if zone is not None and zone != dt.UTC and zone.tzname(None) != dt.timezone(zone.utcoffset(None)).tzname(None):
             raise CodecError(path, "a named time zone does not read back: use datetime.timezone without a name")
     return {tag: write(value)}
 
@@ -157,10 +154,7 @@ def _walk_list(value: list[Any], path: str, depth: int) -> list[Any]:
     copy: list[Any] | None = None
     for number, item in enumerate(value):
         kind = type(item)
-        if kind is int or kind is bool:
-            plain = item
-        else:
-            plain = _walk(item, f"{path}[{number}]", depth)
+        plain = item if kind is int or kind is bool else _walk(item, f"{path}[{number}]", depth)
         if copy is None and plain is not item:
             copy = value[:number]
         if copy is not None:
@@ -223,7 +217,7 @@ class Data(dict[str, Any]):
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 (it would ask itself)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         dict.setdefault(self, key, default)
@@ -269,7 +263,7 @@ class Data(dict[str, Any]):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def _plain(self) -> dict[str, Any]:
         return dict(self.items())
@@ -414,7 +408,7 @@ class _Typed:
         if self._read(text) != data:
             raise CodecError("data", f"this {self.kind.__name__} would not come back equal from its JSON text")
         try:
-            return cast(Fields, _split(text))
+            return _split(text)
         except msgspec.ValidationError as error:
             raise CodecError("data", f"a {self.kind.__name__} must be written as a JSON object: {error}") from error
 

@@ -66,7 +66,8 @@ class WorkflowContext(Generic[D]):
     def idempotency_key(self) -> str:
         """Text that names this visit of this run: the same on every attempt and after a crash, another in every visit.
 
-        Send it with a request that must not be done twice, as in the IETF draft "The Idempotency-Key HTTP Header Field".
+        Send it with a request that must not be done twice, as the IETF draft "The Idempotency-Key HTTP Header Field"
+        has it.
         """
         run = self.run
         visit = run.visit if self._stay is None else self._stay.visit
@@ -75,8 +76,8 @@ class WorkflowContext(Generic[D]):
     def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         """Call `fn(*args, **kwargs)` once in this visit, and remember what it returned.
 
-        After a crash or an error the n-th same call of the next attempt gets the n-th remembered result. The same means:
-        the same function and arguments. Only what was returned is remembered, so check an answer inside `fn`.
+        After a crash or an error the n-th same call of the next attempt gets the n-th remembered result: the same
+        means the same function and arguments. Only what was returned is remembered, so check an answer inside `fn`.
         A sync `fn` runs in a thread. Raises CodecError for arguments without a stable text (use `remember`), and for a
         result that would not come back equal; TypeError for a lambda or partial, which have no stable name.
         """

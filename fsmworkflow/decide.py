@@ -1,6 +1,6 @@
 """What does an event do to a run? `decide` answers with a Move, and does nothing: it awaits only the user's guards.
 
-Every rule of the machine is here, one function an event. Time comes in as `now`; chance is a hash of the run and attempt.
+Every rule of the machine is here, one function an event. Time comes in as `now`; chance is a hash of run and attempt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TRACE = 20_000
 
 
 class Look(msgspec.Struct, frozen=True):
-    """What a guard that is a plain function is given: the run's data as it would be committed, the run, and the event."""
+    """What a guard that is a plain function is given: the data as it would be committed, the run, and the event."""
 
     data: Any
     run: Run
@@ -59,7 +59,7 @@ async def decide(workflow: Workflow, run: Run, event: Event, *, now: float) -> M
     return await _RULES[event.name](workflow, run, event, now)
 
 
-# -- $done: a step ended, or a state without a step is asked where it leads ------------------------------------------------
+# -- $done: a step ended, or a state without a step is asked where it leads -----------------------------------------
 
 
 async def _done(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
@@ -79,7 +79,7 @@ async def _done(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
 
 
 def _written(workflow: Workflow, run: Run, event: Event) -> Fields:
-    """The data after the step: what it changed, onto the data as it now is. What it moved to the end is in both lists."""
+    """The data after the step: what it changed, onto the data as it now is. What moved to the end is in both lists."""
     base = run.fields
     if not event.changes and not event.removed:
         return base
@@ -164,7 +164,7 @@ def _hashes(run: Run, event: Event) -> dict[str, str]:
     return {**kept, **new}
 
 
-# -- $error: a step raised -------------------------------------------------------------------------------------------------
+# -- $error: a step raised ------------------------------------------------------------------------------------------
 
 
 async def _error(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
@@ -196,7 +196,7 @@ def _fail(run: Run, event: Event, now: float, found: Failure, asked: tuple[Seen,
     return Move(before=run, event=event, after=after, at=now, asked=asked)
 
 
-# -- $retry: somebody wants a failed run to go on ------------------------------------------------------------------------
+# -- $retry: somebody wants a failed run to go on -------------------------------------------------------------------
 
 
 async def _retry(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
@@ -213,7 +213,7 @@ _RULES: dict[str, Callable[[Workflow, Run, Event, float], Awaitable[Move]]] = {
 }
 
 
-# -- fitting a run to a definition -----------------------------------------------------------------------------------------
+# -- fitting a run to a definition ----------------------------------------------------------------------------------
 
 
 def fit(workflow: Workflow, run: Run) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from fsmworkflow.decide import begin
 from fsmworkflow.errors import (
     DefinitionError,
     FSMWorkflowError,
@@ -19,9 +18,9 @@ from fsmworkflow.errors import (
     RunNotFound,
     UnknownWorkflow,
 )
-from fsmworkflow.machine import WATCH, Drive, may_go_on
-from fsmworkflow.records import Entry, Run, Status, replace
-from fsmworkflow.store import Store, open_store
+from fsmworkflow.machine import WATCH, Drive, first, may_go_on
+from fsmworkflow.records import Run, Status, replace
+from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow, name_problem
 
@@ -101,7 +100,7 @@ class Engine:
         finally:
             await self.store.close()
 
-    # -- verbs -------------------------------------------------------------------------------------------------------
+    # -- verbs ------------------------------------------------------------------------------------------------------
 
     async def run(
         self,
@@ -163,7 +162,7 @@ class Engine:
         state: str | None = None,
         after: Run | None = None,
         limit: int = 100,
-    ) -> list[Run]:
+    ) -> Runs:
         """Up to `limit` runs in the order of their making; give the last one as `after` for the next page."""
         self._worker.check()
         name = None if workflow is None else self._name(workflow)
@@ -171,7 +170,7 @@ class Engine:
         found = await self.store.list(workflow=name, status=status, state=state, after=since, many=limit)
         return [self._shown(run) for run in found]
 
-    async def history(self, workflow: Workflow | str, key: str) -> list[Entry]:
+    async def history(self, workflow: Workflow | str, key: str) -> Entries:
         """Every move of a run, from its start. Raises RunNotFound."""
         return await self.store.history(await self._load(self._name(workflow), key))
 
@@ -196,7 +195,7 @@ class Engine:
             seen |= new
         return len(seen)
 
-    # -- driving -----------------------------------------------------------------------------------------------------
+    # -- driving ----------------------------------------------------------------------------------------------------
 
     async def _begin(
         self, workflow: Workflow | str, data: Any, key: str | None, different: Different, *, retry: bool
@@ -207,7 +206,7 @@ class Engine:
         if key is not None and (problems := name_problem(key, "key")):
             raise DefinitionError(definition.name, problems)
         key = key or uuid.uuid4().hex
-        fresh = begin(definition, key, definition.codec.start(data), now=self.store.now())
+        fresh = await first(definition, self.store, key, data)
         driving = self._drives.get((definition.name, key))
         if driving is None:
             driving = Driving(definition, fresh, retry)

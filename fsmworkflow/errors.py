@@ -143,7 +143,7 @@ class UnknownWorkflow(FSMWorkflowError, LookupError):
 
 
 class DefinitionChanged(FSMWorkflowError):
-    """A run does not fit the workflow as it now is: its state is gone, or its data no longer decodes. Left untouched."""
+    """A run does not fit the workflow as it now is: its state is gone, or its data does not decode. Left untouched."""
 
     code = "definition_changed"
 

@@ -16,10 +16,10 @@ from typing import Any
 from fsmworkflow.codec import Data
 from fsmworkflow.context import Calls, WorkflowContext, in_thread, invoke, is_async
 from fsmworkflow.decide import DONE, ERROR, RETRY, begin, decide, failure, fit
-from fsmworkflow.errors import EndlessLoop, FSMWorkflowError, RunFailed, StepTimeout, StoreError
+from fsmworkflow.errors import CodecError, EndlessLoop, FSMWorkflowError, RunFailed, StepTimeout, StoreError
 from fsmworkflow.records import Active, Event, Move, Run, replace
 from fsmworkflow.retry import Retry, seconds
-from fsmworkflow.store import open_store
+from fsmworkflow.store import Store, open_store
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import State, Workflow, WorkflowDefinition
 
@@ -55,7 +55,7 @@ class Drive:
             if self.run.status == "failed":
                 await self._move(Event(name=RETRY))
             while True:
-                if self.run.actions:
+                if self.run.actions and self.run.due is not None:
                     await self._act_after()
                 if self.run.status != "running" or self.worker.stopping:
                     break
@@ -90,7 +90,7 @@ class Drive:
         self.run = move.after
         _log(move)
 
-    # -- a state ---------------------------------------------------------------------------------------------------
+    # -- a state ----------------------------------------------------------------------------------------------------
 
     async def _event(self, name: str) -> Event:
         """What happens next in this state: its step ends or fails, or it is only asked where it leads."""
@@ -139,7 +139,8 @@ class Drive:
     async def _within(self, state: State, ctx: WorkflowContext[Any]) -> Any:
         """The step's result, within its timeout where it has one."""
         step = state.step
-        assert step is not None and step.execute is not None
+        assert step is not None
+        assert step.execute is not None
         if step.timeout is None:
             return await _called(self.workflow, state.name, step.execute, ctx)
         limit = seconds(step.timeout)
@@ -152,7 +153,7 @@ class Drive:
                 raise
             raise StepTimeout(f"state {state.name!r} took longer than {limit:g} s, and was cancelled") from error
 
-    # -- after the commit ------------------------------------------------------------------------------------------
+    # -- after the commit -------------------------------------------------------------------------------------------
 
     async def _act_after(self) -> None:
         """Do what the last move named, at least once. The next commit strikes it off, or one of its own."""
@@ -173,8 +174,7 @@ class Drive:
             self.error = failed
             self.run = before
             found = failure(failed, before, before.state)
-            await self._move(Event(name=ERROR, state=before.state, failure=found))
-            self.run = replace(self.run, actions=before.actions)
+            await self._move(Event(name=ERROR, state=before.state, failure=found))  # the row keeps its actions
 
     async def _act(self, name: str) -> None:
         action = self.workflow.actions.get(name)
@@ -195,7 +195,7 @@ class Drive:
             attempt += 1
 
     async def _settle(self, before: Run, failed: BaseException | None) -> None:
-        """An ended run's actions are over: it is let go. An action that failed for good stands on the row as its error."""
+        """An ended run's actions are over: it is let go. One that failed for good stands on the row as its error."""
         error = self.run.error if failed is None else failure(failed, before, before.state)
         after = replace(self.run, owner=None, due=None, error=error)
         await self.store.settle(before, after)
@@ -327,13 +327,27 @@ async def _next_key(workflow: Workflow, worker: Worker) -> str:
     return found if found is not None and (workflow.name, found) not in worker.driven else uuid.uuid4().hex
 
 
+async def first(workflow: Workflow, store: Store, key: str, data: Any) -> Run:
+    """The run as it would begin with this data. Raises CodecError where the data does not fit the workflow.
+
+    Without data it stands for the run that is there, so that a run whose data type has required fields can be taken up.
+    """
+    try:
+        return begin(workflow, key, workflow.codec.start(data), now=store.now())
+    except CodecError:
+        there = await store.load(workflow.name, key) if data is None else None
+        if there is None:
+            raise
+        return there
+
+
 async def take_up(workflow: Workflow, worker: Worker, key: str, data: Any) -> tuple[Run, bool]:
     """Start a run, or claim the one that is there. Returns it and whether it is new; one that is over has no owner.
 
     Waits while a live owner drives it.
     """
     store = worker.store
-    fresh = begin(workflow, key, workflow.codec.start(data), now=store.now())
+    fresh = await first(workflow, store, key, data)
     there, created = await store.create(replace(fresh, owner=worker.token, epoch=1))
     if created:
         return there, True
@@ -358,16 +372,18 @@ def may_go_on(run: Run, *, retry: bool = True) -> bool:
 
 
 class Home:
-    """A store of a machine's own, opened for one `run_workflow()` and closed after it. A Store that is open stays open."""
+    """A machine's own store, opened for one `run_workflow()` and closed after it."""
 
     def __init__(self, store: Any) -> None:
         self._store = open_store(store) if isinstance(store, str) else store
         self._worker: Worker | None = None
         self._users = 0
+        self._opened = False
 
     async def acquire(self) -> Worker:
         self._users += 1
         if self._worker is None:
+            self._opened = not self._store.opened
             await self._store.open()
             self._worker = Worker(self._store)
             await self._worker.open()
@@ -378,4 +394,5 @@ class Home:
         if self._users == 0 and self._worker is not None:
             worker, self._worker = self._worker, None
             await worker.close()
-            await self._store.close()
+            if self._opened:
+                await self._store.close()

@@ -28,7 +28,7 @@ class Active(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """What went wrong: the error's type, message and traceback, and the state, visit and attempt in which it was raised.
+    """What went wrong: an error's type, message and traceback, and the state, visit and attempt that raised it.
 
     `code` is that of errors.py where the error is one of ours, else None.
     """
@@ -53,8 +53,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One instance of a workflow, as one row of the store holds it.
 
     `active` maps each active state to its stay, in document order; `state` is its text. `due` is the time from which
-    somebody has to drive the run, None while nobody has to. `owner` and `epoch` say who drives it. `fields` is the data as
-    text, `hashes` names those over 4 KB, and `typed` is the data as the workflow's own type, where it has one.
+    somebody has to drive the run, None while nobody has to. `owner` and `epoch` say who drives it. `fields` is the data
+    as text, `hashes` names those over 4 KB, and `typed` is the data as the workflow's own type, where it has one.
     """
 
     workflow: str
@@ -83,7 +83,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def data(self) -> Any:
-        """The run's data: a private copy, as a dict whose fields are decoded when touched, or as the workflow's own type."""
+        """The run's data: a private copy whose fields are decoded when touched, or the workflow's own type."""
         return Data(self.fields) if self.typed is None else self.typed
 
     @property
@@ -136,7 +136,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """A named fact addressed to a run, perhaps due later. Names that begin with `$` are the engine's own.
 
     `$done` carries what a step changed (`changes`, `removed`) and the `trigger` that it returned;
-    `$error` the `failure`, and the exception itself as `error`, which is never stored. `remembered` is False where the visit surely has no remembered calls.
+    `$error` the `failure`, and the exception itself as `error`, which is never stored. `remembered` is False where the
+    visit surely has no remembered calls.
     """
 
     name: str
@@ -205,7 +206,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine that drives runs: a random token, the machine and process it lives in, and until when its lease holds."""
+    """One engine that drives runs: a random token, its machine and process, and until when its lease holds."""
 
     token: str
     machine: str

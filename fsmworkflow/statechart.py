@@ -1,7 +1,7 @@
-"""Which transitions are there, and what does one enter? The table of the transitions library, read out once per workflow.
+"""Which transitions are there, and what do they enter? The transitions library's table, read out once a workflow.
 
-The library builds and checks the machine; it never runs it. Its triggers swallow cancellation and cost 40 to 130 us each,
-a look into a dict 0.3, so the guards are asked outside it.
+The library builds and checks the machine; it never runs it. Its triggers swallow cancellation and cost 40 to 130 us
+each, a look into a dict 0.3, so the guards are asked outside it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ AUTOMATIC = "$automatic"
 """The trigger under which the automatic transitions stand in the machine's table."""
 
 
-class _State(NestedState):  # type: ignore[misc]
+class _State(NestedState):
     separator = "."  # the library's own "_" makes `create` and `create_ticket` clash
 
 
-class _Arc(NestedTransition):  # type: ignore[misc]
+class _Arc(NestedTransition):
     def __init__(self, *args: Any, number: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.number = number
 
 
-class _Machine(HierarchicalMachine):  # type: ignore[misc]
+class _Machine(HierarchicalMachine):
     state_cls = _State
     transition_cls = _Arc
 
@@ -76,7 +76,7 @@ class Chart:
 def _build(workflow: Workflow) -> Any:
     machine = _Machine(model=None, states=list(workflow.states), initial=workflow.initial, auto_transitions=False)
     for number, t in enumerate(workflow.transitions):
-        # A transition whose dest is None ends the run where it is; in the library's own table it leads back to its source.
+        # A transition whose dest is None ends the run where it is; in the library's table it leads back there.
         dest = "=" if t.dest is None else t.dest
         triggers = [] if t.trigger is None else [t.trigger]
         if t.automatic if t.automatic is not None else t.trigger is None:

@@ -35,7 +35,7 @@ def machine_id() -> str | None:
 
 
 def process_id(pid: int | None = None) -> str | None:
-    """A process by its pid and start time, so that a pid that is used again is another process. None where it is gone."""
+    """A process by its pid and start time, so that a pid used again is another process. None where it is gone."""
     pid = os.getpid() if pid is None else pid
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -49,7 +49,7 @@ class Transition(msgspec.Struct, frozen=True):
 
     `source="*"` stands for every state. `dest=None` ends the run where it is, as done. `after` is an action, run after
     the commit, at least once: `fn(ctx)` with read-only data, or in a WorkflowDefinition the name of a machine's method;
-    "mark_completed" ends the run at `dest`. `automatic=True` also takes a transition with a trigger without being named.
+    "mark_completed" ends the run at `dest`. `automatic=True` takes one with a trigger also unnamed.
     """
 
     trigger: str | None = None
@@ -88,7 +88,7 @@ class Workflow:
 
         article.final("published")
 
-    `data` is the type of the run's data (a dataclass, msgspec.Struct, TypedDict or pydantic model), a plain dict without;
+    `data` is the type of the run's data (a dataclass, msgspec.Struct, TypedDict or pydantic model), else a plain dict;
     `limit` the largest JSON text of it, in bytes; `merge` how two changes of one key become one, `{key: fn(old, new)}`.
     """
 
@@ -116,7 +116,7 @@ class Workflow:
     def __repr__(self) -> str:
         return f"<Workflow {self.name!r}: {len(self.states)} states, {len(self.transitions)} transitions>"
 
-    # -- declaring -----------------------------------------------------------------------------------------------
+    # -- declaring --------------------------------------------------------------------------------------------------
 
     def step(
         self,
@@ -129,12 +129,12 @@ class Workflow:
     ) -> Callable[[Fn], Fn]:
         """Declare a state that does something: the decorated function, whose name it takes unless `name` is given.
 
-        `then` is where it leads when it ends: a state, or a list of `(condition, state)` of which the first that holds is
-        taken, closed, where wanted, by a plain state.
+        `then` is where it leads when it ends: a state, or a list of `(condition, state)` of which the first that
+        holds is taken, closed, where wanted, by a plain state.
         """
 
         def declare(fn: Fn) -> Fn:
-            state = name or getattr(fn, "__name__", "")
+            state = name or str(getattr(fn, "__name__", ""))
             self.add(State(name=state, kind="step", step=WorkflowStep(state, fn, retry, timeout), initial=initial))
             self._lead(state, then)
             return fn
@@ -184,10 +184,10 @@ class Workflow:
             else:
                 self._problems.append(f"state {source!r}, then: {entry!r} is not a state or (condition, state)")
 
-    # -- checked ---------------------------------------------------------------------------------------------------
+    # -- checked ----------------------------------------------------------------------------------------------------
 
     def check(self) -> Workflow:
-        """Check the whole once, and make it immutable. Raises DefinitionError, which lists every problem with its place."""
+        """Check the whole once, and make it immutable. Raises DefinitionError, which lists every problem."""
         if not self._checked:
             problems = [*self._problems, *_problems(self)]
             if problems:
@@ -283,7 +283,7 @@ def _bind(workflow: Workflow, transition: Transition, methods: object) -> None:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for messages: the known name nearest to an unknown one, or nothing."""
-    found = difflib.get_close_matches(name, [n for n in names if isinstance(n, str)], 1)
+    found = difflib.get_close_matches(name, list(names), 1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
@@ -296,12 +296,12 @@ def _actions(workflow: Workflow) -> dict[str, Callable[..., Any]]:
     return {action_name(t.after): t.after for t in workflow.transitions if callable(t.after)}
 
 
-# -- the check ----------------------------------------------------------------------------------------------------------
+# -- the check ------------------------------------------------------------------------------------------------------
 
 
 def name_problem(name: Any, what: str, *, dots: bool = True) -> list[str]:
     """What is wrong with a name of a workflow, state, trigger or key: nothing, or one sentence."""
-    if not isinstance(name, str) or not name:
+    if not name or not isinstance(name, str):
         return [f"{what} {name!r} must be text that is not empty"]
     if len(name) > 200:
         return [f"{what} {name[:30]!r}... is {len(name)} characters long; 200 are allowed"]

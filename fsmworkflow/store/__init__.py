@@ -13,12 +13,22 @@ from fsmworkflow.records import Call, Entry, Move, Owner, Run
 
 __all__ = ["Store", "open_store"]
 
+Runs = list[Run]
+Owners = list[Owner]
+Entries = list[Entry]
+Calls = list[Call]
+Names = list[str]
+
 
 class Store(Protocol):
     """What an engine asks of the place where runs are kept. Every method may be cancelled at any await."""
 
     url: str
     """Where it is, without a password: for messages and logs."""
+
+    @property
+    def opened(self) -> bool:
+        """Whether it is open."""
 
     async def open(self) -> None:
         """Connect, and create or upgrade the tables. Raises SchemaError, StoreError or StoreUnavailable."""
@@ -47,27 +57,25 @@ class Store(Protocol):
     async def remember(self, run: Run, call: Call) -> None:
         """Keep the result of a call. Raises LeaseLost where another has claimed the run."""
 
-    async def recall(self, run: Run, state: str, visit: int) -> list[Call]:
+    async def recall(self, run: Run, state: str, visit: int) -> Calls:
         """The remembered calls of one visit."""
 
     async def load(self, workflow: str, key: str) -> Run | None:
         """One run, or None."""
 
-    async def claim(self, owner: str, workflows: list[str], many: int, by: float) -> list[Run]:
+    async def claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
         """Make up to `many` runs due by then that no live owner holds ours, oldest first, each under a new epoch."""
 
     async def claim_one(self, owner: str, workflow: str, key: str) -> Run | None:
         """Make one run ours, under a new epoch. None where there is none, or a live owner holds it."""
 
-    async def oldest(self, workflow: str, but: list[str]) -> str | None:
-        """The key of the oldest run that may go on and that no live owner holds, `but` those; None where there is none."""
+    async def oldest(self, workflow: str, but: Names) -> str | None:
+        """The key of the oldest run that may go on and that no live owner holds, `but` those; else None."""
 
-    async def list(
-        self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int
-    ) -> list[Run]:
+    async def list(self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int) -> Runs:
         """Runs in the order of their making, after the one with id `after`."""
 
-    async def history(self, run: Run) -> list[Entry]:
+    async def history(self, run: Run) -> Entries:
         """All moves of a run, from version 0."""
 
     async def enrol(self, owner: Owner) -> None:
@@ -76,7 +84,7 @@ class Store(Protocol):
     async def renew(self, token: str, lease: float) -> bool:
         """Hold a lease until then. False where the owner is no longer known: others may have claimed its runs."""
 
-    async def owners(self) -> list[Owner]:
+    async def owners(self) -> Owners:
         """All owners that have not been buried."""
 
     async def bury(self, token: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fsmworkflow.codec import decode
 from fsmworkflow.errors import LeaseLost, StoreError
 from fsmworkflow.records import Call, Entry, Move, Owner, Run, replace
+from fsmworkflow.store import Calls, Entries, Names, Owners, Runs
 
 
 class MemoryStore:
@@ -20,7 +21,7 @@ class MemoryStore:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._opened = False
+        self.opened = False
         self._clear()
 
     def _clear(self) -> None:
@@ -31,15 +32,15 @@ class MemoryStore:
         self._owners: dict[str, Owner] = getattr(self, "_owners", {})
 
     async def open(self) -> None:
-        self._opened = True
+        self.opened = True
 
     async def close(self) -> None:
-        self._opened = False
+        self.opened = False
 
     def now(self) -> float:
         return self._clock()
 
-    # -- writing -------------------------------------------------------------------------------------------------
+    # -- writing ----------------------------------------------------------------------------------------------------
 
     async def create(self, run: Run) -> tuple[Run, bool]:
         self._open()
@@ -86,9 +87,9 @@ class MemoryStore:
             raise lost(run)
         return row
 
-    # -- reading -------------------------------------------------------------------------------------------------
+    # -- reading ----------------------------------------------------------------------------------------------------
 
-    async def recall(self, run: Run, state: str, visit: int) -> list[Call]:
+    async def recall(self, run: Run, state: str, visit: int) -> Calls:
         self._open()
         return list(self._calls.get((run.id, state, visit), {}).values())
 
@@ -97,9 +98,7 @@ class MemoryStore:
         there = self._keys.get((workflow, key))
         return None if there is None else self._runs[there]
 
-    async def list(
-        self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int
-    ) -> list[Run]:
+    async def list(self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int) -> Runs:
         self._open()
         found = (
             run
@@ -111,11 +110,11 @@ class MemoryStore:
         )
         return [run for _, run in zip(range(many), found, strict=False)]
 
-    async def history(self, run: Run) -> list[Entry]:
+    async def history(self, run: Run) -> Entries:
         self._open()
         return list(self._moves[run.id])
 
-    # -- claims --------------------------------------------------------------------------------------------------
+    # -- claims -----------------------------------------------------------------------------------------------------
 
     def _free(self, run: Run) -> bool:
         owner = None if run.owner is None else self._owners.get(run.owner)
@@ -125,7 +124,7 @@ class MemoryStore:
         run = self._runs[run.id] = replace(run, owner=owner, epoch=run.epoch + 1)
         return run
 
-    async def claim(self, owner: str, workflows: list[str], many: int, by: float) -> list[Run]:
+    async def claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
         self._open()
         due = [r for r in self._runs.values() if r.due is not None and r.due <= by]
         due = [r for r in due if r.workflow in workflows and self._free(r)]
@@ -135,7 +134,7 @@ class MemoryStore:
         run = await self.load(workflow, key)
         return self._claim(run, owner) if run and (run.owner == owner or self._free(run)) else None
 
-    async def oldest(self, workflow: str, but: list[str]) -> str | None:
+    async def oldest(self, workflow: str, but: Names) -> str | None:
         self._open()
         for run in self._runs.values():
             may = run.status in ("running", "waiting") or (run.status == "failed" and run.error is not None)
@@ -143,7 +142,7 @@ class MemoryStore:
                 return run.key
         return None
 
-    # -- owners --------------------------------------------------------------------------------------------------
+    # -- owners -----------------------------------------------------------------------------------------------------
 
     async def enrol(self, owner: Owner) -> None:
         self._open()
@@ -156,7 +155,7 @@ class MemoryStore:
             self._owners[token] = replace(owner, lease=lease)
         return owner is not None
 
-    async def owners(self) -> list[Owner]:
+    async def owners(self) -> Owners:
         return list(self._owners.values())
 
     async def bury(self, token: str) -> None:
@@ -166,7 +165,7 @@ class MemoryStore:
         self._clear()
 
     def _open(self) -> None:
-        if not self._opened:
+        if not self.opened:
             raise StoreError(f"{self.url} is not open")
 
 

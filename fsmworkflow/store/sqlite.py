@@ -20,8 +20,8 @@ import aiosqlite
 
 from fsmworkflow.codec import decode
 from fsmworkflow.errors import SchemaError, StoreError, StoreUnavailable
-from fsmworkflow.records import Call, Entry, Move, Owner, Run, replace
-from fsmworkflow.store import rows
+from fsmworkflow.records import Call, Move, Owner, Run, replace
+from fsmworkflow.store import Calls, Entries, Names, Owners, Runs, rows
 from fsmworkflow.store.memory import lost
 from fsmworkflow.store.sql import TABLES, migrations, queries, statements
 from fsmworkflow.store.writer import Write, Writer, patiently
@@ -51,7 +51,7 @@ class SQLiteStore:
         self._read: aiosqlite.Connection | None = None
         self._lock = asyncio.Lock()
 
-    # -- opening and closing -------------------------------------------------------------------------------------
+    # -- opening and closing ----------------------------------------------------------------------------------------
 
     async def open(self) -> None:
         if self._write is not None:
@@ -63,6 +63,10 @@ class SQLiteStore:
             await connection.close()
             raise
         self._write = connection
+
+    @property
+    def opened(self) -> bool:
+        return self._write is not None
 
     async def _connect(self) -> aiosqlite.Connection:
         connection = aiosqlite.connect(self.path, isolation_level=None, timeout=BUSY_SECONDS)
@@ -101,7 +105,7 @@ class SQLiteStore:
         connection = self._read
         return await patiently(lambda: _on(connection, function))
 
-    # -- writing -------------------------------------------------------------------------------------------------
+    # -- writing ----------------------------------------------------------------------------------------------------
 
     async def create(self, run: Run) -> tuple[Run, bool]:
         there: tuple[Run, bool] = await self._put("create", run)
@@ -135,9 +139,9 @@ class SQLiteStore:
         except (_Mixed, sqlite3.DataError, sqlite3.IntegrityError, OverflowError):
             await _on(connection, lambda db: _singly(db, batch, now))
 
-    # -- reading -------------------------------------------------------------------------------------------------
+    # -- reading ----------------------------------------------------------------------------------------------------
 
-    async def recall(self, run: Run, state: str, visit: int) -> list[Call]:
+    async def recall(self, run: Run, state: str, visit: int) -> Calls:
         found = await self._ask(lambda db: db.execute(SQL["recall"], (run.id, state, visit)).fetchall())
         return [Call(run=run.id, state=s, visit=v, name=n, nth=nth, result=r.encode()) for s, v, n, nth, r in found]
 
@@ -145,18 +149,16 @@ class SQLiteStore:
         found = await self._ask(lambda db: _runs(db, SQL["load"], (workflow, key)))
         return found[0] if found else None
 
-    async def list(
-        self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int
-    ) -> list[Run]:
+    async def list(self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int) -> Runs:
         values = {"workflow": workflow, "status": status, "state": state, "after": after, "many": many}
         return await self._ask(lambda db: _runs(db, SQL["list"], values))
 
-    async def history(self, run: Run) -> list[Entry]:
+    async def history(self, run: Run) -> Entries:
         return await self._ask(lambda db: _history(db, run.id))
 
-    # -- claims and owners -----------------------------------------------------------------------------------------
+    # -- claims and owners ------------------------------------------------------------------------------------------
 
-    async def claim(self, owner: str, workflows: list[str], many: int, by: float) -> list[Run]:
+    async def claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
         values = {"by": by, "owner": owner, "now": self._clock(), "workflows": json.dumps(workflows), "many": many}
         found = await self._do(lambda db: _runs(db, SQL["claim"], values))
         return sorted(found, key=lambda run: (run.due or 0.0, run.id))
@@ -166,7 +168,7 @@ class SQLiteStore:
         found = await self._do(lambda db: _runs(db, SQL["claim_one"], values))
         return found[0] if found else None
 
-    async def oldest(self, workflow: str, but: list[str]) -> str | None:
+    async def oldest(self, workflow: str, but: Names) -> str | None:
         values = {"workflow": workflow, "now": self._clock(), "but": json.dumps(but)}
         row = await self._ask(lambda db: db.execute(SQL["oldest"], values).fetchone())
         return None if row is None else str(row[0])
@@ -178,7 +180,7 @@ class SQLiteStore:
     async def renew(self, token: str, lease: float) -> bool:
         return await self._do(lambda db: db.execute(SQL["renew"], (lease, token)).rowcount == 1)
 
-    async def owners(self) -> list[Owner]:
+    async def owners(self) -> Owners:
         found = await self._ask(lambda db: db.execute(SQL["owners"]).fetchall())
         return [Owner(token=t, machine=m, process=p, lease=until, started=s) for t, m, p, until, s in found]
 
@@ -189,11 +191,11 @@ class SQLiteStore:
         await self._do(lambda db: [db.execute(one) for one in statements(SQL["reset"])])
 
 
-# -- on the connection's thread -----------------------------------------------------------------------------------------
+# -- on the connection's thread -------------------------------------------------------------------------------------
 
 
 async def _on(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run one function on the connection's thread: one hop for a whole transaction, where the public calls take four."""
+    """Run a function on the connection's thread: one hop for a whole transaction, where the public calls take four."""
     try:
         return await connection._execute(function, connection._conn)  # type: ignore[no-any-return, no-untyped-call]
     except sqlite3.OperationalError as error:
@@ -323,7 +325,7 @@ def _mappings(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-def _runs(db: sqlite3.Connection, sql: str, values: Sequence[Any] | Mapping[str, Any]) -> list[Run]:
+def _runs(db: sqlite3.Connection, sql: str, values: Sequence[Any] | Mapping[str, Any]) -> Runs:
     """The runs that a statement returns, whole."""
     found = [rows.run_of(row) for row in _mappings(db.execute(sql, values))]
     wanted = rows.wanted(found)
@@ -333,7 +335,7 @@ def _runs(db: sqlite3.Connection, sql: str, values: Sequence[Any] | Mapping[str,
     return [rows.filled(run, texts) for run in found]
 
 
-def _history(db: sqlite3.Connection, run: int) -> list[Entry]:
+def _history(db: sqlite3.Connection, run: int) -> Entries:
     def large(name: str) -> Any:
         ((_, _, text),) = db.execute(SQL["fields"], (json.dumps([[run, name]]),)).fetchall()
         return decode(text)
@@ -341,7 +343,7 @@ def _history(db: sqlite3.Connection, run: int) -> list[Entry]:
     return [rows.entry_of(row, large) for row in _mappings(db.execute(SQL["history"], (run,)))]
 
 
-# -- the schema ----------------------------------------------------------------------------------------------------------
+# -- the schema -----------------------------------------------------------------------------------------------------
 
 
 def _set_up(db: sqlite3.Connection) -> None:

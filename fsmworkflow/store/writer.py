@@ -40,7 +40,7 @@ class Writer:
     """Gathers writes and hands them to `apply` in batches, one at a time.
 
     `apply` commits a batch whole and sets each write's result or error. Where it raises StoreUnavailable the whole
-    batch is tried again, with pauses of 0.05 to 2 seconds and for as long as it takes; any other error is every caller's.
+    batch is tried again, with pauses of 0.05 to 2 seconds, for as long as it takes; any other error is every caller's.
     """
 
     def __init__(self, apply: Apply) -> None:
