@@ -33,12 +33,12 @@ def machine() -> dict[str, str]:
     }
 
 
-def markdown(results: Results, sizes: dict[str, Size], imports: list[float], rounds: int) -> str:
+def markdown(results: Results, sizes: dict[str, Size], imports: dict[str, list[float]], rounds: int) -> str:
     """All tables."""
     lines = ["; ".join(f"{name} {value}" for name, value in machine().items()), ""]
     lines += [f"Medians of {rounds} interleaved rounds (of ratios too), each measurement in a fresh process.", ""]
-    if imports:
-        lines += [f"`import fsmworkflow` takes {median(imports) * 1e3:.1f} ms beyond `import asyncio`.", ""]
+    for statement, spent in imports.items():
+        lines += [f"`{statement}` takes {median(spent) * 1e3:.1f} ms beyond `import asyncio`.", ""]
     for job, least in dict.fromkeys((cell.job, cell.least) for cell in results):
         size = sizes[job]
         disk = f"{least / 1000:g} ms a commit" if least else "plain disk"

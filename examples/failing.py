@@ -7,6 +7,7 @@ there: `bake` does not run again. The third time there is nothing left to do.
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 from fsmworkflow import Engine, RunFailed, Workflow, WorkflowContext
@@ -45,4 +46,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("fsmworkflow").setLevel(logging.CRITICAL)  # the failure is told above, in our own words
     asyncio.run(main())

@@ -7,6 +7,7 @@ and pays only for the calls that were still missing.
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from fsmworkflow import Engine, RunFailed, Workflow, WorkflowContext
 
@@ -51,4 +52,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("fsmworkflow").setLevel(logging.CRITICAL)  # the failure is told above, in our own words
     asyncio.run(main())

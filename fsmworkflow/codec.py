@@ -79,87 +79,104 @@ _READ: dict[str, Callable[[str], Any]] = {
 }
 
 
-def _refuse(value: Any, path: str) -> NoReturn:
+Path = str | tuple[Any, Any]
+"""Where a value stands: a name, or (what it is in, its key or index). Spelled out only where something is refused."""
+
+
+def _spelled(path: Path) -> str:
+    if isinstance(path, str):
+        return path
+    parent, part = path
+    return _spelled(parent) + (f"[{part}]" if isinstance(part, int) else f".{part}")
+
+
+def _refuse(value: Any, path: Path) -> NoReturn:
     kind = type(value)
     if isinstance(value, float):
-        raise CodecError(path, f"{value!r} has no JSON text that reads back equal")
-    if isinstance(value, tuple):
-        raise CodecError(path, "a tuple would come back as a list: write a list, or give the workflow a data type")
-    raise CodecError(
-        path,
-        f"a value of type {kind.__module__}.{kind.__qualname__} would not come back equal: "
-        "use plain values, or give the workflow a data type",
-    )
+        reason = f"{value!r} has no JSON text that reads back equal"
+    elif isinstance(value, tuple):
+        reason = "a tuple would come back as a list: write a list, or give the workflow a data type"
+    else:
+        name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+        reason = f"a value of type {name} would not come back equal: use plain values, or give the workflow a data type"
+    raise CodecError(_spelled(path), reason)
 
 
-def _check_text(value: str, path: str) -> None:
+def _check_text(value: str, path: Path) -> None:
     if "\0" in value:
-        raise CodecError(path, "text holds a NUL character, which stores do not keep")
+        raise CodecError(_spelled(path), "text holds a NUL character, which stores do not keep")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise CodecError(path, "text holds a lone surrogate, which is not Unicode text") from None
+            raise CodecError(_spelled(path), "text holds a lone surrogate, which is not Unicode text") from None
 
 
-def _tagged(value: Any, path: str) -> dict[str, str]:
+def _check_key(key: Any, path: Path) -> None:
+    if type(key) is not str:
+        raise CodecError(_spelled(path), f"a key of type {type(key).__name__} would come back as text")
+    _check_text(key, path)
+
+
+def _tagged(value: Any, path: Path) -> dict[str, str]:
     tag, write = _WRITE[type(value)]
-    if isinstance(value, (dt.datetime, dt.time)):
-        zone = value.tzinfo
-        # A named zone would come back as a fixed offset, which is another value the day the clocks change.
-        if zone is not None and type(zone) is not dt.timezone:
-            raise CodecError(
-                path, "a named time zone does not read back: use datetime.timezone, or keep its name apart"
-            )
-        if zone is not None and zone != dt.UTC and zone.tzname(None) != dt.timezone(zone.utcoffset(None)).tzname(None):
-            raise CodecError(path, "a named time zone does not read back: use datetime.timezone without a name")
+    zone = getattr(value, "tzinfo", None)
+    # A named zone would come back as a fixed offset, which is another value the day the clocks change.
+    if zone is not None and (type(zone) is not dt.timezone or repr(zone) != repr(dt.timezone(zone.utcoffset(None)))):
+        raise CodecError(_spelled(path), "a named time zone does not read back: use datetime.timezone, without a name")
     return {tag: write(value)}
 
 
-def _walk(value: Any, path: str, depth: int) -> Any:
-    """The value as msgspec may write it: itself where nothing in it needs a tag, else a copy. Exact types only."""
+_PLAIN = frozenset({int, bool, type(None)})
+
+
+def _walk(value: Any, path: Path, depth: int, known: set[str]) -> Any:
+    """The value as msgspec may write it: itself where nothing in it needs a tag, else a copy. Exact types only.
+
+    `known` are keys that were checked before: records in a list have the same ones.
+    """
     kind = type(value)
     if kind is str:
-        _check_text(value, path)
+        if "\0" in value or not value.isascii():
+            _check_text(value, path)
         return value
-    if kind is int or kind is bool or value is None:
+    if kind in _PLAIN:
         return value
     if kind is float:
         return value if value - value == 0.0 else _refuse(value, path)
-    if depth <= 0 and kind in (dict, Data, list):
-        raise CodecError(path, f"nested deeper than {DEPTH} levels")
-    if kind is dict or kind is Data:
-        return _walk_dict(value, path, depth - 1)
-    if kind is list:
-        return _walk_list(value, path, depth - 1)
-    return _tagged(value, path) if kind in _WRITE else _refuse(value, path)
+    if kind is not dict and kind is not list and kind is not Data:
+        return _tagged(value, path) if kind in _WRITE else _refuse(value, path)
+    if depth <= 0:
+        raise CodecError(_spelled(path), f"nested deeper than {DEPTH} levels")
+    return _walk_list(value, path, depth - 1, known) if kind is list else _walk_dict(value, path, depth - 1, known)
 
 
-def _walk_dict(value: dict[str, Any], path: str, depth: int) -> dict[str, Any]:
-    copy: dict[str, Any] | None = {} if type(value) is Data else None
-    for number, (key, item) in enumerate(value.items()):
-        if type(key) is not str:
-            raise CodecError(path, f"a key of type {type(key).__name__} would come back as text")
-        _check_text(key, path)
-        kind = type(item)
-        plain = item if kind is int or kind is bool or item is None else _walk(item, f"{path}.{key}", depth)
-        if copy is None and (plain is not item or key[:1] == "$"):
-            copy = {("$" + k if k[:1] == "$" else k): v for k, v in list(value.items())[:number]}
-        if copy is not None:
-            copy["$" + key if key[:1] == "$" else key] = plain
-    return value if copy is None else copy
+def _walk_dict(value: dict[str, Any], path: Path, depth: int, known: set[str]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    escape = type(value) is Data
+    for key, item in value.items():
+        if type(key) is not str or key not in known:
+            _check_key(key, path)
+            escape = escape or key[:1] == "$"
+            if key[:1] != "$":
+                known.add(key)
+        if type(item) not in _PLAIN:
+            plain = _walk(item, (path, key), depth, known)
+            if plain is not item:
+                changed[key] = plain
+    if not changed and not escape:
+        return value
+    return {("$" + key if key[:1] == "$" else key): changed.get(key, item) for key, item in value.items()}
 
 
-def _walk_list(value: list[Any], path: str, depth: int) -> list[Any]:
-    copy: list[Any] | None = None
+def _walk_list(value: list[Any], path: Path, depth: int, known: set[str]) -> list[Any]:
+    changed: dict[int, Any] = {}
     for number, item in enumerate(value):
-        kind = type(item)
-        plain = item if kind is int or kind is bool else _walk(item, f"{path}[{number}]", depth)
-        if copy is None and plain is not item:
-            copy = value[:number]
-        if copy is not None:
-            copy.append(plain)
-    return value if copy is None else copy
+        if type(item) not in _PLAIN:
+            plain = _walk(item, (path, number), depth, known)
+            if plain is not item:
+                changed[number] = plain
+    return [changed.get(number, item) for number, item in enumerate(value)] if changed else value
 
 
 def _revive(value: Any) -> Any:
@@ -181,7 +198,7 @@ def encode(value: Any, path: str = "value", *, limit: int = LIMIT) -> bytes:
     """
     kind = type(value)
     if kind is not int and kind is not bool and value is not None:
-        value = _walk(value, path, DEPTH)
+        value = _walk(value, path, DEPTH, set())
     text = _encode(value)
     if len(text) > limit:
         raise CodecError(path, f"{len(text):,} bytes of JSON are over the limit of {limit:,}")

@@ -270,7 +270,7 @@ def test_a_folder_that_is_not_there_and_a_database_that_is_none_are_told(
 ) -> None:
     start("digest.py", "nowhere", status=2, errors="nowhere is not a folder")
     (tmp_path / "no.db").write_text("this is no database " * 100, encoding="utf-8")
-    start("digest.py", folder, "--db", "no.db", status=1, errors="no.db")
+    start("digest.py", folder, "--db", "no.db", status=1, errors="not a database")
 
 
 @pytest.mark.usefixtures("modules")

@@ -72,6 +72,38 @@ def advance_values(move: Move) -> tuple[Value, ...]:
     )
 
 
+def stays_running(move: Move) -> bool:
+    """Whether a move leaves alone what indexes and claims look at. A running run is due, whatever was posted to it."""
+    before, after = move.before, move.after
+    return (
+        after.status == "running" == before.status
+        and after.due == before.due
+        and after.owner == before.owner
+        and after.structure == before.structure
+        and after.definition == before.definition
+    )
+
+
+def running_values(move: Move) -> tuple[Value, ...]:
+    """The parameters of the block `advance_running`."""
+    run, before = move.after, move.before
+    return (
+        run.state,
+        text(run.active),
+        stored(run.fields, run.hashes),
+        run.version,
+        None if run.error is None else text(run.error),
+        text(run.actions) if run.actions else None,
+        text(run.undo) if run.undo else None,
+        run.deaths,
+        run.updated,
+        run.id,
+        before.version,
+        before.owner,
+        before.epoch,
+    )
+
+
 def move_values(move: Move) -> tuple[Value, ...]:
     """The parameters of the block `move`."""
     run, before, event = move.after, move.before, move.event

@@ -250,8 +250,11 @@ def _batch(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
 
 
 def _advance(db: sqlite3.Connection, moves: list[Move]) -> None:
-    if db.executemany(SQL["advance"], [rows.advance_values(m) for m in moves]).rowcount != len(moves):
-        raise _Mixed
+    running = [rows.running_values(m) for m in moves if rows.stays_running(m)]
+    others = [rows.advance_values(m) for m in moves if not rows.stays_running(m)] if len(running) < len(moves) else []
+    for block, values in (("advance_running", running), ("advance", others)):
+        if values and db.executemany(SQL[block], values).rowcount != len(values):
+            raise _Mixed
     db.executemany(SQL["move"], [rows.move_values(m) for m in moves])
     if large := [v for m in moves if m.changes and m.after.hashes for v in rows.large_fields(m.after, m.changes)]:
         db.executemany(SQL["field"], large)

@@ -8,6 +8,12 @@ UPDATE fsm_runs
        owner = ?, error = ?, actions = ?, undo = ?, deaths = ?, updated = ?
  WHERE id = ? AND version = ? AND owner = ? AND epoch = ?;
 
+-- name: advance_running
+-- As advance, for a run that was and stays running: no column of an index is named, so no index page is written.
+UPDATE fsm_runs
+   SET state = ?, active = ?, data = ?, version = ?, error = ?, actions = ?, undo = ?, deaths = ?, updated = ?
+ WHERE id = ? AND version = ? AND owner = ? AND epoch = ?;
+
 -- name: move
 INSERT INTO fsm_moves
        (run, version, at, began, event, trigger, source, dest, status, attempt, owner, epoch, changes, removed, asked, error)

@@ -1,0 +1,162 @@
+"""What tests of workflows need: a store that crashes at the n-th write, and a clock that tests turn."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from fsmworkflow.records import Call, Move, Owner, Run
+from fsmworkflow.retry import Duration, seconds
+from fsmworkflow.store import Calls, Entries, Names, Owners, Runs, Store
+
+__all__ = ["Clock", "Crash", "CrashingStore"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Crash(BaseException):
+    """The process is taken to have died here. No `except Exception` catches it, as none survives SIGKILL."""
+
+
+class Clock:
+    """A clock that tests turn, for `MemoryStore(clock=clock)` and `SQLiteStore(path, clock=clock)`.
+
+    Called, it gives the time in seconds since the epoch. It stands still but for `turn`.
+    """
+
+    def __init__(self, now: float = 1_750_000_000.0) -> None:
+        self.time = now
+
+    def __call__(self) -> float:
+        return self.time
+
+    def turn(self, by: Duration) -> float:
+        """Move the clock on, by seconds or by a duration such as "3d", and return the time that it now is."""
+        self.time += seconds(by)
+        return self.time
+
+
+class CrashingStore:
+    """A Store that stops at its `at`-th write, counted from 1: before the write took effect, or after it did.
+
+        store = CrashingStore(MemoryStore(), at=3, when="after")
+        with pytest.raises(Crash):
+            async with Engine(store, workflows=[article]) as engine:
+                await engine.run(article, key="article-1")
+        await store.bury_the_dead()
+        async with Engine(store.inner, workflows=[article]) as engine:  # the restarted process
+            run = await engine.run(article, key="article-1")
+
+    Writes are create, commit, settle, release and remember. The one that stops raises Crash in whoever drives, and from
+    then on everything but `close` does. `writes` counts what was asked for; `crashed` says whether it has stopped.
+    With `at=None` it never stops, and only counts.
+    """
+
+    def __init__(self, store: Store, *, at: int | None, when: Literal["before", "after"] = "before") -> None:
+        if when not in ("before", "after"):
+            raise ValueError(f"when must be 'before' or 'after', not {when!r}")
+        self.inner = store
+        self.url = store.url
+        self.at = at
+        self.when = when
+        self.writes = 0
+        self.crashed = False
+
+    async def bury_the_dead(self) -> None:
+        """Open the inner store, and strike all owners off its list, as a restarted process does with dead ones.
+
+        A test's own process lives on, so that nobody else would take its engine for dead before the end of its lease.
+        """
+        await self.inner.open()
+        for owner in await self.inner.owners():
+            await self.inner.bury(owner.token)
+
+    def _alive(self) -> None:
+        if self.crashed:
+            raise Crash(f"{self.url} crashed at write {self.at}")
+
+    async def _write(self, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        self._alive()
+        self.writes += 1
+        stops = self.writes == self.at
+        if stops and self.when == "before":
+            self.crashed = True
+        self._alive()
+        result = await method(*args, **kwargs)
+        if stops:
+            self.crashed = True
+        self._alive()
+        return result
+
+    async def _other(self, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        self._alive()
+        return await method(*args, **kwargs)
+
+    # -- writes -----------------------------------------------------------------------------------------------------
+
+    async def create(self, run: Run) -> tuple[Run, bool]:
+        return await self._write(self.inner.create, run)
+
+    async def commit(self, move: Move) -> None:
+        await self._write(self.inner.commit, move)
+
+    async def settle(self, before: Run, after: Run) -> None:
+        await self._write(self.inner.settle, before, after)
+
+    async def release(self, run: Run) -> None:
+        await self._write(self.inner.release, run)
+
+    async def remember(self, run: Run, call: Call) -> None:
+        await self._write(self.inner.remember, run, call)
+
+    # -- everything else --------------------------------------------------------------------------------------------
+
+    @property
+    def opened(self) -> bool:
+        return self.inner.opened
+
+    async def open(self) -> None:
+        await self._other(self.inner.open)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    def now(self) -> float:
+        return self.inner.now()
+
+    async def recall(self, run: Run, state: str, visit: int) -> Calls:
+        return await self._other(self.inner.recall, run, state, visit)
+
+    async def load(self, workflow: str, key: str) -> Run | None:
+        return await self._other(self.inner.load, workflow, key)
+
+    async def claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
+        return await self._other(self.inner.claim, owner, workflows, many, by)
+
+    async def claim_one(self, owner: str, workflow: str, key: str) -> Run | None:
+        return await self._other(self.inner.claim_one, owner, workflow, key)
+
+    async def oldest(self, workflow: str, but: Names) -> str | None:
+        return await self._other(self.inner.oldest, workflow, but)
+
+    async def list(self, **which: Any) -> Runs:
+        return await self._other(self.inner.list, **which)
+
+    async def history(self, run: Run) -> Entries:
+        return await self._other(self.inner.history, run)
+
+    async def enrol(self, owner: Owner) -> None:
+        await self._other(self.inner.enrol, owner)
+
+    async def renew(self, token: str, lease: float) -> bool:
+        return await self._other(self.inner.renew, token, lease)
+
+    async def owners(self) -> Owners:
+        return await self._other(self.inner.owners)
+
+    async def bury(self, token: str) -> None:
+        await self._other(self.inner.bury, token)
+
+    async def reset(self) -> None:
+        await self._other(self.inner.reset)

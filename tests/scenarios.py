@@ -1,0 +1,638 @@
+"""One list of scenarios, from which the fault tests are made: each is a workflow, its input, and what is true at its end.
+
+A later feature adds its scenarios here and is thereby crashed before and after every write, told that a write failed
+which was made, and cancelled at every await, on every store. To add one, write a function that is given a Ledger and
+returns a Workflow, and decorate it with what must be true at the end:
+
+    @scenario(state="end", visits="first", data={"n": 1})
+    def one_step(ledger: Ledger) -> Workflow:
+        flow = Workflow("one_step")
+
+        @flow.step(initial=True, then="end")
+        async def first(ctx):
+            async with ledger.body(ctx):
+                ctx.data["n"] = 1
+
+        flow.final("end")
+        return flow
+
+Every body goes through `ledger.body(ctx)`, every remembered call through `ledger.ask`, every action through
+`ledger.act(ctx, name)`: the ledger is the world outside, which sees what was really done, and how often. What a step does
+may depend on its data and on `ctx.attempt`, never on the time. Keep delays under 20 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from fsmworkflow import (
+    Engine,
+    Entry,
+    PersistentWorkflowStateMachine,
+    Retry,
+    Run,
+    RunFailed,
+    Store,
+    To,
+    Transition,
+    Workflow,
+    WorkflowContext,
+    WorkflowDefinition,
+    field,
+)
+from fsmworkflow.testing import Crash
+
+KEY = "one"
+SECONDS = 5.0
+"""How long a scenario may take, after any fault: far less than a lease, so that a run which nobody gave back shows."""
+
+
+class Refused(Exception):
+    """What a step of a scenario raises."""
+
+
+class Ledger:
+    """What the bodies of a scenario have really done, in their order, over all crashes and restarts.
+
+    `dead()` says that the process in which they run is taken to have died: then they do nothing more.
+    """
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, int]] = []  # (state, visit) of each body, as it begins
+        self.ended: list[tuple[str, int]] = []
+        self.asked: list[str] = []  # the idempotency key of the visit in which each remembered call was really made
+        self.acted: list[str] = []
+        self.dead: Callable[[], bool] = lambda: False
+        self._lock = threading.Lock()
+
+    def _note(self, book: list[Any], entry: Any) -> None:
+        with self._lock:
+            if self.dead():
+                raise Crash("this process has died")
+            book.append(entry)
+
+    @contextlib.contextmanager
+    def sync_body(self, ctx: WorkflowContext[Any]) -> Iterator[None]:
+        """Round the body of a synchronous step."""
+        place = ctx.state, int(ctx.idempotency_key.rpartition("/")[2])
+        self._note(self.begun, place)
+        yield
+        self._note(self.ended, place)
+
+    @contextlib.asynccontextmanager
+    async def body(self, ctx: WorkflowContext[Any]) -> AsyncIterator[None]:
+        """Round the body of a step. It gives others a turn, as real work does."""
+        with self.sync_body(ctx):
+            await asyncio.sleep(0)
+            yield
+
+    async def ask(self, place: str, question: str) -> str:
+        """Something that costs money, to be called by `ctx.call(ledger.ask, ctx.idempotency_key, ...)`."""
+        self._note(self.asked, place)
+        await asyncio.sleep(0)
+        return f"answer to {question}"
+
+    def act(self, ctx: WorkflowContext[Any], name: str) -> None:
+        """What an action does."""
+        self._note(self.acted, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """What happens and how it ends. `visits` are the states in the order in which they were completed.
+
+    `bodies` are the states of the bodies that run where nothing goes wrong (the visits unless given), `calls` how many
+    remembered calls are really made, `actions` what is done after commits, in order.
+    """
+
+    name: str
+    make: Callable[[Ledger], Workflow]
+    state: str
+    visits: tuple[str, ...]
+    data: dict[str, Any]
+    bodies: tuple[str, ...]
+    input: Any = None
+    status: str = "done"
+    calls: int = 0
+    actions: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SCENARIOS: list[Scenario] = []
+
+
+def scenario(
+    *, visits: str, state: str, data: dict[str, Any], bodies: str | None = None, actions: str = "", **more: Any
+) -> Callable[[Callable[[Ledger], Workflow]], Callable[[Ledger], Workflow]]:
+    """Put the decorated function on the list, under its own name, which is also that of its workflow."""
+
+    def add(make: Callable[[Ledger], Workflow]) -> Callable[[Ledger], Workflow]:
+        ran = visits if bodies is None else bodies
+        SCENARIOS.append(
+            Scenario(
+                name=make.__name__,
+                make=make,
+                state=state,
+                visits=tuple(visits.split()),
+                data=data,
+                bodies=tuple(ran.split()),
+                actions=tuple(actions.split()),
+                **more,
+            )
+        )
+        return make
+
+    return add
+
+
+# -- driving one, and looking at its end ----------------------------------------------------------------------------
+
+Way = Callable[[Store, Scenario, Ledger], Any]
+
+
+async def by_run(store: Store, scenario: Scenario, ledger: Ledger) -> Run:
+    """As a program does that is simply started again: `engine.run`, once more where it failed."""
+    flow = scenario.make(ledger)
+    async with Engine(store, workflows=[flow]) as engine:
+        for _ in range(3):
+            try:
+                return await engine.run(flow, scenario.input, key=KEY)
+            except RunFailed as failed:
+                run = failed.run
+                if scenario.status == "failed" and run.state == scenario.state:
+                    return run
+    return run
+
+
+async def by_resume(store: Store, scenario: Scenario, ledger: Ledger) -> Run:
+    """As a service does that looks after what it finds, and only then after what it is asked for."""
+    flow = scenario.make(ledger)
+    async with Engine(store, workflows=[flow]) as engine:
+        await engine.resume()
+    return await by_run(store, scenario, ledger)
+
+
+async def by_machine(store: Store, scenario: Scenario, ledger: Ledger) -> Run:
+    """By a machine in the caller's own task, once more where it failed."""
+    for _ in range(3):
+        machine = PersistentWorkflowStateMachine(store, scenario.make(ledger), KEY, scenario.input)
+        try:
+            await machine.run_workflow()
+        except (Refused, RunFailed):
+            if scenario.status != "failed" or machine.state != scenario.state:
+                continue
+        break
+    assert machine.run is not None
+    return machine.run
+
+
+WAYS: tuple[Way, ...] = (by_run, by_resume, by_machine)
+
+
+@dataclasses.dataclass(frozen=True)
+class Left:
+    """What a fault left in the store, and what had been done by then."""
+
+    run: Run | None = None
+    done: frozenset[tuple[str, int]] = frozenset()
+    remembered: Counter[str] = dataclasses.field(default_factory=Counter)
+    begun: int = 0
+    asked: int = 0
+
+
+async def left(store: Store, scenario: Scenario, ledger: Ledger) -> Left:
+    """Look at what a fault left. The store is open."""
+    run = await store.load(scenario.name, KEY)
+    if run is None:
+        return Left(begun=len(ledger.begun), asked=len(ledger.asked))
+    remembered: Counter[str] = Counter()
+    for state, stay in run.active.items():
+        place = f"{run.workflow}/{run.key}/{state}/{stay.visit}"
+        remembered[place] = len(await store.recall(run, state, stay.visit))
+    done = frozenset(visits_of(await store.history(run)))
+    return Left(run, done, +remembered, len(ledger.begun), len(ledger.asked))
+
+
+def visits_of(history: list[Entry]) -> list[tuple[str, int]]:
+    """The completed visits in their order, each as its state and the version of the move that entered it."""
+    found, visit = [], 0
+    for entry in history:
+        if entry.event == "$done":
+            found.append((entry.source, visit))
+            visit = entry.version
+    return found
+
+
+async def check_end(
+    store: Store, scenario: Scenario, ledger: Ledger, *, faults: int = 0, before: Left | None = None
+) -> None:
+    """Check that the scenario ended as it says, after so many faults, the last of which left `before`."""
+    runs = await store.list(workflow=scenario.name, status=None, state=None, after=0, many=10)
+    assert [run.key for run in runs] == [KEY], "there is one run and no second one"
+    (run,) = runs
+    assert (run.status, run.state) == (scenario.status, scenario.state), run.error
+    assert run.to_dict()["data"] == scenario.data
+    assert list(run.to_dict()["data"]) == list(scenario.data), "in the same order"
+    assert run.owner is None, "a run that is over belongs to nobody"
+    assert run.due is None, "a run that is over is due to nobody"
+    assert not run.actions
+    history = await store.history(run)
+    assert [entry.version for entry in history] == list(range(run.version + 1)), "history has no gap"
+    completed = visits_of(history)
+    assert tuple(state for state, _ in completed) == scenario.visits
+    _check_bodies(scenario, ledger, completed, faults)
+    _check_calls(scenario, ledger, faults, before or Left())
+    _check_actions(scenario, ledger, faults)
+
+
+def _check_bodies(scenario: Scenario, ledger: Ledger, completed: list[tuple[str, int]], faults: int) -> None:
+    ran, planned = Counter(state for state, _ in ledger.begun), Counter(scenario.bodies)
+    assert set(ran) == set(planned), "other bodies ran"
+    assert not planned - ran, f"bodies that did not run: {planned - ran}"
+    repeated = ran - planned
+    assert repeated.total() <= faults, f"more repeats than faults: {repeated}"
+    ended = [visit for visit in completed if visit[0] in planned]
+    assert not set(ended) - set(ledger.ended), "a visit was completed whose body never came to its end"
+    assert [state for state, _ in dict.fromkeys(ledger.begun)] == [state for state, _ in ended], "in another order"
+
+
+def _check_calls(scenario: Scenario, ledger: Ledger, faults: int, before: Left) -> None:
+    late = set(ledger.begun[before.begun :]) & before.done
+    assert not late, f"completed visits that ran again: {late}"
+    if not faults:
+        assert len(ledger.asked) == scenario.calls
+        return
+    made = Counter(place for place in ledger.asked[: before.asked])
+    after = Counter(ledger.asked[before.asked :])
+    again = {place: n for place, n in after.items() if n > scenario.calls - before.remembered[place]}
+    assert not again, f"remembered calls that were made again: {again}"
+    forgotten = made - before.remembered
+    lost = sum(n for place, n in forgotten.items() if place in after)
+    assert len(ledger.asked) <= scenario.calls + lost
+
+
+def _check_actions(scenario: Scenario, ledger: Ledger, faults: int) -> None:
+    acted, planned = Counter(ledger.acted), Counter(scenario.actions)
+    assert not planned - acted, f"actions that were not done: {planned - acted}"
+    assert (acted - planned).total() <= faults, f"actions done too often: {acted - planned}"
+    assert tuple(dict.fromkeys(ledger.acted)) == tuple(dict.fromkeys(scenario.actions)), "in another order"
+
+
+# -- the scenarios --------------------------------------------------------------------------------------------------
+
+
+@scenario(visits="draft judge publish", state="published", input={"topic": "x"}, data={"topic": "x", "text": "X", "n": 2})
+def straight_line(ledger: Ledger) -> Workflow:
+    flow = Workflow("straight_line")
+
+    @flow.step(initial=True, then="judge")
+    async def draft(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["text"] = ctx.data["topic"].upper()
+
+    @flow.step(then="publish")
+    async def judge(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["n"] = 1
+
+    @flow.step(then="published")
+    async def publish(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["n"] += 1
+
+    flow.final("published")
+    return flow
+
+
+@scenario(visits="draft judge draft judge draft judge tidy", state="end", data={"score": 3, "seen": [1, 2, 3]})
+def branches_and_loop(ledger: Ledger) -> Workflow:
+    flow = Workflow("branches_and_loop")
+
+    @flow.step(initial=True, then="judge")
+    async def draft(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["score"] = (ctx.data.get("score") or 0) + 1
+
+    @flow.step(then=[(field("score") >= 3, "tidy"), (field("score") < 0, "end"), "draft"])
+    async def judge(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["seen"] = [*(ctx.data.get("seen") or []), ctx.data["score"]]
+
+    @flow.step(then="end")
+    async def tidy(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            pass
+
+    flow.final("end")
+    return flow
+
+
+@scenario(visits="ask left right", state="end", data={"way": ["left", "right"]})
+def returned_triggers(ledger: Ledger) -> Workflow:
+    flow = Workflow("returned_triggers")
+
+    @flow.step(initial=True)
+    async def ask(ctx: WorkflowContext[Any]) -> str:
+        async with ledger.body(ctx):
+            return "go_left"
+
+    @flow.step()
+    async def left(ctx: WorkflowContext[Any]) -> tuple[WorkflowContext[Any], str]:
+        async with ledger.body(ctx):
+            ctx.data["way"] = ["left"]
+            return ctx, "onward"
+
+    @flow.step(then="end")
+    async def right(ctx: WorkflowContext[Any]) -> WorkflowContext[Any]:
+        async with ledger.body(ctx):
+            return WorkflowContext(data={"way": [*ctx.data["way"], "right"]})
+
+    flow.transition("go_left", "ask", "left")
+    flow.transition("go_right", "ask", "right")
+    flow.transition("onward", ["ask", "left"], "right")
+    flow.final("end")
+    return flow
+
+
+@scenario(visits="weigh which heavy or_what", bodies="weigh heavy", state="end", data={"kg": 40})
+def choices(ledger: Ledger) -> Workflow:
+    flow = Workflow("choices")
+
+    @flow.step(initial=True, then="which")
+    async def weigh(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["kg"] = 40
+
+    flow.choice("which", [(field("kg") > 30, "heavy"), "light"])
+
+    @flow.step(then="or_what")
+    async def heavy(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            pass
+
+    @flow.step(then="end")
+    async def light(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            pass
+
+    flow.choice("or_what", "end")
+    flow.final("end")
+    return flow
+
+
+@scenario(visits="first fetch", bodies="first fetch fetch fetch", state="end", data={"got": "on attempt 3"})
+def retried_twice(ledger: Ledger) -> Workflow:
+    flow = Workflow("retried_twice")
+
+    @flow.step(initial=True, then="fetch")
+    async def first(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            pass
+
+    @flow.step(then="end", retry=Retry(attempts=3, first_delay=0.005, max_delay=0.01))
+    async def fetch(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["got"] = f"on attempt {ctx.attempt}"
+            if ctx.attempt < 3:
+                raise Refused("not yet")
+
+    flow.final("end")
+    return flow
+
+
+@scenario(visits="order pay", bodies="order pay pay", state="paid", data={"order": 7, "paid": True})
+def failed_then_run_again(ledger: Ledger) -> Workflow:
+    flow = Workflow("failed_then_run_again")
+
+    @flow.step(initial=True, then="pay")
+    async def order(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["order"] = 7
+
+    @flow.step(then="paid")
+    async def pay(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["paid"] = True
+            if sum(state == "pay" for state, _ in ledger.begun) == 1:
+                raise Refused("the bank is closed the first time that it is asked")
+
+    flow.final("paid")
+    return flow
+
+
+SAMPLES = ["answer to a", *["answer to b"] * 3, "answer to c"]
+
+
+@scenario(visits="think tell", state="end", calls=6, data={"samples": SAMPLES, "told": "answer to d"})
+def remembered_calls(ledger: Ledger) -> Workflow:
+    flow = Workflow("remembered_calls")
+
+    @flow.step(initial=True, then="tell")
+    async def think(ctx: WorkflowContext[Any]) -> None:
+        place = ctx.idempotency_key
+        async with ledger.body(ctx):
+            first = await ctx.call(ledger.ask, place, "a")
+            several = await asyncio.gather(*(ctx.call(ledger.ask, place, "b") for _ in range(3)))
+            last = await ctx.remember("last", lambda: ledger.ask(place, "c"))
+            ctx.data["samples"] = [first, *several, last]
+
+    @flow.step(then="end")
+    async def tell(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["told"] = await ctx.call(ledger.ask, ctx.idempotency_key, "d")
+
+    flow.final("end")
+    return flow
+
+
+@scenario(visits="count double", state="end", input={"n": 1}, data={"n": 4})
+def synchronous_steps(ledger: Ledger) -> Workflow:
+    flow = Workflow("synchronous_steps")
+
+    @flow.step(initial=True, then="double")
+    def count(ctx: WorkflowContext[Any]) -> None:
+        with ledger.sync_body(ctx):
+            ctx.data["n"] += 1
+
+    @flow.step(then="end")
+    def double(ctx: WorkflowContext[Any]) -> None:
+        with ledger.sync_body(ctx):
+            ctx.data["n"] *= 2
+
+    flow.final("end")
+    return flow
+
+
+@dataclasses.dataclass
+class Order:
+    number: int
+    lines: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    total: int | None = None
+
+
+@scenario(
+    visits="fill add_up",
+    state="end",
+    input=Order(7),
+    data={"number": 7, "lines": [["tea", 2], ["cup", 3]], "total": 5},
+)
+def typed_data(ledger: Ledger) -> Workflow:
+    flow = Workflow("typed_data", data=Order)
+
+    @flow.step(initial=True, then="add_up")
+    async def fill(ctx: WorkflowContext[Order]) -> None:
+        async with ledger.body(ctx):
+            ctx.data.lines += [("tea", 2), ("cup", 3)]
+
+    @flow.step(then="end")
+    async def add_up(ctx: WorkflowContext[Order]) -> None:
+        async with ledger.body(ctx):
+            ctx.data.total = sum(count for _, count in ctx.data.lines)
+
+    flow.final("end")
+    return flow
+
+
+RECORDS = [{"id": n, "name": f"record {n}"} for n in range(200)]
+
+
+@scenario(
+    visits="beside touch beside_again",
+    state="end",
+    input={"records": RECORDS, "n": 0},
+    data={"records": [{**RECORDS[0], "name": "touched"}, *RECORDS[1:]], "n": 2},
+)
+def large_field(ledger: Ledger) -> Workflow:
+    flow = Workflow("large_field")
+
+    @flow.step(initial=True, then="touch")
+    async def beside(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["n"] += 1
+
+    @flow.step(then="beside_again")
+    async def touch(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["records"][0]["name"] = "touched"
+
+    @flow.step(then="end")
+    async def beside_again(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["n"] += 1
+
+    flow.final("end")
+    return flow
+
+
+@scenario(visits="write send", state="sent", data={"text": "hello"}, actions="tell_writer tell_reader")
+def actions_after_commits(ledger: Ledger) -> Workflow:
+    flow = Workflow("actions_after_commits")
+
+    def tell_writer(ctx: WorkflowContext[Any]) -> None:
+        ledger.act(ctx, "tell_writer")
+
+    async def tell_reader(ctx: WorkflowContext[Any]) -> None:
+        ledger.act(ctx, "tell_reader")
+
+    @flow.step(initial=True, then=To("send", after=tell_writer))
+    async def write(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["text"] = "hello"
+
+    @flow.step(then=To("sent", after=tell_reader))
+    async def send(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            pass
+
+    flow.final("sent")
+    return flow
+
+
+def _as_data(ledger: Ledger, name: str, triggers: dict[str, str], transitions: list[Transition]) -> Workflow:
+    """A WorkflowDefinition of the steps opened, handled and closed, which return these triggers."""
+
+    class Methods:
+        def note(self, ctx: WorkflowContext[Any]) -> None:
+            ledger.act(ctx, "note")
+
+    async def body(ctx: WorkflowContext[Any]) -> tuple[WorkflowContext[Any], str | None]:
+        async with ledger.body(ctx):
+            ctx.data["steps"] = [*(ctx.data.get("steps") or []), ctx.state]
+            return ctx, triggers.get(ctx.state)
+
+    names = ["opened", "handled", "closed"]
+    return WorkflowDefinition(name=name, steps=names, transitions=transitions).build(dict.fromkeys(names, body), Methods())
+
+
+@scenario(
+    visits="opened handled closed",
+    state="closed",
+    data={"steps": ["opened", "handled", "closed"]},
+    actions="note note",
+)
+def definition_with_star(ledger: Ledger) -> Workflow:
+    return _as_data(
+        ledger,
+        "definition_with_star",
+        {"handled": "close"},
+        [
+            Transition(trigger="handle", source="opened", dest="handled", after="note"),
+            Transition(trigger="reopen", source="handled", dest="opened"),
+            Transition(trigger="close", source="*", dest="closed", after="note"),
+        ],
+    )
+
+
+@scenario(visits="opened handled", state="handled", data={"steps": ["opened", "handled"]})
+def definition_that_ends_where_it_is(ledger: Ledger) -> Workflow:
+    return _as_data(
+        ledger,
+        "definition_that_ends_where_it_is",
+        {"handled": "enough"},
+        [
+            Transition(trigger="handle", source="opened", dest="handled"),
+            Transition(trigger="close", source="handled", dest="closed"),
+            Transition(trigger="enough", source="*", dest=None),
+        ],
+    )
+
+
+@scenario(visits="opened", state="closed", data={"steps": ["opened"]})
+def definition_marked_completed(ledger: Ledger) -> Workflow:
+    return _as_data(
+        ledger,
+        "definition_marked_completed",
+        {"opened": "skip"},
+        [
+            Transition(trigger="handle", source="opened", dest="handled"),
+            Transition(trigger="close", source="handled", dest="closed"),
+            Transition(trigger="skip", source="opened", dest="closed", after="mark_completed"),
+        ],
+    )
+
+
+@scenario(visits="apply check", state="refused", status="failed", data={"score": 3})
+def business_failure(ledger: Ledger) -> Workflow:
+    flow = Workflow("business_failure")
+
+    @flow.step(initial=True, then="check")
+    async def apply(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["score"] = 3
+
+    @flow.step(then=[(field("score") > 5, "granted"), "refused"])
+    async def check(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            pass
+
+    flow.final("granted")
+    flow.final("refused", outcome="failed")
+    return flow
