@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import hashlib
-import inspect
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
@@ -14,10 +11,10 @@ from fsmworkflow.codec import LIMIT, decode, encode
 from fsmworkflow.errors import CodecError, FSMWorkflowError
 from fsmworkflow.records import Active, Call, Run
 from fsmworkflow.store import Store
+from fsmworkflow.threads import Threads
 
-__all__ = ["Calls", "WorkflowContext", "in_thread", "invoke"]
+__all__ = ["Calls", "WorkflowContext"]
 
-T = TypeVar("T")
 D = TypeVar("D")
 
 
@@ -111,10 +108,13 @@ class WorkflowContext(Generic[D]):
 class Calls:
     """The remembered calls of one attempt. `fresh` says that the visit is new, so that nothing has to be looked up."""
 
-    __slots__ = ("_counts", "_found", "_loading", "_store", "limit", "run", "state", "used", "visit")
+    __slots__ = ("_counts", "_found", "_loading", "_store", "_threads", "limit", "run", "state", "used", "visit")
 
-    def __init__(self, store: Store, run: Run, state: str, visit: int, *, fresh: bool, limit: int = LIMIT) -> None:
+    def __init__(
+        self, store: Store, threads: Threads, run: Run, state: str, visit: int, *, fresh: bool, limit: int = LIMIT
+    ) -> None:
         self._store = store
+        self._threads = threads
         self.run = run
         self.state = state
         self.visit = visit
@@ -138,7 +138,7 @@ class Calls:
         found = self._found if self._found is not None else await self._load()
         text = found.get((name, nth))
         if text is None:
-            result = await invoke(fn, *args, **kwargs)
+            result = await self._threads.invoke(fn, *args, **kwargs)
             text = encode(result, f"result of {name.split(' ')[0].lstrip('=')}", limit=self.limit)
             self.used = True
             call = Call(run=self.run.id, state=self.state, visit=self.visit, name=name, nth=nth, result=text)
@@ -153,52 +153,3 @@ class Calls:
                 calls = await self._store.recall(self.run, self.state, self.visit)
                 self._found = {(call.name, call.nth): call.result for call in calls}
         return self._found
-
-
-def is_async(fn: Callable[..., Any]) -> bool:
-    """Whether calling it gives an awaitable, as far as can be told without calling it."""
-    while hasattr(fn, "func") and not inspect.iscoroutinefunction(fn):
-        fn = fn.func
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
-
-
-async def invoke(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call a function of the user's: an async one here, a sync one in a thread."""
-    result = fn(*args, **kwargs) if is_async(fn) else await in_thread(fn, *args, **kwargs)
-    return await result if inspect.isawaitable(result) else result
-
-
-async def in_thread(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-    """Call a sync function in a daemon thread, with this task's context variables.
-
-    An executor's threads are joined at exit, so that a call of a minute would hold up Ctrl-C. When the waiting is
-    cancelled, the thread is left behind and its result dropped.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def answer(result: Any, error: BaseException | None) -> None:
-        if not future.done():
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
-    def work() -> None:
-        result: Any = None
-        failed: BaseException | None = None
-        try:
-            result = context.run(fn, *args, **kwargs)
-        except StopIteration as error:  # which a future cannot hold
-            failed = RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised StopIteration")
-            failed.__cause__ = error
-        except BaseException as error:
-            failed = error
-        try:
-            loop.call_soon_threadsafe(answer, result, failed)
-        except RuntimeError:
-            return  # the loop has ended meanwhile: nobody waits any more
-
-    threading.Thread(target=work, name=f"step {getattr(fn, '__name__', 'step')}", daemon=True).start()
-    return await future

@@ -208,7 +208,7 @@ class Engine:
         key = key or uuid.uuid4().hex
         fresh = await first(definition, self.store, key, data)
         driving = self._drives.get((definition.name, key))
-        if driving is None:
+        if driving is None or (driving.task is not None and driving.task.done()):
             driving = Driving(definition, fresh, retry)
             self._go(driving, self._start_and_drive(driving, None if data is None else different))
         there = await asyncio.shield(driving.started)
@@ -223,7 +223,8 @@ class Engine:
         self._drives[name] = driving
 
         def over(_: asyncio.Task[Run]) -> None:
-            del self._drives[name]
+            if self._drives.get(name) is driving:
+                del self._drives[name]
             _report(driving)
 
         task.add_done_callback(over)

@@ -14,12 +14,13 @@ from types import MappingProxyType
 from typing import Any
 
 from fsmworkflow.codec import Data
-from fsmworkflow.context import Calls, WorkflowContext, in_thread, invoke, is_async
+from fsmworkflow.context import Calls, WorkflowContext
 from fsmworkflow.decide import DONE, ERROR, RETRY, begin, decide, failure, fit
 from fsmworkflow.errors import CodecError, EndlessLoop, FSMWorkflowError, RunFailed, StepTimeout, StoreError
 from fsmworkflow.records import Active, Event, Move, Run, replace
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.store import Store, open_store
+from fsmworkflow.threads import is_async
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import State, Workflow, WorkflowDefinition
 
@@ -99,7 +100,14 @@ class Drive:
         if state.step is None:
             return self._passing(name)
         self._idle.clear()
-        calls = Calls(self.store, self.run, name, stay.visit, fresh=self._fresh and stay.visit == self.run.version)
+        calls = Calls(
+            self.store,
+            self.worker.threads,
+            self.run,
+            name,
+            stay.visit,
+            fresh=self._fresh and stay.visit == self.run.version,
+        )
         event = await self._step(state, stay, calls)
         return event if calls.used else replace(event, remembered=False)
 
@@ -142,16 +150,23 @@ class Drive:
         assert step is not None
         assert step.execute is not None
         if step.timeout is None:
-            return await _called(self.workflow, state.name, step.execute, ctx)
+            return await self._called(state.name, step.execute, ctx)
         limit = seconds(step.timeout)
         scope = asyncio.timeout(limit)
         try:
             async with scope:
-                return await _called(self.workflow, state.name, step.execute, ctx)
+                return await self._called(state.name, step.execute, ctx)
         except TimeoutError as error:
             if not scope.expired():
                 raise
             raise StepTimeout(f"state {state.name!r} took longer than {limit:g} s, and was cancelled") from error
+
+    async def _called(self, name: str, fn: Callable[..., Any], ctx: WorkflowContext[Any]) -> Any:
+        known = self.workflow.asynchronous
+        direct = known.get(name)
+        if direct is None:
+            direct = known[name] = is_async(fn)
+        return await (fn(ctx) if direct else self.worker.threads.invoke(fn, ctx))
 
     # -- after the commit -------------------------------------------------------------------------------------------
 
@@ -186,7 +201,7 @@ class Drive:
             shown = MappingProxyType(data) if isinstance(data, dict) else data
             ctx: WorkflowContext[Any] = WorkflowContext(shown, run=self.run, state=self.run.state)
             try:
-                await invoke(action, ctx)
+                await self.worker.threads.invoke(action, ctx)
                 return
             except Exception as error:
                 if not ACTION_RETRY.again(attempt, error):
@@ -200,17 +215,6 @@ class Drive:
         after = replace(self.run, owner=None, due=None, error=error)
         await self.store.settle(before, after)
         self.run = after
-
-
-async def _called(workflow: Workflow, name: str, fn: Callable[..., Any], ctx: WorkflowContext[Any]) -> Any:
-    known = workflow.asynchronous
-    direct = known.get(name)
-    if direct is None:
-        direct = known[name] = is_async(fn)
-    if direct:
-        return await fn(ctx)
-    result = await in_thread(fn, ctx)
-    return await result if asyncio.iscoroutine(result) or asyncio.isfuture(result) else result
 
 
 def _outcome(result: Any, ctx: WorkflowContext[Any]) -> tuple[str | None, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError
 from fsmworkflow.records import Owner, Run
 from fsmworkflow.store import Store
+from fsmworkflow.threads import Threads
 
 __all__ = ["Worker", "machine_id", "process_id"]
 
@@ -57,6 +58,7 @@ class Worker:
         self.lease = lease
         self.token = ""
         self.stopping = False
+        self.threads = Threads()
         self.driven: dict[tuple[str, str], asyncio.Future[Run]] = {}
         self._until = 0.0
         self._renewing: asyncio.Task[None] | None = None
@@ -65,6 +67,7 @@ class Worker:
         """Make this owner known, and renew its lease in the background for as long as its event loop runs."""
         self.token = secrets.token_hex(8)
         self.stopping = False
+        self.threads = Threads()
         await self._enrol()
         await self.reap()
         self._renewing = asyncio.create_task(self._renew_for_ever(), name="fsmworkflow-lease")

@@ -17,7 +17,7 @@ def looping(steps: int, meter: Meter | None = None) -> Workflow:
     workflow = Workflow("looping")
 
     @workflow.step(initial=True, then=[(field("n") < steps, "count"), "end"])
-    async def count(ctx: WorkflowContext) -> None:
+    async def count(ctx: WorkflowContext[Any]) -> None:
         if meter and ctx.data["n"] == 0:
             meter.begin()
         ctx.data["n"] += 1
@@ -30,7 +30,7 @@ def chain(steps: int) -> Workflow:
     """`steps` states in a row, each with a step that changes one field."""
     workflow = Workflow("chain")
 
-    async def count(ctx: WorkflowContext) -> None:
+    async def count(ctx: WorkflowContext[Any]) -> None:
         ctx.data["n"] += 1
 
     for number in range(1, steps + 1):
@@ -77,11 +77,11 @@ def held(go_on: bool, began: list[float]) -> Workflow:
     workflow = Workflow("held")
 
     @workflow.step(initial=True, then="last")
-    async def first(ctx: WorkflowContext) -> None:
+    async def first(ctx: WorkflowContext[Any]) -> None:
         ctx.data["n"] += 1
 
     @workflow.step(then="end")
-    async def last(ctx: WorkflowContext) -> None:
+    async def last(ctx: WorkflowContext[Any]) -> None:
         began.append(time.perf_counter())
         if not go_on:
             await asyncio.Event().wait()
@@ -150,7 +150,7 @@ async def touched(meter: Meter, url: str, size: Size) -> None:
     workflow = Workflow("touched")
 
     @workflow.step(initial=True, then=[(field("n") < size.steps, "change"), "end"])
-    async def change(ctx: WorkflowContext) -> None:
+    async def change(ctx: WorkflowContext[Any]) -> None:
         if ctx.data["n"] == 0:
             meter.begin()
         ctx.data["n"] += 1
@@ -168,11 +168,11 @@ async def cold(meter: Meter, url: str, size: Size) -> None:
     workflow = Workflow("cold")
 
     @workflow.step(initial=True, then="second")
-    async def first(ctx: WorkflowContext) -> None:
+    async def first(ctx: WorkflowContext[Any]) -> None:
         ctx.data["n"] = size.steps
 
     @workflow.step(then="end")
-    async def second(ctx: WorkflowContext) -> None:
+    async def second(ctx: WorkflowContext[Any]) -> None:
         meter.durable()
 
     workflow.final("end")

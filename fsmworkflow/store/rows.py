@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,6 +21,12 @@ _Raw = msgspec.Raw
 REFERENCE = b'{"$field":"'
 
 Value = str | int | float | None
+
+
+class Row(Protocol):
+    """A row of a table, whatever the driver makes of it: its values by the names of the columns."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
 
 
 def text(value: Any) -> str:
@@ -129,6 +135,43 @@ def move_values(move: Move) -> tuple[Value, ...]:
     )
 
 
+def step_values(move: Move) -> tuple[Value, ...]:
+    """The parameters of a move where row and history are written by one statement: each value once."""
+    run, before, event = move.after, move.before, move.event
+    stay = before.active.get(event.state)
+    error = None if run.error is None else text(run.error)
+    return (
+        run.id,
+        run.status,
+        run.state,
+        text(run.active),
+        stored(run.fields, run.hashes),
+        run.version,
+        run.definition,
+        run.structure,
+        before.posted,
+        run.due,
+        move.at,
+        run.owner,
+        error,
+        text(run.actions) if run.actions else None,
+        text(run.undo) if run.undo else None,
+        run.deaths,
+        run.updated,
+        before.owner,
+        before.epoch,
+        event.began,
+        event.name,
+        event.trigger,
+        before.state,
+        before.attempt if stay is None else stay.attempt,
+        stored(move.changes, run.hashes) if move.changes else None,
+        text(move.removed) if move.removed else None,
+        text(move.asked) if move.asked else None,
+        error if run.error is not before.error else None,
+    )
+
+
 def start_values(run: Run) -> tuple[Value, ...]:
     """The parameters of the block `move` for the making of a run, version 0."""
     return (
@@ -167,7 +210,7 @@ def large_fields(run: Run, changes: Iterable[str]) -> list[tuple[int, str, str]]
     return [(run.id, run.hashes[k], bytes(run.fields[k]).decode()) for k in changes if k in run.hashes]
 
 
-def run_of(row: Mapping[str, Any]) -> Run:
+def run_of(row: Row) -> Run:
     """A row of fsm_runs as a Run; references to large fields still stand in it."""
     fields = fields_of(row["data"])
     return Run(
@@ -208,7 +251,12 @@ def filled(run: Run, texts: Mapping[tuple[int, str], str]) -> Run:
     return replace(run, fields={**run.fields, **large})
 
 
-def entry_of(row: Mapping[str, Any], large: Callable[[str], Any]) -> Entry:
+def referred(changes: Iterable[str | None]) -> list[str]:
+    """The hashes of the large fields that some rows of history refer to."""
+    return [h for one in changes if one and '{"$field":"' in one for h in references(fields_of(one)).values()]
+
+
+def entry_of(row: Row, large: Callable[[str], Any]) -> Entry:
     """A row of fsm_moves as an Entry; `large(hash)` gives the value of a large field."""
     changes = {} if row["changes"] is None else fields_of(row["changes"])
     hashes = references(changes)

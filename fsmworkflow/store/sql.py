@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from fsmworkflow.errors import SchemaError
 
 Dialect = Literal["sqlite", "postgres"]
 TABLES = frozenset({"fsm_runs", "fsm_events", "fsm_moves", "fsm_calls", "fsm_fields", "fsm_owners", "fsm_migrations"})
@@ -43,6 +46,12 @@ def migrations(dialect: Dialect) -> tuple[Migration, ...]:
     """All migrations of a dialect in their order, numbered from 1 without a gap."""
     files = sorted(_folder(dialect).joinpath("migrations").glob("[0-9]*.sql"))
     return tuple(Migration(int(f.name[:4]), f.stem, f.read_text(encoding="utf-8")) for f in files)
+
+
+def refuse_foreign(tables: Collection[str], done: int) -> None:
+    """Raise SchemaError where tables of our names are there, and the list of what was `done` does not say they are ours."""
+    if not done and (foreign := sorted(set(tables) - {"fsm_migrations"})):
+        raise SchemaError(f"there are tables that are not ours: {', '.join(foreign)}")
 
 
 def statements(sql: str) -> list[str]:

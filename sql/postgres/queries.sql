@@ -126,10 +126,10 @@ SELECT id, workflow, key FROM made;
 -- were hit come back.
 UPDATE fsm_runs
    SET actions = done.actions, owner = done.owner, error = done.error,
-       due = CASE WHEN posted = done.seen THEN done.due ELSE least(coalesce(fsm_runs.due, done.at), done.at) END
-  FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::float8[], $6::float8[],
-              $7::bigint[], $8::bigint[], $9::text[], $10::bigint[])
-       AS done (actions, owner, error, seen, due, at, run, version, mover, epoch)
+       due = CASE WHEN posted = done.seen THEN done.due ELSE least(coalesce(fsm_runs.due, done.at), done.now) END
+  FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::float8[], $6::float8[], $7::float8[],
+              $8::bigint[], $9::bigint[], $10::text[], $11::bigint[])
+       AS done (actions, owner, error, seen, due, at, now, run, version, mover, epoch)
  WHERE id = done.run AND fsm_runs.version = done.version
    AND fsm_runs.owner = done.mover AND fsm_runs.epoch = done.epoch
 RETURNING id;
@@ -144,7 +144,8 @@ UPDATE fsm_runs SET owner = NULL
 -- places in the arrays of those that may come back.
 WITH held AS MATERIALIZED (
     SELECT call.*
-      FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::bigint[])
+      FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[],
+                  $7::text[], $8::bigint[])
            WITH ORDINALITY AS call (run, state, visit, name, nth, result, mover, in_epoch, place)
       JOIN fsm_runs ON id = call.run AND owner = call.mover AND epoch = call.in_epoch
      ORDER BY id FOR NO KEY UPDATE OF fsm_runs),

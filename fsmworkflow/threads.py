@@ -1,0 +1,76 @@
+"""Threads: sync functions of the user's, called beside the event loop, a bounded number at a time.
+
+Daemon threads, not an executor's: those are joined at exit, so that a sync call of a minute would hold up Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["Threads", "is_async"]
+
+T = TypeVar("T")
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Whether calling it gives an awaitable, as far as can be told without calling it."""
+    while hasattr(fn, "func") and not inspect.iscoroutinefunction(fn):
+        fn = fn.func
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+class Threads:
+    """At most `limit` threads at once; the next call waits for its turn. Belongs to one event loop."""
+
+    def __init__(self, limit: int = 64) -> None:
+        self._turns = asyncio.Semaphore(limit)
+
+    async def invoke(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function of the user's: an async one here, a sync one in a thread."""
+        result = fn(*args, **kwargs) if is_async(fn) else await self.call(fn, *args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    async def call(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """Call a sync function in a thread, with this task's context variables.
+
+        When the waiting is cancelled the thread is left behind, its result is dropped, and its turn is free again.
+        """
+        async with self._turns:
+            return await _in_thread(fn, args, kwargs)
+
+
+async def _in_thread(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def answer(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result: Any = None
+        failed: BaseException | None = None
+        try:
+            result = context.run(fn, *args, **kwargs)
+        except StopIteration as error:  # which a future cannot hold
+            failed = RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised StopIteration")
+            failed.__cause__ = error
+        except BaseException as error:
+            failed = error
+        try:
+            loop.call_soon_threadsafe(answer, result, failed)
+        except RuntimeError:
+            return  # the loop has ended meanwhile: nobody waits any more
+
+    threading.Thread(target=work, name=f"step {getattr(fn, '__name__', 'step')}", daemon=True).start()
+    return await future

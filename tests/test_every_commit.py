@@ -1,0 +1,162 @@
+"""Every scenario, stopped at every write before and after it took effect, and told of every write that it failed.
+
+A process that dies is played by a store that refuses everything from its n-th write on; the tests with real processes
+are in test_crash.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+
+from fsmworkflow import Store, StoreUnavailable, open_store
+from fsmworkflow.store import writer
+from fsmworkflow.testing import Crash, CrashingStore
+from tests.scenarios import SCENARIOS, SECONDS, WAYS, Ledger, Scenario, Way, by_machine, by_run, check_end, left
+
+MOST = 60
+each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+
+
+@pytest.fixture
+async def store(store_url: str) -> Any:
+    """An open store, emptied between two runs by `fresh`."""
+    store = open_store(store_url)
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def fresh(store: Store) -> Ledger:
+    await store.open()
+    await store.reset()
+    return Ledger()
+
+
+async def crash(store: CrashingStore, scenario: Scenario, ledger: Ledger, way: Way) -> bool:
+    """Drive until the store stops. False where the scenario came to its end before."""
+    ledger.dead = lambda: store.crashed
+    others = asyncio.all_tasks()
+    with contextlib.suppress(Crash):
+        await asyncio.wait_for(way(store, scenario, ledger), SECONDS)
+    assert store.crashed or store.writes < (store.at or 0)
+    for task in asyncio.all_tasks() - others:  # a dead process goes on with nothing
+        task.cancel()
+        await asyncio.wait([task])
+    ledger.dead = lambda: False
+    return store.crashed
+
+
+def ways(store: Store, at: int) -> Iterator[tuple[Way, Way]]:
+    """Who is driving when the store stops, and who goes on: all pairs where that is cheap, else by turns."""
+    pairs = list(itertools.product((by_run, by_machine), WAYS))
+    return iter(pairs if store.url.startswith("memory") else [pairs[at % len(pairs)]])
+
+
+@each_scenario
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_crash_at_any_write_costs_at_most_one_repeat(
+    store: Store, scenario: Scenario, when: Literal["before", "after"]
+) -> None:
+    for at in range(1, MOST):
+        crashed = False
+        for first, then in ways(store, at):
+            where = f"{scenario}, crashed {when} write {at} in {first.__name__}, resumed {then.__name__}"
+            ledger = await fresh(store)
+            crashing = CrashingStore(store, at=at, when=when)
+            try:
+                crashed |= await crash(crashing, scenario, ledger, first)
+                await crashing.bury_the_dead()
+                found = await left(store, scenario, ledger)
+                await asyncio.wait_for(then(store, scenario, ledger), SECONDS)
+                await store.open()
+                await check_end(store, scenario, ledger, faults=1, before=found)
+            except (Exception, asyncio.CancelledError) as error:
+                raise AssertionError(f"{where}: {error!r}") from error
+        if not crashed:
+            assert at > len(scenario.visits), f"{scenario} made only {at - 1} writes"
+            return
+    raise AssertionError(f"{scenario} needs more than {MOST} writes")
+
+
+@each_scenario
+async def test_two_crashes_in_a_row_cost_at_most_two_repeats(store: Store, scenario: Scenario) -> None:
+    first, second = (1, 2) if store.url.startswith("memory") else (2, 1)
+    for at in range(first, MOST, 3):
+        ledger, crashed = await fresh(store), []
+        try:
+            for when in ("before", "after")[::second]:
+                crashing = CrashingStore(store, at=at, when=when)  # type: ignore[arg-type]
+                crashed.append(await crash(crashing, scenario, ledger, by_run))
+                await crashing.bury_the_dead()
+            found = await left(store, scenario, ledger)
+            await asyncio.wait_for(by_run(store, scenario, ledger), SECONDS)
+            await store.open()
+            await check_end(store, scenario, ledger, faults=2, before=found)
+        except (Exception, asyncio.CancelledError) as error:
+            raise AssertionError(f"{scenario}, crashed at write {at}, twice: {error!r}") from error
+        if not crashed[0]:
+            return
+    raise AssertionError(f"{scenario} needs more than {MOST} writes")
+
+
+# -- an acknowledgement that is lost --------------------------------------------------------------------------------
+
+
+class Deaf:
+    """Stands before a store's writer: the `at`-th batch is committed, and then said to have failed."""
+
+    def __init__(self, store: Any, at: int) -> None:
+        self._apply = store._writer._apply
+        self._left = at
+        self.struck = False
+        store._writer._apply = self
+
+    async def __call__(self, batch: list[Any]) -> None:
+        await self._apply(batch)
+        self._left -= 1
+        if self._left == 0:
+            self.struck = True
+            for write in batch:  # what was set is lost with the acknowledgement
+                write.result = write.error = None
+            raise StoreUnavailable("the connection was lost after COMMIT was sent")
+
+
+@each_scenario
+async def test_P11_a_write_whose_acknowledgement_is_lost_was_made_once(
+    durable_url: str, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "FIRST_PAUSE", 0.001)
+    for at in range(1, MOST):
+        way = (by_run, by_machine)[at % 2]
+        store = open_store(durable_url)
+        ledger = await fresh(store)
+        deaf = Deaf(store, at)
+        try:
+            await asyncio.wait_for(way(store, scenario, ledger), SECONDS)
+            await store.open()
+            await check_end(store, scenario, ledger)
+        except (Exception, asyncio.CancelledError) as error:
+            raise AssertionError(f"{scenario}, batch {at} said to have failed, {way.__name__}: {error!r}") from error
+        finally:
+            await store.close()
+        if not deaf.struck:
+            assert at > len(scenario.visits), f"{scenario} made only {at - 1} batches"
+            return
+    raise AssertionError(f"{scenario} needs more than {MOST} batches")
+
+
+# -- the wrapper itself ---------------------------------------------------------------------------------------------
+
+
+def test_the_crashing_store_has_every_method_of_a_store() -> None:
+    public = {name for name in vars(Store) if not name.startswith("_")}
+    assert public - set(dir(CrashingStore)) == set()
+    for name in public - {"opened"}:
+        assert inspect.iscoroutinefunction(getattr(CrashingStore, name)) == (name != "now"), name

@@ -1,0 +1,53 @@
+"""Every Python block of the README and of docs/ runs, in a directory of its own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STAND_INS = """
+calls = []
+async def llm(prompt): calls.append(prompt); return f"An essay. {prompt}"
+async def score(text): return 9
+async def post(text, idempotency_key): calls.append(idempotency_key)
+"""
+EXPECTED = {
+    "README.md 1": "published 9",
+    "README.md 3": "store a text tha",
+    "README.md 4": "5",
+    "README.md 5": "print_it out of paper\ndone ['$start', '$done', '$error', '$retry', '$done']",
+    "README.md 6": "taxed Invoice(net=100.0, tax=19.0)",
+}
+
+
+def _blocks() -> list[tuple[str, str]]:
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        found += [(f"{page.relative_to(ROOT)} {number}", block) for number, block in enumerate(blocks, 1)]
+    return found
+
+
+@pytest.mark.parametrize(("name", "block"), _blocks(), ids=[name for name, _ in _blocks()])
+def test_a_snippet_runs_and_prints_what_the_page_says(name: str, block: str, tmp_path: Path) -> None:
+    program = tmp_path / "snippet.py"
+    program.write_text(STAND_INS + block, encoding="utf-8")
+    home = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(program)], cwd=tmp_path, env=home, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(line.startswith("run ") for line in done.stderr.splitlines()), done.stderr  # the log of a failed run
+    assert done.stdout.strip() == EXPECTED.get(name, "")
+
+
+def test_the_first_screen_shows_the_example_the_two_commands_and_the_promises() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    places = [text.index(part) for part in ("```python", "make demo", "## What is promised", "## When not to use it")]
+    assert places == sorted(places)
