@@ -1,6 +1,7 @@
 """The digest killed twice in the middle and started again: which steps ran when, in which process.
 
-Ends with status 1 if a step that was finished ran again, or a batch that was read was read again.
+Finished is what the store has committed at the kill, not what a step says of itself. Ends with status 1 if a finished
+step ran again, or a batch of files whose reading was remembered was read again.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from digest import digest, run_key
@@ -23,8 +22,6 @@ from fsmworkflow import Engine
 HERE = Path(__file__).resolve().parent
 STEPS = ["find", "read", "terms", "duplicates", "report"]
 PATIENCE = 60  # seconds until a process that shows nothing is given up
-
-Marker = Callable[[list[Json]], bool]
 
 
 def entries(ledger: Path) -> list[Json]:
@@ -42,10 +39,10 @@ def start(place: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=place)
 
 
-def kill_at(place: Path, marker: Marker) -> None:
-    """Start the digest and end it with SIGKILL as soon as the ledger shows the marker."""
+def kill_at(place: Path, step: str, what: str, times: int) -> None:
+    """Start the digest and end it with SIGKILL as soon as the ledger shows this note so many times."""
     process, patience = start(place), time.monotonic() + PATIENCE
-    while not marker(entries(place / "ledger")):
+    while count(entries(place / "ledger"), step, what) < times:
         if process.poll() is not None or time.monotonic() > patience:
             process.kill()
             sys.exit("the digest did not come to the place where it was to be killed")
@@ -76,38 +73,47 @@ def table(notes: list[Json]) -> list[str]:
     return lines
 
 
-def wrong(notes: list[Json], history: list[str]) -> list[str]:
-    """What must not be: a finished step that ran again, a step missing, a batch read twice."""
-    ended: set[str] = set()
+def wrong(notes: list[Json], kills: list[tuple[int, list[str]]], history: list[str]) -> list[str]:
+    """What must not be. `kills` has for each kill how many notes there were, and the steps committed by then."""
     found = []
-    for note in notes:
-        if note["what"] == "begin" and note["step"] in ended:
-            found.append(f"{note['step']} was finished and ran again")
-        elif note["what"] == "end":
-            ended.add(note["step"])
-    found += [f"batch {name} was read {times} times" for name, times in batches_read(notes).items() if times > 1]
+    for seen, finished in kills:
+        again = [note["step"] for note in notes[seen:] if note["what"] == "begin" and note["step"] in finished]
+        found += [f"{step} was finished and ran again" for step in again]
+    found += [f"batch {name} was remembered and read again" for name in read_again(notes)]
     if history != STEPS:
-        found.append(f"the history has the steps {history}")
+        found.append(f"the history has the steps {', '.join(history)}")
     return found
 
 
-def batches_read(notes: list[Json]) -> Counter[str]:
-    return Counter(note["about"] for note in notes if note["what"] == "batch end")
+def read_again(notes: list[Json]) -> list[str]:
+    """Batches read again though the same process had gone on to the next one, which it does once they are remembered."""
+    remembered: set[str] = set()
+    ended: dict[int, str] = {}
+    found = []
+    for note in notes:
+        if note["what"] == "batch end":
+            ended[note["pid"]] = note["about"]
+        elif note["what"] == "batch begin":
+            remembered |= {ended[note["pid"]]} if note["pid"] in ended else set()
+            found += [note["about"]] if note["about"] in remembered else []
+    return found
 
 
 def main() -> int:
+    kills = []
     with tempfile.TemporaryDirectory() as name:
         place = Path(name).resolve()
-        kill_at(place, lambda notes: count(notes, "read", "batch begin") == 3)  # so that two are remembered
-        kill_at(place, lambda notes: count(notes, "duplicates", "begin") >= 1)
+        for step, what, times in (("read", "batch begin", 3), ("duplicates", "begin", 1)):
+            kill_at(place, step, what, times)
+            kills.append((len(entries(place / "ledger")), asyncio.run(committed(place))))
         with start(place) as last:  # to its end
             pass
         if last.returncode != 0:
             return 1
         notes, history = entries(place / "ledger"), asyncio.run(committed(place))
     print("\n" + "\n".join(table(notes)) + f"\n\ncommitted, one after another: {', '.join(history)}")
-    problems = wrong(notes, history)
-    print("\n".join(problems) or "No finished step ran again, and no batch was read twice.")
+    problems = wrong(notes, kills, history)
+    print("\n".join(problems) or "No finished step ran again, and no remembered batch was read again.")
     return 1 if problems else 0
 
 

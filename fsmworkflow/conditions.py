@@ -286,39 +286,218 @@ class Condition(Guard):
         self.value = value
         self.custom_function = custom_function
         self._left = field if isinstance(field, Operand) else Operand("data", field)
-        self._operator = None if custom_function else OPERATORS.get(str(operator))
-        looks = isinstance(value, Operand) and self._operator is not None and not self._operator.unary
-        self._right: Operand | None = value if looks else None
+        self._operator: Operator | None = None if custom_function is not None else OPERATORS.get(str(operator))
+        two_places = isinstance(value, Operand) and self._operator is not None and not self._operator.unary
+        self._right: Operand | None = value if two_places else None
         self.text = self._text()
 
     def _text(self) -> str:
         if self.custom_function is not None:
             return f"{_name(self.custom_function)}({self._left})"
-        sign = self._operator.sign if self._operator else cut(self.operator)
-        if self._operator and self._operator.unary:
+        sign = cut(self.operator) if self._operator is None else self._operator.sign
+        if self._operator is not None and self._operator.unary:
             return f"{self._left} {sign}"
-        return f"{self._left} {sign} {self._right or cut(self.value)}"
+        return f"{self._left} {sign} {self.value if isinstance(self.value, Operand) else cut(self.value)}"
 
     async def ask(self, view: View) -> bool:
-        if self._operator is None:
-            return await self._ask_function(view)
+        if self.custom_function is not None:
+            value, none = self._left.read(view), False if view.lenient else None
+            return await _call(self.custom_function, value, view, self.text, {self._left.text: cut(value)}, none)
         values: dict[str, str] = {}
+        if self._operator is None:
+            self._give_up(view, values, unknown(self.operator))
         try:
-            left, right = self._left.read(view), self.value
-            values[self._left.text] = cut(left)
-            if self._right is not None:
-                right = self._right.read(view)
-                values[self._right.text] = cut(right)
+            left, right = self._look(view, values)
         except Exception as error:  # a property of the user's
-            raise self._unanswered(view, values, _told(error)) from error
+            self._give_up(view, values, _told(error), error)
         try:
-            answer = self._answer(self._operator, left, right, view.lenient)
-        except Exception as error:
-            reason = self._mismatch(left, right, error)
-            if not view.lenient:
-                raise self._unanswered(view, values, reason) from error
-            log.warning("condition on %s: operator %s does not take its value, so it is False", self._left, self.operator)
-            view.seen.append(Seen(self.text, values, False, reason))
-            return False
+            if right is None and self._right is not None and self.operator not in ("eq", "ne"):
+                raise TypeError("nothing to compare with")
+            answer = (self._operator.first_answer if view.lenient else self._operator.answer)(left, right)
+        except Exception as error:  # kinds that the operator does not take, a pattern that does not compile
+            return self._unfit(view, values, left, right, error)
         view.seen.append(Seen(self.text, values, answer))
         return answer
+
+    def _look(self, view: View, values: dict[str, str]) -> tuple[Any, Any]:
+        left = self._left.read(view)
+        values[self._left.text] = cut(left)
+        if self._right is None:
+            return left, self.value
+        right = self._right.read(view)
+        values[self._right.text] = cut(right)
+        return left, right
+
+    def _give_up(self, view: View, values: dict[str, str], why: str, cause: Exception | None = None) -> NoReturn:
+        reason = f"`{self.text}` has no answer: {why}"
+        view.seen.append(Seen(self.text, values, None, reason))
+        raise ConditionError(reason) from cause
+
+    def _unfit(self, view: View, values: dict[str, str], left: Any, right: Any, error: Exception) -> bool:
+        """False where that will do, with what was met in the message: of the data only kinds go to the log."""
+        why = f"operator {self.operator} does not take {self._left} = {cut(left)} ({type(left).__qualname__})"
+        if self._operator is not None and not self._operator.unary:
+            why += f" with {'' if self._right is None else f'{self._right} = '}{cut(right)} ({type(right).__qualname__})"
+        why += f" ({_told(error)})"
+        for operand, value in ((self._left, left), (self._right, right)):
+            if operand is not None and value is None:
+                why += f"; {operand} is missing or None, ask is_not_none first"
+        if not view.lenient:
+            self._give_up(view, values, why, error)
+        log.warning("condition on %s: operator %s does not take its value, so it is False", self._left, self.operator)
+        view.seen.append(Seen(self.text, values, False, f"`{self.text}` has no answer: {why}"))
+        return False
+
+    def problems(self, lenient: bool = False) -> list[str]:
+        if self.custom_function is not None:
+            return [*self._left.problems(), *_call_problems(self.custom_function)]
+        found = [problem for operand in (self._left, self._right) if operand is not None for problem in operand.problems()]
+        if self._operator is None:
+            found.append(unknown(self.operator))
+        elif self._right is None and not lenient and (problem := self._operator.problem(self.value)):
+            found.append(problem)
+        return [f"condition `{self.text}`: {problem}" for problem in found]
+
+    def fields(self) -> set[str]:
+        return self._left.fields() | (self._right.fields() if self._right is not None else set())
+
+    def __str__(self) -> str:
+        return self.text
+
+
+# -- operands -------------------------------------------------------------------------------------------------------
+
+
+class Operand:
+    """A place in the data or in the payload, to be compared: `field("left") > payload("qty")`.
+
+    A dotted path looks into mappings, objects and, by number, lists: "items.0.price". At each level the exact key wins
+    over the path. What is not there reads as None; of an object only public attributes that are not callable are there.
+    """
+
+    def __init__(self, of: Literal["data", "payload"], path: str) -> None:
+        self.of = of
+        self.path = path
+        self._dotted = "." in str(path)
+        self.text = _storable(str(path)[:WIDTH])
+        if of == "payload":
+            self.text = f"payload.{self.text}" if path else "payload"
+        elif self.text.partition(".")[0] == "payload":  # a field of this name must not read like the event's payload
+            self.text = f"data.{self.text}"
+
+    def read(self, view: View) -> Any:
+        """The value at this place, None where there is none. Raises only what a property of the user's raises."""
+        root = view.data if self.of == "data" else view.payload
+        if not self.path:
+            return root
+        if isinstance(root, dict) and not self._dotted:
+            return root[self.path] if self.path in root else None
+        return _read(root, self.path)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the path: no text, empty, or with control characters."""
+        path: Any = self.path
+        if not isinstance(path, str):
+            return [f"a field is named by text, not by {cut(path)}"]
+        if not path and self.of == "data":
+            return ["a field needs a name"]
+        return [f"the name {cut(path)} has control characters"] if re.search("[\0-\x1f\x7f\ud800-\udfff]", path) else []
+
+    def fields(self) -> set[str]:
+        """The path, where this operand looks into the data."""
+        return {self.path} if self.of == "data" else set()
+
+    # fmt: off
+    def __eq__(self, other: object) -> Condition: return Condition(self, "eq", other)  # type: ignore[override]
+    def __ne__(self, other: object) -> Condition: return Condition(self, "ne", other)  # type: ignore[override]
+    def __lt__(self, other: object) -> Condition: return Condition(self, "lt", other)
+    def __le__(self, other: object) -> Condition: return Condition(self, "le", other)
+    def __gt__(self, other: object) -> Condition: return Condition(self, "gt", other)
+    def __ge__(self, other: object) -> Condition: return Condition(self, "ge", other)
+    # fmt: on
+
+    # By identity, as == builds a condition: an operand in a set or a dict is found by itself alone.
+    __hash__ = object.__hash__
+
+    def contains(self, value: object) -> Condition:
+        """Text in this text, or an item of this list, tuple or set, or a key of this dict."""
+        return Condition(self, "contains", value)
+
+    def not_contains(self, value: object) -> Condition:
+        """The opposite of `contains`."""
+        return Condition(self, "not_contains", value)
+
+    def starts_with(self, text: str | Operand) -> Condition:
+        """This text begins with `text`."""
+        return Condition(self, "starts_with", text)
+
+    def ends_with(self, text: str | Operand) -> Condition:
+        """This text ends with `text`."""
+        return Condition(self, "ends_with", text)
+
+    def matches(self, pattern: str | re.Pattern[str] | Operand) -> Condition:
+        """This text matches the regular expression from its start on (re.match)."""
+        return Condition(self, "matches", pattern)
+
+    def in_(self, values: object) -> Condition:
+        """This value is one of a list, tuple or set."""
+        return Condition(self, "in", values)
+
+    def not_in(self, values: object) -> Condition:
+        """This value is none of a list, tuple or set."""
+        return Condition(self, "not_in", values)
+
+    def is_empty(self) -> Condition:
+        """None, or of length 0."""
+        return Condition(self, "is_empty")
+
+    def is_not_empty(self) -> Condition:
+        """Neither None nor of length 0."""
+        return Condition(self, "is_not_empty")
+
+    def is_none(self) -> Condition:
+        """Missing, or None."""
+        return Condition(self, "is_none")
+
+    def is_not_none(self) -> Condition:
+        """There, and not None."""
+        return Condition(self, "is_not_none")
+
+    def __bool__(self, *_: object) -> NoReturn:
+        _refuse(self)
+
+    __and__ = __rand__ = __or__ = __ror__ = __invert__ = __bool__
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"<Operand {self.text}>"
+
+
+def field(path: str) -> Operand:
+    """The field of the data at `path`, to be compared."""
+    return Operand("data", path)
+
+
+def payload(path: str = "") -> Operand:
+    """The part of the event's payload at `path`, or the whole payload; None where there is no event."""
+    return Operand("payload", path)
+
+
+def _read(root: Any, path: str) -> Any:
+    while (found := _step(root, path)) is _MISSING:
+        name, _, path = path.partition(".")
+        root = _step(root, name)
+        if root is _MISSING:
+            return None
+    return found
+
+
+def _step(root: Any, name: str) -> Any:
+    if isinstance(root, (dict, Mapping)):  # always through its own methods, as some dicts decode what they give
+        return root[name] if name in root else _MISSING
+    if isinstance(root, (list, tuple)) and name.isascii() and name.isdigit():
+        return root[int(name)] if len(name) < 12 and int(name) < len(root) else _MISSING
+    found = _MISSING if name.startswith("_") else getattr(root, name, _MISSING)
+    return _MISSING if callable(found) else found

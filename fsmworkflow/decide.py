@@ -67,14 +67,14 @@ async def _done(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
     try:
         fields = _written(workflow, run, event)
     except MergeConflict as error:
-        return _fail(run, event, now, failure(error, run, event.state))
+        return _fail(run, event, now, failure(error, run, event.state), error)
     if event.trigger is None and state.ends:
         return _take(workflow, run, event, now, Arc(None, state.name, None, None, ends=True), fields, ())
     asked: list[Seen] = []
     try:
         arc = await _choose(workflow, run, event, fields, asked)
     except Exception as error:
-        return _fail(run, event, now, failure(error, run, event.state), tuple(asked))
+        return _fail(run, event, now, failure(error, run, event.state), error, tuple(asked))
     return _take(workflow, run, event, now, arc, fields, tuple(asked))
 
 
@@ -172,7 +172,7 @@ async def _error(workflow: Workflow, run: Run, event: Event, now: float) -> Move
     found = event.failure or failure(event.error or RuntimeError("unknown"), run, event.state)
     retry = None if step is None else step.retry
     if retry is None or event.error is None or not retry.again(stay.attempt, event.error):
-        return _fail(run, event, now, found)
+        return _fail(run, event, now, found, event.error)
     after = replace(
         run,
         active={**run.active, event.state: replace(stay, attempt=stay.attempt + 1)},
@@ -190,10 +190,12 @@ def _chance(run: Run, stay: Active) -> float:
     return zlib.crc32(f"{run.workflow}\0{run.key}\0{stay.visit}\0{stay.attempt}".encode()) / 2**32
 
 
-def _fail(run: Run, event: Event, now: float, found: Failure, asked: tuple[Seen, ...] = ()) -> Move:
+def _fail(
+    run: Run, event: Event, now: float, found: Failure, error: BaseException | None, asked: tuple[Seen, ...] = ()
+) -> Move:
     """The run fails and keeps its place: state, data, visit and remembered calls."""
     after = replace(run, status="failed", version=run.version + 1, due=None, owner=None, error=found, updated=now)
-    return Move(before=run, event=event, after=after, at=now, asked=asked)
+    return Move(before=run, event=event, after=after, at=now, asked=asked, error=error)
 
 
 # -- $retry: somebody wants a failed run to go on -------------------------------------------------------------------

@@ -7,7 +7,7 @@ import logging
 import uuid
 from collections.abc import Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from fsmworkflow.errors import (
     DefinitionError,
@@ -163,8 +163,13 @@ class Engine:
         after: Run | None = None,
         limit: int = 100,
     ) -> Runs:
-        """Up to `limit` runs in the order of their making; give the last one as `after` for the next page."""
+        """Up to `limit` runs in the order of their making; give the last one as `after` for the next page.
+
+        Raises ValueError for an unknown status.
+        """
         self._worker.check()
+        if status is not None and status not in get_args(Status):
+            raise ValueError(f"there is no status {status!r}: {', '.join(get_args(Status))}")
         name = None if workflow is None else self._name(workflow)
         since = 0 if after is None else after.id
         found = await self.store.list(workflow=name, status=status, state=state, after=since, many=limit)

@@ -89,6 +89,8 @@ class Drive:
         await self.store.commit(move)
         self._fresh = move.after.active is not move.before.active or self._fresh
         self.run = move.after
+        if move.error is not None:
+            self.error = move.error
         _log(move)
 
     # -- a state ----------------------------------------------------------------------------------------------------
@@ -117,8 +119,8 @@ class Drive:
             return Event(name=DONE, state=name)
         first = len(self._idle) - 2 - self._idle[-2::-1].index(name)
         cycle = " -> ".join(self._idle[first:])
-        self.error = EndlessLoop(f"{LOOP:,} moves without a step, an event or time between them: {cycle}")
-        return Event(name=ERROR, state=name, failure=failure(self.error, self.run, name))
+        error = EndlessLoop(f"{LOOP:,} moves without a step, an event or time between them: {cycle}")
+        return Event(name=ERROR, state=name, error=error)
 
     async def _step(self, state: State, stay: Active, calls: Calls) -> Event:
         began = self.store.now()
@@ -140,7 +142,6 @@ class Drive:
         return Event(name=DONE, state=state.name, trigger=trigger, changes=changes, removed=removed, began=began)
 
     def _failed(self, error: BaseException, state: State, began: float) -> Event:
-        self.error = error
         found = failure(error, self.run, state.name)
         return Event(name=ERROR, state=state.name, error=error, failure=found, began=began)
 
@@ -186,10 +187,9 @@ class Drive:
         if before.status != "running":
             await self._settle(before, failed)
         elif failed is not None:
+            self.run = before  # the row keeps its actions
+            await self._move(Event(name=ERROR, state=before.state, failure=failure(failed, before, before.state)))
             self.error = failed
-            self.run = before
-            found = failure(failed, before, before.state)
-            await self._move(Event(name=ERROR, state=before.state, failure=found))  # the row keeps its actions
 
     async def _act(self, name: str) -> None:
         action = self.workflow.actions.get(name)
@@ -210,9 +210,12 @@ class Drive:
             attempt += 1
 
     async def _settle(self, before: Run, failed: BaseException | None) -> None:
-        """An ended run's actions are over: it is let go. One that failed for good stands on the row as its error."""
-        error = self.run.error if failed is None else failure(failed, before, before.state)
-        after = replace(self.run, owner=None, due=None, error=error)
+        """An ended run's actions are over: it is let go. What failed for good stays listed, and is the error of the row."""
+        after = replace(self.run, owner=None, due=None)
+        if failed is not None:
+            # A failed run with an error is one that may go on; one that ended as failed has none.
+            error = failure(failed, before, before.state) if before.status == "done" else None
+            after = replace(after, actions=before.actions, error=error)
         await self.store.settle(before, after)
         self.run = after
 

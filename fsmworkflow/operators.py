@@ -61,7 +61,7 @@ class Operator(msgspec.Struct, frozen=True):
                 or isinstance(left, _NUMBERS) is not isinstance(right, _NUMBERS)
                 or isinstance(left, (list, dict))
             )
-        return isinstance(left, dict) and self.name != "is_not_none"
+        return isinstance(left, dict) and self.name in ("contains", "not_contains", "is_empty", "is_not_empty")
 
     def problem(self, right: Any) -> str | None:
         """Why no left value at all could be compared with this right one; None where one could."""

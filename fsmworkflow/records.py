@@ -159,7 +159,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     """What one event did to one run: `before`, `event`, `after`, and what is written beside the row in the same commit.
 
     `changes` and `removed` are the top-level data fields that it changed; `asked` the conditions with what they saw;
-    `forget` the visits whose remembered calls go with this move.
+    `forget` the visits whose remembered calls go with this move. `error` is what failed the run, and is never stored.
     """
 
     before: Run
@@ -172,6 +172,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     forget: tuple[tuple[str, int], ...] = ()
     posts: tuple[Event, ...] = ()
     starts: tuple[Run, ...] = ()
+    error: BaseException | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,14 +15,14 @@ import re
 from collections.abc import Awaitable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from fsmworkflow.errors import StoreError
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.worker import Worker
 
 if TYPE_CHECKING:
-    from asyncpg import Pool
+    from asyncpg import Pool, Record
 
 __all__ = ["DBConfig"]
 
@@ -41,6 +41,7 @@ VARIABLES = {
 }
 NAMING = ("host", "database", "user")
 DEFAULTS = {"host": "localhost", "port": "5432", "database": "fsmdb"}
+ANY_POSTGRES = "postgresql://"
 CLOSE_SECONDS = 1.5
 
 
@@ -54,7 +55,7 @@ class DBConfig:
     none. Raises StoreError for a URL that no store has, and for a `.env` or a port that cannot be read.
 
     `url` is without the password. `pool` is asyncpg's pool while it is open, for statements of your own; always None on
-    SQLite. A DBConfig may be used under one `asyncio.run` after another: each event loop has a store and pool of its own.
+    SQLite. It may be used under one `asyncio.run` after another: each event loop has a store and a pool of its own.
     """
 
     def __init__(
@@ -71,17 +72,20 @@ class DBConfig:
     ) -> None:
         given = {"host": host, "port": port, "database": database or name, "user": user, "password": password}
         keywords = {word: str(value) for word, value in given.items() if value}
-        self._dsn, words, source = _read(url, keywords)
+        self._url, words, source = _read(url, keywords)
         self.host = words.get("host")
         self.port = _port(words.get("port"))
         self.database = self.name = words.get("database")
         self.user = words.get("user")
         self.password = words.get("password")
-        self._keywords = pool
-        self._store: Store = open_store(self._dsn)
-        self.url = _spelled({k: v for k, v in words.items() if "password" not in k}) if words else self._store.url
+        self._options: dict[str, Any] = {}
+        if words:
+            beside = {word: value for word in VARIABLES if (value := getattr(self, word)) is not None}
+            self._options = {"connect": beside if keywords or self._url == ANY_POSTGRES else {}, "pool": pool}
+        self._store: Store = open_store(self._url, **self._options)
+        self.url = self._store.url
         if self.url.startswith("sqlite:"):  # its path is absolute now, and stays so in another directory
-            self._dsn = "sqlite:///" + quote(self.url.removeprefix("sqlite:///"))
+            self._url = "sqlite:///" + quote(self.url.removeprefix("sqlite:///"))
         self._uses: dict[asyncio.AbstractEventLoop, _Use] = {}
         log.info("runs are kept in %s (%s)", self.url, source)
         if not words and (useless := [*keywords, *pool]):
@@ -104,10 +108,10 @@ class DBConfig:
         return self._store if use is None else use.store
 
     @property
-    def pool(self) -> Pool | None:
+    def pool(self) -> Pool[Record] | None:
         """asyncpg's pool while it is open, else None."""
-        use = self._current()
-        return None if use is None or use.pool is None or use.pool.is_closing() else use.pool
+        pool: Pool[Record] | None = getattr(self.store, "pool", None)
+        return None if pool is None or pool.is_closing() else pool
 
     # -- opened and closed by the user -------------------------------------------------------------------------------
 
@@ -119,7 +123,7 @@ class DBConfig:
         use = self._use()
         async with use.lock:
             try:
-                await use.open(self._dsn, self._keywords)
+                await use.open()
                 use.kept = True
             finally:
                 await use.rest()
@@ -156,7 +160,7 @@ class DBConfig:
         async with use.lock:
             use.users += 1
             try:
-                return await use.work(self._dsn, self._keywords)
+                return await use.work()
             except BaseException:
                 use.users -= 1
                 await use.rest()
@@ -187,32 +191,31 @@ class DBConfig:
             if any(use.opened for use in dead):  # nobody closed them, and nobody can any more
                 del dead
                 gc.collect()  # sockets close when they are collected: until then the server keeps their locks
-            self._uses[loop] = _Use(self._store if self.url == "memory://" else open_store(self._dsn))
+            self._uses[loop] = _Use(self._another_store())
         return self._uses[loop]
+
+    def _another_store(self) -> Store:
+        return self._store if self.url == "memory://" else open_store(self._url, **self._options)
 
 
 class _Use:
-    """What is open in one event loop: store, pool, owner. `users` machines work with it; `kept` where the user opened it."""
+    """What is open in one event loop: `users` machines work with it, and `kept` says that the user has opened it."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.pool: Pool | None = None
         self.worker: Worker | None = None
         self.opened = self.kept = False
         self.users = 0
         self.lock = asyncio.Lock()
 
-    async def open(self, dsn: str, keywords: Mapping[str, Any]) -> None:
-        if not self.opened:
-            await self.store.open()
-            self.opened = True
-        if _postgres(dsn) and (self.pool is None or self.pool.is_closing()):
-            from fsmworkflow.store.postgres import open_pool
+    async def open(self) -> None:
+        await self.store.open()
+        self.opened = True
+        if open_pool := getattr(self.store, "open_pool", None):  # PostgreSQL's; where it is closed, it makes another
+            await open_pool()
 
-            self.pool = await open_pool(dsn, keywords)
-
-    async def work(self, dsn: str, keywords: Mapping[str, Any]) -> Worker:
-        await self.open(dsn, keywords)
+    async def work(self) -> Worker:
+        await self.open()
         if self.worker is None:
             worker = Worker(self.store)
             await worker.open()
@@ -228,13 +231,9 @@ class _Use:
         if not self.users and self.worker is not None:
             worker, self.worker = self.worker, None
             await _ended(worker.close(), "the owner", seconds)
-        if self.users or self.kept:
-            return
-        if self.pool is not None and not self.pool.is_closing():
-            await _ended(self.pool.close(), "the pool", seconds)
-        if self.opened:
+        if self.opened and not self.users and not self.kept:
+            self.opened = False
             await _ended(self.store.close(), self.store.url, seconds)
-        self.pool, self.opened = None, False
 
 
 async def _ended(closing: Awaitable[None], what: str, seconds: float | None) -> None:
@@ -249,7 +248,7 @@ async def _ended(closing: Awaitable[None], what: str, seconds: float | None) -> 
 
 
 def _read(url: str | None, keywords: Words) -> tuple[str, Words, str]:
-    """The whole URL, its words where it is PostgreSQL's (else none), and the source that named it, for the log."""
+    """A URL; what is known from it or beside it, where it is PostgreSQL's; the source that named it, for the log."""
     found: Words = {}
     source: str | None = "the keyword url"
     named = _names(keywords)
@@ -260,16 +259,14 @@ def _read(url: str | None, keywords: Words) -> tuple[str, Words, str]:
     if named:
         source = f"keywords {', '.join(keywords)}" + (f" and {source}" if source else "")
     if url:
-        words = {**_words(url), **keywords} if _postgres(url) else {}
-        return _spelled(words) if words and keywords else url, words, str(source)
+        return url, {**_words(url), **keywords} if _postgres(url) else {}, str(source)
     if source is None:
         return f"sqlite:///{quote(str(Path('fsmworkflow.db').absolute()))}", {}, "as nothing else is configured"
-    words = {**DEFAULTS, **found, **keywords}
-    return _spelled(words), words, source
+    return ANY_POSTGRES, {**DEFAULTS, **found, **keywords}, source
 
 
 def _configured(named: bool) -> tuple[str | None, Words, str | None]:
-    """The URL, or else the values of DB_*, and the source that decided. Where keywords `named` it, only PostgreSQL's."""
+    """The URL, or else the values of DB_*, and the source that decided. `named`: keywords say it is PostgreSQL."""
     found: Words = {}
     source: str | None = None
     for name, values in _sources():
@@ -307,42 +304,25 @@ def _env_file(path: Path) -> Iterator[tuple[str, Values]]:
         raise StoreError(f"{path} cannot be read: {error}") from error
 
 
-# -- PostgreSQL's URLs -----------------------------------------------------------------------------------------------
-
-
 def _postgres(url: str) -> bool:
     return url.startswith(("postgresql://", "postgres://"))
 
 
 def _words(url: str) -> Words:
-    """A URL taken apart: what VARIABLES names, and its other parameters. Several hosts are one word, with their ports."""
+    """What a URL says of VARIABLES. Several hosts, and what else is in it, are left to asyncpg."""
     try:
         parts = urlsplit(url)
     except ValueError:
         raise StoreError("the URL of PostgreSQL cannot be read: is its password %-escaped?") from None
-    words = dict(parse_qsl(parts.query))
+    query = dict(parse_qsl(parts.query))
     login, _, place = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
-    one = re.fullmatch(r"\[?([^],]*?)\]?(?::(\d+))?", place)
-    host, port = one.groups() if one else (place, None)
-    database = parts.path[1:] or words.pop("dbname", None)
-    found = {"host": host, "port": port, "database": database, "user": user, "password": password}
-    return {**words, **{word: unquote(value) for word, value in found.items() if value}}
-
-
-def _spelled(words: Words) -> str:
-    """The URL of these words. A directory, that of a Unix socket, is a parameter, and so is a port without a host."""
-    host, port = words.get("host", ""), words.get("port", "")
-    query = {word: value for word, value in words.items() if word not in VARIABLES}
-    place = ""
-    if not host or host.startswith("/"):
-        query |= {word: value for word, value in (("host", host), ("port", port)) if value}
-    else:
-        place = (f"[{host}]" if ":" in host and "," not in host else quote(host, safe=":,[]")) + f":{port}" * bool(port)
-    login, password = (quote(words.get(word, ""), safe="") for word in ("user", "password"))
-    login += f":{password}@" if password else "@" if login else ""
-    parameters = f"?{urlencode(query, quote_via=quote)}" if query else ""
-    return f"postgresql://{login}{place}/{quote(words.get('database', ''), safe='')}{parameters}"
+    host, port = one.groups() if (one := re.fullmatch(r"\[?([^],]*?)\]?(?::(\d+))?", place)) else ("", "")
+    found = {"host": host, "port": port, "database": parts.path[1:], "user": user, "password": password}
+    also = {**query, "database": query.get("dbname", query.get("database", ""))}
+    if place and not host:
+        also.pop("host", None)
+    return {word: value for word in VARIABLES if (value := unquote(found[word] or "") or also.get(word, ""))}
 
 
 def _port(text: str | None) -> int | None:

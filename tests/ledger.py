@@ -32,7 +32,7 @@ class Ledger:
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def write(self, what: str, ctx: Any = None, **more: Any) -> None:
-        """One line, on the disk when this returns. Of a step's context it tells which attempt of which visit this is."""
+        """One line, on the disk when this returns. A step's context tells which attempt of which visit it is."""
         line: Line = {"what": what, "pid": os.getpid(), "at": time.monotonic()}
         if ctx is not None:
             run = ctx.run
@@ -58,7 +58,7 @@ class Ledger:
 
 
 def chained(chain: str, state: str, visit: int, attempt: int) -> str:
-    """The next link of a chain over all steps that ended: one that is missing, twice there or moved changes the last."""
+    """The next link of a chain over all steps that ended: one that is missing, doubled or moved changes the last."""
     return hashlib.blake2b(f"{chain} {state} {visit} {attempt}".encode(), digest_size=16).hexdigest()
 
 
@@ -91,7 +91,8 @@ class Glimpse(NamedTuple):
 
 
 ROWS = """
-SELECT r.workflow || '/' || r.key, r.version, r.state, r.status, m.version, m.source, m.dest, m.status, m.event, m.attempt
+SELECT r.workflow || '/' || r.key, r.version, r.state, r.status,
+       m.version, m.source, m.dest, m.status, m.event, m.attempt
   FROM fsm_runs r LEFT JOIN fsm_moves m ON m.run = r.id
  WHERE r.workflow || '/' || r.key LIKE {0} ORDER BY r.id, m.version
 """
@@ -174,7 +175,7 @@ class Expected(NamedTuple):
 
 
 class Checker:
-    """Holds the ledger against the store. `faults()` lists every broken promise, in words; empty where all were kept."""
+    """Holds the ledger against the store. `faults()` lists every broken promise, in words."""
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self.lines = list(lines)
@@ -228,7 +229,7 @@ def _order_faults(lines: list[Line], there: list[Stay]) -> list[str]:
 
 
 def _repeat_faults(lines: list[Line]) -> list[str]:
-    """P3: in one process nothing begins twice, and one process begins at most one attempt that another one had begun."""
+    """P3: in one process nothing begins twice, and it begins at most one attempt that another one had begun."""
     found = []
     lives: dict[int, list[Any]] = defaultdict(list)
     for line in lines:

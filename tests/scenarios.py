@@ -28,7 +28,7 @@ import contextlib
 import dataclasses
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from fsmworkflow import (
@@ -231,10 +231,8 @@ def visits_of(history: list[Entry]) -> list[tuple[str, int]]:
     return found
 
 
-async def check_end(
-    store: Store, scenario: Scenario, ledger: Ledger, *, faults: int = 0, before: Left | None = None
-) -> None:
-    """Check that the scenario ended as it says, after so many faults, the last of which left `before`."""
+async def check_end(store: Store, scenario: Scenario, ledger: Ledger, *faults: Left) -> None:
+    """Check that the scenario ended as it says, after faults of which each left what is given."""
     runs = await store.list(workflow=scenario.name, status=None, state=None, after=0, many=10)
     assert [run.key for run in runs] == [KEY], "there is one run and no second one"
     (run,) = runs
@@ -248,9 +246,9 @@ async def check_end(
     assert [entry.version for entry in history] == list(range(run.version + 1)), "history has no gap"
     completed = visits_of(history)
     assert tuple(state for state, _ in completed) == scenario.visits
-    _check_bodies(scenario, ledger, completed, faults)
-    _check_calls(scenario, ledger, before or Left())
-    _check_actions(scenario, ledger, faults)
+    _check_bodies(scenario, ledger, completed, len(faults))
+    _check_calls(scenario, ledger, faults)
+    _check_actions(scenario, ledger, len(faults))
 
 
 def _check_bodies(scenario: Scenario, ledger: Ledger, completed: list[tuple[str, int]], faults: int) -> None:
@@ -264,12 +262,15 @@ def _check_bodies(scenario: Scenario, ledger: Ledger, completed: list[tuple[str,
     assert [state for state, _ in dict.fromkeys(ledger.begun)] == [state for state, _ in ended], "in another order"
 
 
-def _check_calls(scenario: Scenario, ledger: Ledger, before: Left) -> None:
-    late = set(ledger.begun[before.begun :]) & before.done
-    assert not late, f"completed visits that ran again: {late}"
-    made, after = Counter(ledger.asked[: before.asked]), Counter(ledger.asked[before.asked :])
-    unfinished = made - before.remembered
-    may_repeat = sum(number for place, number in unfinished.items() if place in after)
+def _check_calls(scenario: Scenario, ledger: Ledger, faults: Sequence[Left]) -> None:
+    may_repeat, before = 0, Left()
+    for left in faults:
+        late = set(ledger.begun[left.begun :]) & left.done
+        assert not late, f"completed visits that ran again: {late}"
+        made, after = Counter(ledger.asked[before.asked : left.asked]), Counter(ledger.asked[left.asked :])
+        lost = made - (left.remembered - before.remembered)
+        may_repeat += sum(number for place, number in lost.items() if place in after)
+        before = left
     made_again = len(ledger.asked) - scenario.calls
     assert 0 <= made_again <= may_repeat, f"{made_again} calls were made again, {may_repeat} had not been remembered"
 

@@ -303,7 +303,7 @@ def test_a_large_folder_is_cut_off_and_counted(tmp_path: Path, monkeypatch: pyte
 def test_the_digest_killed_twice_repeats_no_finished_step(start: Start) -> None:
     began = time.monotonic()
     output = start("digest_demo.py")
-    assert "No finished step ran again, and no batch was read twice." in output
+    assert "No finished step ran again, and no remembered batch was read again." in output
     assert len(re.findall("^process [0-9]+ killed$", output, re.MULTILINE)) == 2
     assert re.findall(r"^(read|duplicates) .* killed", output, re.MULTILINE) == ["read", "duplicates"]
     assert len(set(re.findall(r"^[a-z]+ +([0-9]+) .* s  finished", output, re.MULTILINE))) == 3
@@ -311,17 +311,31 @@ def test_the_digest_killed_twice_repeats_no_finished_step(start: Start) -> None:
     assert time.monotonic() - began < 60
 
 
+def notes_of(*told: tuple[str, str, int]) -> list[dict[str, Any]]:
+    """Lines of a ledger: (step or batch, what, pid)."""
+    return [
+        {"step": "read" if "batch" in what else name, "what": what, "about": name, "pid": pid}
+        for name, what, pid in told
+    ]
+
+
 @pytest.mark.usefixtures("modules")
 def test_the_demonstration_notices_a_finished_step_that_ran_again() -> None:
     import digest_demo
 
-    notes = [{"step": step, "what": what} for step in digest_demo.STEPS for what in ("begin", "end")]
-    assert digest_demo.wrong(notes, digest_demo.STEPS) == []
-    again = [*notes, {"step": "find", "what": "begin"}]
-    assert digest_demo.wrong(again, digest_demo.STEPS) == ["find was finished and ran again"]
-    batch = {"step": "read", "what": "batch end", "about": "a.txt"}
-    assert digest_demo.wrong([*notes, batch, batch], digest_demo.STEPS) == ["batch a.txt was read 2 times"]
-    assert digest_demo.wrong(notes, ["find"]) == ["the history has the steps ['find']"]
+    notes = notes_of(("find", "begin", 1), ("find", "end", 1), ("find", "begin", 2))
+    assert digest_demo.wrong(notes, [(2, ["find"])], digest_demo.STEPS) == ["find was finished and ran again"]
+    assert digest_demo.wrong(notes, [(2, [])], digest_demo.STEPS) == []  # killed before its commit
+    assert digest_demo.wrong([], [], ["find", "find"]) == ["the history has the steps find, find"]
+
+
+@pytest.mark.usefixtures("modules")
+def test_the_demonstration_notices_a_remembered_batch_that_was_read_again() -> None:
+    import digest_demo
+
+    first = [("a", "batch begin", 1), ("a", "batch end", 1), ("b", "batch begin", 1), ("b", "batch end", 1)]
+    assert digest_demo.read_again(notes_of(*first, ("b", "batch begin", 2))) == []  # killed before it was remembered
+    assert digest_demo.read_again(notes_of(*first, ("a", "batch begin", 2))) == ["a"]
 
 
 # -- all of them

@@ -1,7 +1,7 @@
 """The store in PostgreSQL, through asyncpg: group commit, one statement for a whole batch of moves.
 
-One connection writes and claims; nobody else has it, and where it is lost another one is opened. What reads takes one of
-a pool, which is made when it is first needed, and made again where somebody closed it.
+One connection writes and claims; nobody else has it, and where it is lost another one is opened. What reads takes one
+of a pool, which is made when it is first needed, and made again where somebody closed it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import asyncpg
 
 from fsmworkflow.codec import decode
 from fsmworkflow.errors import SchemaError, StoreError, StoreUnavailable
-from fsmworkflow.records import Call, Entry, Move, Owner, Run, replace
-from fsmworkflow.store import rows
+from fsmworkflow.records import Call, Move, Owner, Run, replace
+from fsmworkflow.store import Calls, Entries, Names, Owners, Runs, rows
 from fsmworkflow.store.memory import lost
-from fsmworkflow.store.sql import applied, migrations, queries, refuse_foreign, statements
+from fsmworkflow.store.sql import Migration, missing, queries
 from fsmworkflow.store.writer import Write, Writer, patiently
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SQL = queries("postgres")
 CHUNK = 2_000
-CONNECT_SECONDS, ANSWER_SECONDS, OPEN_SECONDS, CLOSE_SECONDS = 5.0, 60.0, 3.0, 5.0
+CONNECT_SECONDS, ANSWER_SECONDS, OPEN_SECONDS, CLOSE_SECONDS, RESET_SECONDS = 5.0, 60.0, 3.0, 5.0, 3_600.0
 POOL = {"min_size": 0, "max_size": 10}
 POOL_ONLY = frozenset(
-    "init_size min_size max_size max_queries max_inactive_connection_lifetime setup init reset connect "
-    "connection_class record_class".split()
-)  # fmt: skip
+    {"min_size", "max_size", "max_queries", "max_inactive_connection_lifetime", "setup", "init", "reset", "connect"}
+    | {"connection_class", "record_class"}
+)
 
 # The server may answer again: classes 08 (connection), 40 (rolled back), 53 (resources), 57 (shut down, starting) and
 # 58 (system); a lock that was not to be had; a transaction that took too long; a standby in place of the primary.
@@ -59,13 +59,17 @@ UNHARMED = (asyncpg.TransactionRollbackError, asyncpg.LockNotAvailableError)
 """What leaves the connection as it was; after anything else of PASSING it is given up."""
 
 
-class _Twice(Exception):
-    """A run stands twice in a batch of moves, which one statement cannot make one after the other."""
+REFUSED = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.UntranslatableCharacterError,
+)
+"""What the server does not take, and never will."""
 
 
-BAD_ROW = (
-    asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError, OverflowError, _Twice
-)  # fmt: skip
+class _BadRow(StoreError):
+    """A write that cannot be made, or a batch in which one stands: it is made in halves, so that one write fails."""
 
 
 class PostgresStore:
@@ -92,23 +96,31 @@ class PostgresStore:
         self.pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._offset = 0.0
         self._writer = Writer(self._apply)
-        self._loop: asyncio.AbstractEventLoop | None = None  # where it is open
+        self._writing, self._pooled = asyncio.Lock(), asyncio.Lock()
         self._write: asyncpg.Connection[asyncpg.Record] | None = None
+        self._open = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # to which all of this belongs
 
-    # -- opening and closing -------------------------------------------------------------------------------------
+    # -- opening and closing ----------------------------------------------------------------------------------------
+
+    @property
+    def opened(self) -> bool:
+        return self._open and self._loop is not None and not self._loop.is_closed()
 
     async def open(self) -> None:
-        if self._loop is asyncio.get_running_loop():
-            return
-        self._forget()
-        self._writing, self._pooled = asyncio.Lock(), asyncio.Lock()
-        await patiently(self._set_up, within=OPEN_SECONDS)
-        self._loop = asyncio.get_running_loop()
+        if self._loop is not asyncio.get_running_loop():
+            self._forget()
+            self._writing, self._pooled = asyncio.Lock(), asyncio.Lock()
+            self._loop = asyncio.get_running_loop()
+        async with self._writing:
+            if not self._open:
+                await patiently(self._set_up, within=OPEN_SECONDS)
+                self._open = True
 
     async def _set_up(self) -> None:
         connection = await self._connect()
         try:
-            with self._saying():
+            with _saying(self.url):
                 await _migrate(connection)
                 await self._measured(connection.fetchval(SQL["clock"]))
         except BaseException:
@@ -118,8 +130,11 @@ class PostgresStore:
 
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
         options = {"timeout": CONNECT_SECONDS, **self._connecting, "command_timeout": self._patience}
-        with self._saying():
-            return await asyncpg.connect(self._dsn, **options)
+        try:
+            with _saying(self.url):
+                return await asyncpg.connect(self._dsn, **options)
+        except ValueError:  # its text may show a part of the password
+            raise StoreError(f"{self.url} cannot be understood: / @ : ? # in a password are written as %xx") from None
 
     async def open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         """The pool, made where there is none, and made again where it was closed. It connects when it is used."""
@@ -131,27 +146,27 @@ class PostgresStore:
 
     async def _make_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         options = {"timeout": CONNECT_SECONDS, **self._connecting, **POOL, **self._pooling}
-        with self._saying():
+        with _saying(self.url):
             return await asyncpg.create_pool(self._dsn, **options)
 
     async def close(self) -> None:
-        if self._loop is asyncio.get_running_loop():
-            await self._writer.drain(CLOSE_SECONDS)
-            connection, pool, self._write, self.pool = self._write, self.pool, None, None
-            self._loop = None
-            for one in (connection, pool):
-                if one is not None:
-                    await _closed(one)
-        self._forget()
+        if not self._open or self._loop is not asyncio.get_running_loop():
+            return self._forget()
+        await self._writer.drain(CLOSE_SECONDS)
+        connection, pool, self._write, self.pool, self._open = self._write, self.pool, None, None, False
+        for one in (connection, pool):
+            if one is not None:
+                await _closed(one)
+        return None
 
     def _forget(self) -> None:
         """Let go of what belongs to an event loop that has ended, and cannot be closed in peace any more."""
-        self._loop = None
         for one in (self._write, self.pool):
             if one is not None:
                 with contextlib.suppress(RuntimeError, asyncpg.InterfaceError):
                     one.terminate()
         self._write = self.pool = None
+        self._open = False
 
     def now(self) -> float:
         return time.time() + self._offset
@@ -165,47 +180,31 @@ class PostgresStore:
             self._offset = offset
         return answer is not None
 
-    # -- the connection that writes, and those that read -----------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _saying(self) -> Iterator[None]:
-        """Errors of the driver as ours, with the place. A row that the server refuses is left to the caller."""
-        try:
-            yield
-        except (asyncpg.ClientConfigurationError, asyncpg.TargetServerAttributeNotMatched) as error:
-            raise StoreError(f"{self.url}: {error}") from error
-        except BAD_ROW:
-            raise
-        except PASSING as error:
-            raise StoreUnavailable(f"{self.url}: {error or 'no answer in time'} ({type(error).__name__})") from error
-        except asyncpg.PostgresError as error:
-            raise StoreError(f"{self.url}: {error} ({type(error).__name__})") from error
-        except ValueError:  # its text may show part of a password
-            raise StoreError(f"{self.url} cannot be understood: is every / @ : ? of its password a %-escape?") from None
+    # -- the connection that writes, and those that read ------------------------------------------------------------
 
     async def _writing_on(self, function: Callable[[Connection], Awaitable[T]]) -> T:
-        """Do something on the writing connection, alone; a connection that may be broken is given up afterwards."""
-        self._check()
+        """Do something on the writing connection, alone. One that may be broken is given up, and opened anew later."""
         async with self._writing:
+            self._check()
             if self._write is None or self._write.is_closed():
                 self._write = await self._connect()
             try:
-                with self._saying():
+                with _saying(self.url):
                     return await function(self._write)
             except BaseException as error:
-                whole = isinstance(error.__cause__, UNHARMED) or isinstance(error, (StoreError, *BAD_ROW))
-                if (isinstance(error, StoreUnavailable) or not whole) and not isinstance(error.__cause__, UNHARMED):
+                if not isinstance(error, _BadRow) and not isinstance(error.__cause__, UNHARMED):
                     connection, self._write = self._write, None
                     connection.terminate()
                 raise
 
     async def _do(self, function: Callable[[Connection], Awaitable[T]]) -> T:
-        """One write that is no move, waited for while the server is away. A caller that is cancelled does not stop it."""
+        """One write that is no move, waited for while the server is away. A cancelled caller does not stop it."""
 
-        async def attempt() -> T:
-            return await self._writing_on(function)
+        async def whole(connection: Connection) -> T:
+            async with self._transaction(connection):
+                return await function(connection)
 
-        return await patiently(lambda: asyncio.shield(attempt()))
+        return await patiently(lambda: asyncio.shield(asyncio.ensure_future(self._writing_on(whole))))
 
     async def _ask(self, function: Callable[[Connection], Awaitable[T]]) -> T:
         """A reading on a connection of the pool, so that it does not wait behind a COMMIT."""
@@ -213,12 +212,311 @@ class PostgresStore:
         async def attempt() -> T:
             self._check()
             pool = await self.open_pool()
-            with self._saying():
-                async with pool.acquire(timeout=self._patience) as connection, self._whole(connection):
-                    return await function(connection)
+            with _saying(self.url):
+                async with asyncio.timeout(self._patience), pool.acquire(timeout=self._patience) as connection:
+                    async with self._transaction(connection):
+                        return await function(connection)
 
         return await patiently(attempt)
 
+    def _transaction(self, connection: Connection, *, several: bool = False) -> Any:
+        """Round several statements. One is a transaction by itself, save where no prepared statement may be kept: there
+        preparing and running it are two, and a pooler between might send them to two servers.
+        """
+        if several or self._in_transactions:
+            return connection.transaction(isolation="read_committed")
+        return contextlib.nullcontext()
+
     def _check(self) -> None:
-        if self._loop is not asyncio.get_running_loop():
+        if not self._open or self._loop is not asyncio.get_running_loop():
             raise StoreError(f"{self.url} is not open")
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    async def create(self, run: Run) -> tuple[Run, bool]:
+        there: tuple[Run, bool] = await self._put("create", run)
+        return there
+
+    async def commit(self, move: Move) -> None:
+        await self._put("move", move, move.before)
+
+    async def settle(self, before: Run, after: Run) -> None:
+        await self._put("settle", after, before)
+
+    async def release(self, run: Run) -> None:
+        await self._put("release", run, run)
+
+    async def remember(self, run: Run, call: Call) -> None:
+        await self._put("call", call, run)
+
+    def _put(self, kind: Any, record: Any, run: Run | None = None) -> asyncio.Future[Any]:
+        self._check()
+        return self._writer.put(kind, record, run)
+
+    async def _apply(self, batch: list[Write]) -> None:
+        """Commit a batch: moves of many runs by one statement, several kinds of writes in one transaction."""
+        now = self.now()
+        try:
+            await self._writing_on(lambda connection: self._batch(connection, batch, now))
+        except _BadRow as error:
+            if len(batch) == 1:
+                batch[0].error = error
+                return
+            middle = len(batch) // 2
+            await self._apply(batch[:middle])
+            await self._apply(batch[middle:])
+
+    async def _batch(self, connection: Connection, batch: list[Write], now: float) -> None:
+        """The writes by their kinds, in the order in which those of one run can have been asked for."""
+        kinds: dict[str, list[Write]] = {}
+        for write in batch:
+            write.error = None
+            kinds.setdefault(write.kind, []).append(write)
+        several = len(kinds) > 1 or (len(batch) > 1 and kinds.keys().isdisjoint(("move", "create")))
+        async with self._transaction(connection, several=several):
+            if created := kinds.pop("create", None):
+                await _create(connection, created)
+            if several:
+                await connection.execute(SQL["lock"], [w.run.id for writes in kinds.values() for w in writes])
+            for kind, write_all in _KINDS.items():
+                if kind in kinds:
+                    await write_all(connection, kinds[kind], now)
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    async def recall(self, run: Run, state: str, visit: int) -> Calls:
+        found = await self._ask(lambda db: db.fetch(SQL["recall"], run.id, state, visit))
+        return [Call(run=run.id, state=s, visit=v, name=n, nth=nth, result=r.encode()) for s, v, n, nth, r in found]
+
+    async def load(self, workflow: str, key: str) -> Run | None:
+        found = await self._ask(lambda db: _runs(db, SQL["load"], workflow, key))
+        return found[0] if found else None
+
+    async def list(self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int) -> Runs:
+        return await self._ask(lambda db: _runs(db, SQL["list"], workflow, status, state, after, many))
+
+    async def history(self, run: Run) -> Entries:
+        return await self._ask(lambda db: _history(db, run.id))
+
+    # -- claims and owners ------------------------------------------------------------------------------------------
+
+    async def claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
+        """In transactions of at most 2,000 runs each, so that no row is locked for long."""
+        claimed: Runs = []
+        while len(claimed) < many:
+            asked = min(CHUNK, many - len(claimed))
+            values = (owner, by, workflows, asked)
+            found = await self._do(lambda db, values=values: _runs(db, SQL["claim"], *values))  # type: ignore[misc]
+            claimed += found
+            if len(found) < asked:
+                break
+        return sorted(claimed, key=lambda run: (run.due or 0.0, run.id))
+
+    async def claim_one(self, owner: str, workflow: str, key: str) -> Run | None:
+        found = await self._do(lambda db: _runs(db, SQL["claim_one"], owner, workflow, key))
+        return found[0] if found else None
+
+    async def oldest(self, workflow: str, but: Names) -> str | None:
+        key: str | None = await self._ask(lambda db: db.fetchval(SQL["oldest"], workflow, but))
+        return key
+
+    async def enrol(self, owner: Owner) -> None:
+        values = (owner.token, owner.machine, owner.process, owner.lease, owner.started)
+        await self._do(lambda db: self._measured(db.fetchval(SQL["enrol"], *values)))
+
+    async def renew(self, token: str, lease: float) -> bool:
+        return await self._do(lambda db: self._measured(db.fetchval(SQL["renew"], token, lease)))
+
+    async def owners(self) -> Owners:
+        found = await self._ask(lambda db: db.fetch(SQL["owners"]))
+        return [Owner(token=t, machine=m, process=p, lease=until, started=s) for t, m, p, until, s in found]
+
+    async def bury(self, token: str) -> None:
+        await self._do(lambda db: db.execute(SQL["bury"], token))
+
+    async def reset(self) -> None:
+        await self._do(lambda db: db.execute(SQL["reset"], timeout=RESET_SECONDS))
+
+
+# -- errors and addresses ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _saying(place: str) -> Iterator[None]:
+    """Errors of the driver as ours, with the place."""
+    try:
+        yield
+    except REFUSED as error:
+        raise _BadRow(f"{place}: {error} ({type(error).__name__})") from error
+    except (asyncpg.ClientConfigurationError, asyncpg.TargetServerAttributeNotMatched) as error:
+        raise StoreError(f"{place}: {error}") from error
+    except PASSING as error:
+        raise StoreUnavailable(f"{place}: {error!s:.500} ({type(error).__name__})") from error
+    except asyncpg.PostgresError as error:
+        raise StoreError(f"{place}: {error} ({type(error).__name__})") from error
+
+
+def _shown(url: str | None, keywords: Mapping[str, Any]) -> str:
+    """The address as it may be shown: without the password, wherever it stands."""
+    if url is None:
+        user, host, port = keywords.get("user"), keywords.get("host", "localhost"), keywords.get("port", 5432)
+        return f"postgresql://{f'{user}@' if user else ''}{host}:{port}/{keywords.get('database') or user or ''}"
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    query = "&".join(word for word in parts.query.split("&") if not word.startswith(("password=", "passfile=")))
+    return parts._replace(netloc=user.partition(":")[0] + at + host, query=query, fragment="").geturl()
+
+
+async def _closed(one: asyncpg.Connection[asyncpg.Record] | asyncpg.Pool[asyncpg.Record]) -> None:
+    """Close in peace, or after a few seconds without a word."""
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await one.close()
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        one.terminate()
+    except BaseException:
+        one.terminate()
+        raise
+
+
+# -- statements on a connection ---------------------------------------------------------------------------------------
+
+
+def _columns(values: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Rows as the arrays that `unnest` makes rows of again."""
+    return list(zip(*values, strict=True))
+
+
+async def _advance(connection: Connection, writes: list[Write], now: float) -> None:
+    moves: list[Move] = [write.record for write in writes]
+    if len({move.before.id for move in moves}) < len(moves):
+        raise _BadRow("a run stands twice in one batch, and one statement cannot move it twice")
+    values = [rows.step_values(move) for move in moves]
+    large = [v for m in moves if m.changes and m.after.hashes for v in rows.large_fields(m.after, m.changes)]
+    forget = [(m.after.id, state, visit) for m in moves for state, visit in m.forget]
+    if large or forget:
+        beside = (_columns(large) or [()] * 3) + (_columns(forget) or [()] * 3)
+        found = await connection.fetch(SQL["advance_with"], *_columns(values), *beside)
+    elif len(values) == 1:
+        found = await connection.fetch(SQL["advance"], *values[0])
+    else:
+        found = await connection.fetch(SQL["advance_many"], *_columns(values))
+    if len(found) < len(moves):
+        hit = {row[0] for row in found}
+        await _resolve(connection, [write for write in writes if write.run.id not in hit])
+
+
+async def _resolve(connection: Connection, writes: list[Write]) -> None:
+    """Moves that hit no row: those that are in the history already were made by a COMMIT whose answer was lost."""
+    mine = [(w.run.id, w.record.after.version, w.run.owner, w.run.epoch) for w in writes]
+    there = {row[0] for row in await connection.fetch(SQL["moved"], *_columns(mine))}
+    for write in writes:
+        write.error = None if write.run.id in there else lost(write.run)
+
+
+async def _create(connection: Connection, writes: list[Write]) -> None:
+    first: dict[tuple[str, str], Write] = {}
+    for write in writes:
+        first.setdefault((write.record.workflow, write.record.key), write)
+    runs: list[Run] = [write.record for write in first.values()]
+    large = [(r.workflow, r.key, h, text) for r in runs for _, h, text in rows.large_fields(r, r.hashes)]
+    values = _columns([rows.create_values(run) for run in runs]) + (_columns(large) or [()] * 4)
+    made = {(w, k): number for number, w, k in await connection.fetch(SQL["create"], *values)}
+    for name, write in first.items():
+        write.result = (replace(write.record, id=made[name]), True) if name in made else None
+    others = [w for w in writes if (name := (w.record.workflow, w.record.key)) not in made or first[name] is not w]
+    if others:
+        await _look_up(connection, others)
+
+
+async def _look_up(connection: Connection, writes: list[Write]) -> None:
+    """The runs whose keys were taken."""
+    names = {(write.record.workflow, write.record.key) for write in writes}
+    there = {(r.workflow, r.key): r for r in await _runs(connection, SQL["load_many"], *_columns(list(names)))}
+    for write in writes:
+        run = there.get((write.record.workflow, write.record.key))
+        if run is None:
+            raise StoreUnavailable(f"run {write.record.workflow}/{write.record.key} was deleted while it was looked up")
+        write.result = run, False
+
+
+async def _settle(connection: Connection, writes: list[Write], now: float) -> None:
+    values = _columns([rows.settle_values(write.run, write.record, now) for write in writes])
+    hit = {row[0] for row in await connection.fetch(SQL["settle"], *values)}
+    late = [write for write in writes if write.run.id not in hit]
+    if not late:
+        return
+    # One that let the run go may have been made by a COMMIT whose answer was lost.
+    done = _columns([(w.run.id, w.run.version, w.run.epoch, w.record.owner) for w in late])
+    there = {row[0] for row in await connection.fetch(SQL["settled"], *done)}
+    for write in late:
+        if write.record.owner == write.run.owner or write.run.id not in there:
+            write.error = lost(write.run)
+
+
+async def _release(connection: Connection, writes: list[Write], now: float) -> None:
+    await connection.execute(SQL["release"], *_columns([(w.run.id, w.run.owner, w.run.epoch) for w in writes]))
+
+
+async def _remember(connection: Connection, writes: list[Write], now: float) -> None:
+    calls = [(c.run, c.state, c.visit, c.name, c.nth, c.result.decode()) for c in (w.record for w in writes)]
+    values = [(*call, w.run.owner, w.run.epoch) for call, w in zip(calls, writes, strict=True)]
+    held = {row[0] for row in await connection.fetch(SQL["remember"], *_columns(values))}
+    for place, write in enumerate(writes, 1):
+        if place not in held:
+            write.error = lost(write.run)
+
+
+_KINDS: dict[str, Callable[[Connection, list[Write], float], Awaitable[None]]] = {
+    "call": _remember,
+    "move": _advance,
+    "settle": _settle,
+    "release": _release,
+}
+
+
+async def _runs(connection: Connection, sql: str, *values: Any) -> Runs:
+    """The runs that a statement returns, whole."""
+    found = [rows.run_of(row) for row in await connection.fetch(sql, *values)]
+    wanted = rows.wanted(found)
+    if not wanted:
+        return found
+    texts = await _texts(connection, wanted)
+    return [rows.filled(run, texts) for run in found]
+
+
+async def _texts(connection: Connection, wanted: list[tuple[int, str]]) -> dict[tuple[int, str], str]:
+    found = await connection.fetch(SQL["fields"], *_columns(wanted))
+    return {(run, h): text for run, h, text in found}
+
+
+async def _history(connection: Connection, run: int) -> Entries:
+    found = await connection.fetch(SQL["history"], run)
+    wanted = {(run, h) for h in rows.referred(row["changes"] for row in found)}
+    texts = await _texts(connection, list(wanted)) if wanted else {}
+    return [rows.entry_of(row, lambda h: decode(texts[run, h])) for row in found]
+
+
+# -- the schema -------------------------------------------------------------------------------------------------------
+
+
+async def _migrate(connection: Connection) -> None:
+    """What is missing is created, what is older upgraded, all in one transaction, one process after the other."""
+    async with connection.transaction(isolation="read_committed"):
+        if not await _missing(connection):
+            return
+        await connection.execute(SQL["schema_lock"])
+        todo = await _missing(connection)
+        await connection.execute(SQL["migrations_table"])
+        for migration in todo:
+            await connection.execute(migration.sql)
+            await connection.execute(SQL["migrated"], migration.version, migration.name)
+
+
+async def _missing(connection: Connection) -> tuple[Migration, ...]:
+    tables = {row[0] for row in await connection.fetch(SQL["tables"])}
+    try:
+        versions = await connection.fetch(SQL["migrations"]) if "fsm_migrations" in tables else []
+    except asyncpg.UndefinedColumnError as error:
+        raise SchemaError(f"the table fsm_migrations is not ours: {error}") from error
+    return missing("postgres", tables, [row[0] for row in versions])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -48,10 +48,18 @@ def migrations(dialect: Dialect) -> tuple[Migration, ...]:
     return tuple(Migration(int(f.name[:4]), f.stem, f.read_text(encoding="utf-8")) for f in files)
 
 
-def refuse_foreign(tables: Collection[str], done: int) -> None:
-    """Raise SchemaError where tables of our names are there, and the list of what was `done` does not say they are ours."""
-    if not done and (foreign := sorted(set(tables) - {"fsm_migrations"})):
+def missing(dialect: Dialect, tables: Collection[str], versions: Sequence[int]) -> tuple[Migration, ...]:
+    """The migrations that a database still lacks, given its tables of our names and the versions that it lists.
+
+    Raises SchemaError where it lists one that this code does not know, or its tables are not ours.
+    """
+    known = migrations(dialect)
+    newest, done = known[-1].version, max(versions, default=0)
+    if done > newest:
+        raise SchemaError(f"the tables are of version {done}, this code knows up to {newest}: upgrade fsmworkflow")
+    if not done and (foreign := sorted(TABLES.intersection(tables) - {"fsm_migrations"})):
         raise SchemaError(f"there are tables that are not ours: {', '.join(foreign)}")
+    return tuple(migration for migration in known if migration.version > done)
 
 
 def statements(sql: str) -> list[str]:

@@ -23,7 +23,7 @@ from fsmworkflow.errors import SchemaError, StoreError, StoreUnavailable
 from fsmworkflow.records import Call, Move, Owner, Run, replace
 from fsmworkflow.store import Calls, Entries, Names, Owners, Runs, rows
 from fsmworkflow.store.memory import lost
-from fsmworkflow.store.sql import TABLES, migrations, queries, statements
+from fsmworkflow.store.sql import Migration, missing, queries, statements
 from fsmworkflow.store.writer import Write, Writer, patiently
 
 T = TypeVar("T")
@@ -43,7 +43,10 @@ class SQLiteStore:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
-        self.path = str(Path(unquote(os.fspath(path)).partition("?")[0]).expanduser().absolute())
+        text = os.fspath(path)
+        if not text or text.startswith((":memory:", "file:")) or "?" in text:
+            raise StoreError(f"{text!r} is not the path of a SQLite file; for a store in memory use memory://")
+        self.path = str(Path(unquote(text)).expanduser().absolute())
         self.url = f"sqlite:///{self.path}"
         self._clock = clock
         self._writer = Writer(self._apply)
@@ -353,36 +356,23 @@ def _set_up(db: sqlite3.Connection) -> None:
     """Pragmas, then the tables: what is missing is created, what is older upgraded, all in one transaction."""
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
-    tables = {row[0] for row in db.execute(SQL["tables"])} & TABLES
-    known = migrations("sqlite")
-    if "fsm_migrations" in tables and _version(db) == known[-1].version:
-        return
-    _transaction(db, _migrate)
+    if _missing(db):
+        _transaction(db, _migrate)
 
 
-def _version(db: sqlite3.Connection) -> int:
+def _missing(db: sqlite3.Connection) -> tuple[Migration, ...]:
+    tables = {row[0] for row in db.execute(SQL["tables"])}
     try:
-        versions = [row[0] for row in db.execute(SQL["migrations"])]
+        versions = [row[0] for row in db.execute(SQL["migrations"])] if "fsm_migrations" in tables else []
     except sqlite3.OperationalError as error:
         raise SchemaError(f"the table fsm_migrations is not ours: {error}") from error
-    newest = migrations("sqlite")[-1].version
-    if versions and versions[-1] > newest:
-        raise SchemaError(
-            f"the tables are of version {versions[-1]}, this code knows up to {newest}: upgrade fsmworkflow"
-        )
-    return versions[-1] if versions else 0
+    return missing("sqlite", tables, versions)
 
 
 def _migrate(db: sqlite3.Connection) -> None:
-    tables = {row[0] for row in db.execute(SQL["tables"])} & TABLES
-    if tables and "fsm_migrations" not in tables:
-        raise SchemaError(f"there are tables that are not ours: {', '.join(sorted(tables))}")
+    todo = _missing(db)
     db.execute(SQL["migrations_table"])
-    done = _version(db)
-    if not done and tables - {"fsm_migrations"}:
-        raise SchemaError(f"there are tables that are not ours: {', '.join(sorted(tables))}")
-    for migration in migrations("sqlite"):
-        if migration.version > done:
-            for statement in statements(migration.sql):
-                db.execute(statement)
-            db.execute(SQL["migrated"], (migration.version, migration.name, time.time()))
+    for migration in todo:
+        for statement in statements(migration.sql):
+            db.execute(statement)
+        db.execute(SQL["migrated"], (migration.version, migration.name, time.time()))

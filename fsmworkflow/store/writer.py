@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar
 
@@ -47,6 +49,7 @@ class Writer:
         self._apply = apply
         self._waiting: list[Write] = []
         self._task: asyncio.Task[None] | None = None
+        self._late = False
 
     def put(self, kind: Kind, record: Any, run: Any = None) -> asyncio.Future[Any]:
         """Queue a write. The future is done when it is durable, or has failed."""
@@ -56,10 +59,13 @@ class Writer:
             self._task = asyncio.create_task(self._work(), name="fsmworkflow-writer")
         return future
 
-    async def drain(self) -> None:
-        """Wait until nothing is waiting."""
+    async def drain(self, seconds: float | None = None) -> None:
+        """Wait until nothing is waiting, for up to `seconds`: what then still waits fails with StoreUnavailable."""
         while self._task is not None:
-            await asyncio.wait([self._task])
+            done, _ = await asyncio.wait([self._task], timeout=seconds)
+            if not done:
+                self._late = True
+                self._task.cancel()
 
     async def _work(self) -> None:
         batch: list[Write] = []
@@ -69,9 +75,13 @@ class Writer:
                 await self._commit(batch)
                 _answer(batch)
         finally:
-            self._task = None
-            for write in [*batch, *self._waiting]:  # only where the loop is being torn down
-                write.future.cancel()
+            late, self._task, self._late = self._late, None, False
+            batch, self._waiting = [*batch, *self._waiting], []
+            for write in batch:  # some are left only where the loop is being torn down, or `drain` gave them up
+                if not late:
+                    write.future.cancel()
+                elif not write.future.done():
+                    write.future.set_exception(StoreUnavailable("the store was closed before this could be written"))
 
     async def _commit(self, batch: list[Write]) -> None:
         try:
@@ -90,13 +100,18 @@ def _answer(batch: list[Write]) -> None:
                 write.future.set_exception(write.error)
 
 
-async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
-    """What `attempt` returns, tried again for as long as it raises StoreUnavailable, with a warning in the log."""
-    pause = FIRST_PAUSE
+async def patiently(attempt: Callable[[], Awaitable[T]], *, within: float = math.inf) -> T:
+    """What `attempt` returns, tried again for as long as it raises StoreUnavailable, with a warning in the log.
+
+    After `within` seconds its StoreUnavailable is raised.
+    """
+    pause, end = FIRST_PAUSE, time.monotonic() + within
     while True:
         try:
             return await attempt()
         except StoreUnavailable as error:
+            if time.monotonic() + pause > end:
+                raise
             log.warning("the store cannot do its work, trying again in %.2g s: %s", pause, error)
         await asyncio.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE)

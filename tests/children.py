@@ -1,0 +1,126 @@
+"""Processes for the crash tests: starts crash_child.py, waits for it with a deadline, kills it, shows what it said."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from tests.ledger import Ledger
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "tests" / "crash_child.py"
+SETTINGS = re.compile(r"DB_|FSMWORKFLOW_")
+DEADLINE = 60.0
+
+
+class Child:
+    """One process that runs crash_child.py. What it says goes to files beside the ledger."""
+
+    def __init__(self, ledger: Ledger, number: int, mode: str, url: str, *words: object) -> None:
+        self.ledger = ledger
+        self._out = ledger.path.with_name(f"{ledger.path.name}-{number}.out")
+        self._err = self._out.with_suffix(".err")
+        kept = {name: value for name, value in os.environ.items() if not SETTINGS.match(name)}
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, str(PROGRAM), mode, url, str(ledger.path), *map(str, words)],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                cwd=ledger.path.parent,
+                env={**kept, "PYTHONPATH": str(ROOT)},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def go(self) -> None:
+        """Let it pass the line that it waits for."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> bool:
+        """End it by SIGKILL. False where it had ended by itself before."""
+        self.process.kill()
+        return self.process.wait() == -9
+
+    def ended(self, seconds: float = DEADLINE) -> int:
+        """Its exit status, once it has ended by itself."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"process {self.pid} still runs after {seconds:g} s\n{self.err[-4000:]}") from None
+
+    def succeeded(self, seconds: float = DEADLINE) -> str:
+        """What it printed, once it has ended well."""
+        status = self.ended(seconds)
+        assert status == 0, f"process {self.pid} ended with {status}\n{self.out}\n{self.err[-6000:]}"
+        return self.out
+
+    def until(self, what: Callable[[], Any], seconds: float = DEADLINE) -> Any:
+        """Wait until `what()` is true, and return it. Fails where this process ends before, or after that time."""
+        end = time.monotonic() + seconds
+        while not (found := what()):
+            assert self.alive() or what(), f"process {self.pid} ended with {self.process.poll()}\n{self.err[-4000:]}"
+            assert time.monotonic() < end, f"waited {seconds:g} s for process {self.pid}\n{self.err[-4000:]}"
+            time.sleep(0.002)
+        return found
+
+    def line(self, what: str, seconds: float = DEADLINE, **more: Any) -> dict[str, Any]:
+        """Wait for a line of this process in the ledger."""
+        wanted = {"what": what, "pid": self.pid, **more}
+
+        def look() -> dict[str, Any] | None:
+            return next((line for line in self.ledger.lines() if wanted.items() <= line.items()), None)
+
+        found: dict[str, Any] = self.until(look, seconds)
+        return found
+
+
+class Children:
+    """The processes of one test: `start` one, and none is left at the end."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ledger = Ledger(directory / "ledger")
+        self._started: list[Child] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self._started:
+            child.kill()
+            child.process.stdin.close()
+        self.ledger.close()
+
+    def start(self, mode: str, url: str, *words: object, ledger: Ledger | None = None) -> Child:
+        child = Child(ledger or self.ledger, len(self._started), mode, url, *words)
+        self._started.append(child)
+        return child
+
+    def open_gate(self) -> None:
+        """Let every nap end."""
+        self.ledger.path.with_suffix(".go").touch()

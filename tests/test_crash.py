@@ -1,0 +1,265 @@
+"""Nothing is lost when processes die: they are killed at random moments, start at once, or forget to close."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsmworkflow import Engine, Entry, Run
+from tests.children import Child, Children
+from tests.crash_child import Batch
+from tests.ledger import Checker, Ledger, Line, glimpse
+
+SEED = int(os.environ.get("FSMWORKFLOW_SEED") or secrets.randbits(32))
+SOAK = int(os.environ.get("FSMWORKFLOW_KILLS") or 1_000)
+IMMEDIATELY = 5.0  # seconds; a lease is 60 or 10
+
+
+@pytest.fixture
+def children(tmp_path: Path) -> Iterator[Children]:
+    with Children(tmp_path) as some:
+        yield some
+
+
+# -- SIGKILL at random moments ----------------------------------------------------------------------------------------
+
+
+class Campaign:
+    """Rounds of eight runs each, killed until so many kills have struck, each round held against its ledger."""
+
+    def __init__(self, url: str, children: Children, seed: int) -> None:
+        self.url = url
+        self.children = children
+        self.chance = random.Random(seed)
+        self.rounds = 0
+        self.struck = 0
+        self.early = 0
+        self.repeated = 0
+        self.seconds, self.size = self._undisturbed()
+
+    def go(self, kills: int) -> None:
+        while self.struck < kills:
+            self._round(kills)
+
+    def _undisturbed(self) -> tuple[float, int]:
+        """How long a round takes, and how much it writes, when nobody disturbs it."""
+        began = time.monotonic()
+        ledger = self._round(0)
+        return time.monotonic() - began, ledger.path.stat().st_size
+
+    def _round(self, kills: int) -> Ledger:
+        self.rounds += 1
+        batch = Batch(self.rounds)
+        ledger = Ledger(self.children.directory / f"ledger-{self.rounds}")
+        while True:
+            child = self.children.start("batch", self.url, "--round", self.rounds, ledger=ledger)
+            if self.struck >= kills or not self._killed(child, ledger):
+                break
+            self._look(batch, ledger)
+        child.succeeded()
+        lines = ledger.lines()
+        ledger.close()
+        self._check(batch, lines)
+        return ledger
+
+    def _killed(self, child: Child, ledger: Ledger) -> bool:
+        """Kill it: a quarter at any time, the others when it has written so much more, and a little later."""
+        began, size = time.monotonic(), ledger.size()
+        if self.chance.random() < 0.25:
+            at, far = began + self.chance.uniform(0, self.seconds), 0
+        else:
+            at, far = 0.0, int(self.chance.uniform(size, max(size + 2_000, self.size * 1.1)))
+        while child.alive() and (time.monotonic() < at or ledger.size() < far):
+            assert time.monotonic() < began + 60, f"nothing moves any more\n{child.err[-4000:]}"
+            time.sleep(0.0005)
+        time.sleep(self.chance.uniform(0, 0.004) if far else 0)
+        return child.kill()
+
+    def _look(self, batch: Batch, ledger: Ledger) -> None:
+        """Count a kill that left runs unfinished. Half of the times nobody looks before the next process."""
+        lines = ledger.lines()
+        over = {line["run"] for line in lines if line["what"] == "over"}
+        self.struck += len(over) < len(batch.expected())
+        self.early += not any(line["what"] == "open" for line in lines)
+        if self.chance.random() < 0.5:
+            return
+        seen = glimpse(self.url, batch.prefix)
+        assert not seen.faults(), "\n".join(seen.faults())
+        ledger.write("seen", rows={run: row[0] for run, row in seen.rows.items()}, tokens=seen.tokens, moves=seen.moves)
+
+    def _check(self, batch: Batch, lines: list[Line]) -> None:
+        runs = asyncio.run(told_by(self.url, batch))
+        checker, faults = Checker(lines), late_lives(lines)
+        for name, expected in batch.expected().items():
+            mine = [one for one in runs if name in (f"{one[0].workflow}/{one[0].key}", one[0].workflow)]
+            if len(mine) != 1:
+                faults.append(f"{name}: there are {len(mine)} runs of it")
+            for run, history in mine:
+                faults += checker.faults(run, history, expected)
+                faults += rewritten(run, history, lines)
+        self.repeated += sum(line["what"] == "begin" for line in lines) - sum(
+            len(e.path) for e in batch.expected().values()
+        )
+        assert not faults, f"round {self.rounds}, after {self.struck} kills:\n" + "\n".join(faults)
+
+
+async def told_by(url: str, batch: Batch) -> list[tuple[Run, list[Entry]]]:
+    """Every run of a batch with its history; nobody else is known to drive any more."""
+    async with Engine(url) as engine:
+        assert len(await engine.store.owners()) == 1, "owners that died, or closed, are still on the list"
+        runs = [await engine.list(workflow, limit=10_000) for workflow in ("parcel", "ticket", batch.keyless)]
+        mine = [run for found in runs for run in found if batch.prefix in f"{run.workflow}/{run.key}"]
+        return [(run, await engine.history(run.workflow, run.key)) for run in mine]
+
+
+def late_lives(lines: list[Line]) -> list[str]:
+    """Processes that opened the store and then waited for something, though there were runs to go on with."""
+    found = []
+    for line in lines:
+        if line["what"] == "open":
+            mine = [
+                other for other in lines if other["pid"] == line["pid"] and other["what"] in ("begin", "action", "over")
+            ]
+            if mine and mine[0]["at"] > line["at"] + IMMEDIATELY:
+                found.append(f"P6: process {line['pid']} waited {mine[0]['at'] - line['at']:.1f} s before it went on")
+    return found
+
+
+def rewritten(run: Run, history: list[Entry], lines: list[Line]) -> list[str]:
+    """P8: moves that were seen in the store and are now other ones, or gone."""
+    now = [[m.version, m.source, m.dest, m.status, m.event, m.attempt] for m in history]
+    seen = [line["moves"].get(f"{run.workflow}/{run.key}", []) for line in lines if line["what"] == "seen"]
+    return [f"P8: history was rewritten: {old} is now {now}" for old in seen if now[: len(old)] != old]
+
+
+def kill_often(url: str, children: Children, kills: int) -> None:
+    try:
+        campaign = Campaign(url, children, SEED)
+        campaign.go(kills)
+    except BaseException as error:
+        error.add_note(f"FSMWORKFLOW_SEED={SEED}; ledgers are in {children.directory}")
+        raise
+    assert campaign.struck >= kills > 0, "the kills struck no process with unfinished runs"
+    assert campaign.repeated > 0, "no kill struck in the middle of a step"
+
+
+def test_50_kills_on_sqlite_lose_and_repeat_nothing_that_was_committed(sqlite_url: str, children: Children) -> None:
+    kill_often(sqlite_url, children, 50)
+
+
+def test_30_kills_on_postgres_lose_and_repeat_nothing_that_was_committed(postgres_url: str, children: Children) -> None:
+    kill_often(postgres_url, children, 30)
+
+
+@pytest.mark.soak
+def test_many_kills_lose_and_repeat_nothing_that_was_committed(durable_url: str, children: Children) -> None:
+    kill_often(durable_url, children, SOAK)
+
+
+# -- who drives -------------------------------------------------------------------------------------------------------
+
+
+def begun(ledger: Ledger) -> list[tuple[int, str, int]]:
+    return [(line["pid"], line["state"], line["attempt"]) for line in ledger.lines("begin")]
+
+
+@pytest.mark.parametrize("style", ["--machine", "--sync"])
+def test_a_dead_process_of_this_machine_is_recognised_at_once(durable_url: str, children: Children, style: str) -> None:
+    first = children.start("nap", durable_url, style)
+    first.line("begin", state="doze")
+    assert first.kill(), "it was to be killed in the middle of its step"
+    children.open_gate()
+    second = children.start("nap", durable_url, style, "--wait")
+    second.line("ready")
+    second.go()
+    went = time.monotonic()
+    assert second.line("begin", state="doze")["at"] - went < 2
+    run = json.loads(second.succeeded())
+    assert (run["state"], run["data"]["slept"]) == ("awake", 1)
+    assert begun(children.ledger) == [(first.pid, "doze", 1), (second.pid, "doze", 1), (second.pid, "wake", 1)]
+
+
+def test_a_live_second_process_waits_and_tells_the_same_result(durable_url: str, children: Children) -> None:
+    lease = 0.6
+    first = children.start("nap", durable_url, "--lease", lease, "--sync")
+    first.line("begin", state="doze")
+    second = children.start("nap", durable_url, "--lease", lease)
+    third = children.start("nap", durable_url, "--machine", "--wait")
+    third.line("ready")
+    third.go()
+    second.line("open")
+    time.sleep(4 * lease)  # that the first one's lease would have ended several times is what is tested
+    children.open_gate()
+    results = [child.succeeded() for child in (first, second, third)]
+    assert results[0] == results[1] == results[2]
+    assert begun(children.ledger) == [(first.pid, "doze", 1), (first.pid, "wake", 1)]
+
+
+def test_a_live_second_process_takes_over_when_the_first_one_dies(durable_url: str, children: Children) -> None:
+    first = children.start("nap", durable_url)
+    first.line("begin", state="doze")
+    second = children.start("nap", durable_url)
+    second.line("open")
+    assert first.kill()
+    died = time.monotonic()
+    children.open_gate()
+    assert second.line("begin", state="doze")["at"] - died < 2
+    assert json.loads(second.succeeded())["state"] == "awake"
+
+
+def test_of_16_processes_that_start_one_key_at_once_one_runs_its_body(durable_url: str, children: Children) -> None:
+    children.open_gate()
+    some = [children.start("nap", durable_url, "--wait") for _ in range(16)]
+    for child in some:
+        child.line("ready")
+    for child in some:
+        child.go()
+    results = {child.succeeded() for child in some}
+    assert len(results) == 1, results
+    assert json.loads(results.pop())["status"] == "done"
+    assert [state for _, state, _ in begun(children.ledger)] == ["doze", "wake"]
+    assert [row[1:] for row in glimpse(durable_url).rows.values()] == [("awake", "done")]
+    (moves,) = glimpse(durable_url).moves.values()
+    assert [move[3] for move in moves] == ["running", "running", "done"]
+
+
+# -- how a process ends -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["async", "--sync"])
+@pytest.mark.parametrize("moment", ["resting", "in a step"])
+def test_a_process_that_forgets_to_close_ends(durable_url: str, children: Children, moment: str, style: str) -> None:
+    if moment == "resting":
+        children.open_gate()
+    child = children.start("forget", durable_url, *([style] if style == "--sync" else []))
+    forgotten = child.line("forgotten")
+    child.succeeded(5)
+    assert time.monotonic() - forgotten["at"] < 5
+    children.open_gate()
+    assert json.loads(children.start("nap", durable_url).succeeded(10))["state"] == "awake"
+
+
+@pytest.mark.parametrize("style", ["async", "--sync", "--machine"])
+def test_ctrl_c_ends_a_process_and_leaves_its_run_resumable(durable_url: str, children: Children, style: str) -> None:
+    words = [] if style == "async" else [style]
+    child = children.start("nap", durable_url, *words)
+    child.line("begin", state="doze")
+    child.send(signal.SIGINT)
+    status = child.ended(5)
+    assert status != 0, "Ctrl-C was swallowed"
+    assert "KeyboardInterrupt" in child.err
+    assert glimpse(durable_url).rows["nap/k"] == (0, "doze", "running")
+    children.open_gate()
+    again = children.start("nap", durable_url, *words)
+    opened: Any = again.line("begin", state="doze", attempt=1)
+    assert json.loads(again.succeeded(opened["at"] + 10 - time.monotonic()))["data"]["slept"] == 1
