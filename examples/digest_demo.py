@@ -86,7 +86,7 @@ def wrong(notes: list[Json], kills: list[tuple[int, list[str]]], history: list[s
 
 
 def read_again(notes: list[Json]) -> list[str]:
-    """Batches read again though the same process had gone on to the next one, which it does once they are remembered."""
+    """Batches read again though the process that read them had gone on to the next, so that they were remembered."""
     remembered: set[str] = set()
     ended: dict[int, str] = {}
     found = []

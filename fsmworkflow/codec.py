@@ -118,25 +118,43 @@ def _check_key(key: Any, path: Path) -> None:
     _check_text(key, path)
 
 
-def _tagged(value: Any, path: Path) -> dict[str, str]:
+def _tagged(value: Any, path: Path, known: _Known) -> dict[str, str]:
     tag, write = _WRITE[type(value)]
     zone = getattr(value, "tzinfo", None)
     # A named zone would come back as a fixed offset, which is another value the day the clocks change.
     if zone is not None and (type(zone) is not dt.timezone or repr(zone) != repr(dt.timezone(zone.utcoffset(None)))):
         raise CodecError(_spelled(path), "a named time zone does not read back: use datetime.timezone, without a name")
-    return {tag: write(value)}
+    text = write(value)
+    known.charge(len(text), path)
+    return {tag: text}
 
 
 _PLAIN = frozenset({int, bool, type(None)})
 
 
-def _walk(value: Any, path: Path, depth: int, known: set[str]) -> Any:
-    """The value as msgspec may write it: itself where nothing in it needs a tag, else a copy. Exact types only.
+class _Known(set[str]):
+    """What a walk knows: the keys that it checked (records in a list have the same ones), and the bytes it has left.
 
-    `known` are keys that were checked before: records in a list have the same ones.
+    A small value may hold one part many times over; it is refused before its text is made, which memory might not hold.
     """
+
+    __slots__ = ("limit", "room")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = self.room = limit
+
+    def charge(self, least: int, path: Path) -> None:
+        """Take off what a part needs at the least. Raises CodecError where nothing is left."""
+        self.room -= least
+        if self.room < 0:
+            raise CodecError(_spelled(path), f"with this its JSON text is over the limit of {self.limit:,} bytes")
+
+
+def _walk(value: Any, path: Path, depth: int, known: _Known) -> Any:
+    """The value as msgspec may write it: itself where nothing in it needs a tag, else a copy. Exact types only."""
     kind = type(value)
     if kind is str:
+        known.room -= len(value) + 1
         if "\0" in value or not value.isascii():
             _check_text(value, path)
         return value
@@ -145,21 +163,24 @@ def _walk(value: Any, path: Path, depth: int, known: set[str]) -> Any:
     if kind is float:
         return value if value - value == 0.0 else _refuse(value, path)
     if kind is not dict and kind is not list and kind is not Data:
-        return _tagged(value, path) if kind in _WRITE else _refuse(value, path)
+        return _tagged(value, path, known) if kind in _WRITE else _refuse(value, path)
     if depth <= 0:
         raise CodecError(_spelled(path), f"nested deeper than {DEPTH} levels")
+    known.charge(2 * len(value), path)
     return _walk_list(value, path, depth - 1, known) if kind is list else _walk_dict(value, path, depth - 1, known)
 
 
-def _walk_dict(value: dict[str, Any], path: Path, depth: int, known: set[str]) -> dict[str, Any]:
+def _walk_dict(value: dict[str, Any], path: Path, depth: int, known: _Known) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     escape = type(value) is Data
     for key, item in value.items():
         if type(key) is not str or key not in known:
             _check_key(key, path)
             escape = escape or key[:1] == "$"
-            if key[:1] != "$":
+            if key[:1] != "$" and len(key) <= 64:
                 known.add(key)
+            else:
+                known.charge(len(key), path)
         if type(item) not in _PLAIN:
             plain = _walk(item, (path, key), depth, known)
             if plain is not item:
@@ -169,7 +190,7 @@ def _walk_dict(value: dict[str, Any], path: Path, depth: int, known: set[str]) -
     return {("$" + key if key[:1] == "$" else key): changed.get(key, item) for key, item in value.items()}
 
 
-def _walk_list(value: list[Any], path: Path, depth: int, known: set[str]) -> list[Any]:
+def _walk_list(value: list[Any], path: Path, depth: int, known: _Known) -> list[Any]:
     changed: dict[int, Any] = {}
     for number, item in enumerate(value):
         if type(item) not in _PLAIN:
@@ -196,13 +217,26 @@ def encode(value: Any, path: str = "value", *, limit: int = LIMIT) -> bytes:
 
     Raises CodecError with the path to what would not come back equal, or where the text is over `limit` bytes.
     """
-    kind = type(value)
+    kind, plain = type(value), value
     if kind is not int and kind is not bool and value is not None:
-        value = _walk(value, path, DEPTH, set())
-    text = _encode(value)
+        known = _Known(limit)
+        plain = _walk(value, path, DEPTH, known)
+        known.charge(0, path)
+    try:
+        text = _encode(plain)
+    except ValueError as error:
+        raise CodecError(_long_number(value, path) or path, str(error)) from error
     if len(text) > limit:
         raise CodecError(path, f"{len(text):,} bytes of JSON are over the limit of {limit:,}")
     return text
+
+
+def _long_number(value: Any, path: Path) -> str | None:
+    """The path to the first whole number of more digits than Python writes."""
+    if isinstance(value, (dict, list)):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        return next((found for part, item in parts if (found := _long_number(item, (path, part)))), None)
+    return _spelled(path) if type(value) is int and value.bit_length() > 14_000 else None
 
 
 def decode(text: bytes | str | msgspec.Raw) -> Any:
@@ -336,21 +370,21 @@ class Codec:
 
         Raises CodecError with the path to what would not come back equal, or where the whole is over the limit.
         """
-        items = self._items(data) if self._typed is None else list(self._typed.encode(data).items())
+        items = self._items(data) if self._typed is None else list(self._typed.encode(data, self.limit).items())
         changes: Fields = {}
-        count = size = 0
+        grown = 0
         for key, value in items:
-            count += 1
             before = base.get(key)
             if value is before and before is not None:
                 continue
             text = bytes(value) if type(value) is _Raw else self._field(key, value)
-            size += len(text)
-            if before is None or len(text) != len(before_text := bytes(before)) or text != before_text:
+            before_text = b"" if before is None else bytes(before)
+            if text != before_text:
+                grown += len(text) - len(before_text)
                 changes[key] = _Raw(text)
-        if changes and size + len(changes) * 8 > self.limit // 2:
-            self._weigh({**base, **changes})
         names = list(dict.keys(data) if self._typed is None else (key for key, _ in items))
+        if grown > 0 and sum((len(memoryview(text)) for text in base.values()), grown) > self.limit // 2:
+            self._weigh({key: changes[key] if key in changes else base[key] for key in names})
         if names == list(base) or not base:
             return changes, ()
         return self._moved(names, {k: v if type(v) is _Raw else None for k, v in items}, changes, base)
@@ -390,44 +424,111 @@ class _Typed:
 
     def __init__(self, kind: Any) -> None:
         self.kind = kind
+        self.name = getattr(kind, "__name__", repr(kind))
         self.origin: Any = dict if hasattr(kind, "__required_keys__") else (getattr(kind, "__origin__", None) or kind)
         self.pydantic = hasattr(kind, "model_validate_json")
+        self.fields = _fields(kind)
+        if not self.fields and not self.pydantic and self.origin is not dict:
+            raise TypeError(f"{self.name} is no dataclass, msgspec.Struct, TypedDict or pydantic model")
         self.decoder: Any = None if self.pydantic else msgspec.json.Decoder(kind)
 
     def _read(self, text: bytes) -> Any:
         try:
             return self.kind.model_validate_json(text) if self.pydantic else self.decoder.decode(text)
         except ValueError as error:  # both libraries' validation errors
-            raise CodecError("data", f"does not fit {self.kind.__name__}: {error}") from error
+            raise CodecError("data", f"does not fit {self.name}: {error}") from error
 
     def decode(self, fields: Fields) -> Any:
         return self._read(text_of(fields))
 
     def convert(self, data: Any) -> Any:
         if not isinstance(data, Mapping):
-            raise CodecError("data", f"must be a {self.kind.__name__} or a dict, not {type(data).__name__}")
+            raise CodecError("data", f"must be a {self.name} or a dict, not {type(data).__name__}")
         try:
             if self.pydantic:
                 return self.kind.model_validate(dict(data))
-            return msgspec.convert(dict(data), self.kind)
+            found = msgspec.convert(dict(data), self.kind)
         except ValueError as error:
-            raise CodecError("data", f"does not fit {self.kind.__name__}: {error}") from error
+            raise CodecError("data", f"does not fit {self.name}: {error}") from error
+        self._known(data)
+        _complete(found)
+        return found
 
-    def encode(self, data: Any) -> Fields:
+    def _known(self, names: Iterable[str]) -> None:
+        """Refuse what is no field: it would be lost. Attributes of the class, as cached properties, may be."""
+        for name in names if self.fields else ():
+            if name not in self.fields and not hasattr(self.origin, name):
+                raise CodecError(f"data.{name}", f"a {self.name} has no such field, so it would be lost")
+
+    def encode(self, data: Any, limit: int) -> Fields:
         if not isinstance(data, self.origin):
-            raise CodecError("data", f"must be a {self.kind.__name__}, not {type(data).__name__}")
+            raise CodecError("data", f"must be a {self.name}, not {type(data).__name__}")
+        self._known(data if isinstance(data, dict) else getattr(data, "__dict__", ()))
         try:
-            text = data.model_dump_json(by_alias=True).encode() if self.pydantic else _encode(data)
+            text = data.model_dump_json(by_alias=True, warnings=False).encode() if self.pydantic else _encode(data)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise CodecError("data", f"a {self.kind.__name__} that has no JSON text: {error}") from error
+            raise CodecError("data", f"a {self.name} that has no JSON text: {error}") from error
+        if len(text) > limit:
+            raise CodecError("data", f"{len(text):,} bytes of JSON are over the limit of {limit:,}")
         if b"\\u0000" in text:
             _check_nul(_decode(text), "data")
-        if self._read(text) != data:
-            raise CodecError("data", f"this {self.kind.__name__} would not come back equal from its JSON text")
+        self._compare(text, data)
         try:
             return _split(text)
         except msgspec.ValidationError as error:
-            raise CodecError("data", f"a {self.kind.__name__} must be written as a JSON object: {error}") from error
+            raise CodecError("data", f"a {self.name} must be written as a JSON object: {error}") from error
+
+    def _compare(self, text: bytes, data: Any) -> None:
+        """Refuse data that its text does not give back."""
+        try:
+            found = self._read(text)
+            if found == data:
+                return
+            path = _spelled(_difference(found, data, "data"))
+        except RecursionError as error:
+            raise CodecError("data", f"a {self.name} that is nested too deeply") from error
+        raise CodecError(path, f"this {self.name} would not come back equal from its JSON text")
+
+
+def _fields(kind: Any) -> frozenset[str]:
+    """The names of the fields of a type as they are written; none where it may have any."""
+    if hasattr(kind, "__required_keys__"):
+        return frozenset(kind.__required_keys__ | kind.__optional_keys__)
+    if hasattr(kind, "__struct_encode_fields__") and not kind.__struct_config__.array_like:
+        return frozenset((*kind.__struct_encode_fields__, kind.__struct_config__.tag_field))
+    return frozenset(getattr(kind, "__dataclass_fields__", ()))
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    """What a value consists of, by key, index or name."""
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(value))
+    if isinstance(value, dict):
+        return value
+    kind: Any = type(value)
+    names: Any = ()
+    for where in ("__struct_fields__", "__dataclass_fields__", "model_fields"):
+        names = names or getattr(kind, where, ())
+    return {name: getattr(value, name) for name in names}
+
+
+def _difference(found: Any, given: Any, path: Path) -> Path:
+    """The path to the first part that differs."""
+    left, right = _parts(found), _parts(given)
+    if type(found) is type(given) and list(left) == list(right):
+        for part in left:
+            if left[part] != right[part]:
+                return _difference(left[part], right[part], (path, part))
+    return path
+
+
+def _complete(value: Any) -> None:
+    """Give dataclasses their defaults: msgspec leaves them on the class, where its encoder does not look."""
+    own = getattr(value, "__dict__", None) if hasattr(type(value), "__dataclass_fields__") else None
+    for name, part in _parts(value).items():
+        if own is not None:
+            own.setdefault(name, part)
+        _complete(part)
 
 
 def _check_nul(value: Any, path: str) -> None:

@@ -21,6 +21,7 @@ from fsmworkflow.errors import (
 from fsmworkflow.machine import WATCH, Drive, first, may_go_on
 from fsmworkflow.records import Run, Status, replace
 from fsmworkflow.store import Entries, Runs, Store, open_store
+from fsmworkflow.store.writer import whole
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow, name_problem
 
@@ -90,8 +91,13 @@ class Engine:
         """Let running steps end for up to `grace` seconds, give back what is driven, and close the store."""
         self._worker.stopping = True
         drives = [driving.task for driving in self._drives.values() if driving.task is not None]
-        if drives:
-            await asyncio.wait(drives, timeout=self.grace if grace is None else grace)
+        try:
+            if drives:
+                await asyncio.wait(drives, timeout=self.grace if grace is None else grace)
+        finally:
+            await whole(self._end(drives))
+
+    async def _end(self, drives: list[asyncio.Task[Run]]) -> None:
         for drive in drives:
             drive.cancel()
         await asyncio.gather(*drives, return_exceptions=True)
@@ -187,13 +193,8 @@ class Engine:
         names, gate = list(self._workflows), asyncio.Semaphore(concurrency)
         seen: set[int] = set()
         while claimed := await self._worker.claim(names, CHUNK):
-            tasks = []
-            for run in claimed:
-                await gate.acquire()
-                driving = Driving(self._workflows[run.workflow], run, retry=False)
-                tasks.append(task := self._go(driving, self._drive_claimed(driving)))
-                task.add_done_callback(lambda _: gate.release())
-            await asyncio.wait(tasks)
+            # All are known before the next await, so that no `run` of the same key drives one of them beside us.
+            await asyncio.wait([self._take_over(run, gate) for run in claimed])
             new = {run.id for run in claimed} - seen
             if not new or self._worker.stopping:
                 break
@@ -275,10 +276,21 @@ class Engine:
         driving.error = drive.error
         return True
 
-    async def _drive_claimed(self, driving: Driving) -> Run:
-        driving.started.set_result(driving.run)
-        await self._drive(driving, driving.run)
-        return driving.run
+    def _take_over(self, run: Run, gate: asyncio.Semaphore) -> asyncio.Task[Run]:
+        """Drive a run that was claimed with others, as soon as the gate lets it."""
+        earlier = self._drives.get((run.workflow, run.key))
+        driving = Driving(self._workflows[run.workflow], run, retry=False)
+        driving.started.set_result(run)
+        return self._go(driving, self._drive_claimed(driving, gate, None if earlier is None else earlier.task))
+
+    async def _drive_claimed(self, driving: Driving, gate: asyncio.Semaphore, earlier: asyncio.Task[Run] | None) -> Run:
+        async with gate:
+            if earlier is None:
+                await self._drive(driving, driving.run)
+                return driving.run
+            await asyncio.wait([earlier])  # a `run` of this engine that was about to claim it, and has by now
+            driving.run = await self._load(driving.run.workflow, driving.run.key)
+            return await self._watch_and_drive(driving)
 
     def _known(self, workflow: Workflow | str) -> Workflow:
         """The workflow of that name; one given as an object is made known."""

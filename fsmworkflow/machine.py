@@ -20,6 +20,7 @@ from fsmworkflow.errors import CodecError, EndlessLoop, FSMWorkflowError, RunFai
 from fsmworkflow.records import Active, Event, Move, Run, replace
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.store import Store, open_store
+from fsmworkflow.store.writer import whole
 from fsmworkflow.threads import is_async
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import State, Workflow, WorkflowDefinition
@@ -355,7 +356,7 @@ async def take_up(workflow: Workflow, worker: Worker, key: str, data: Any) -> tu
     """
     store = worker.store
     fresh = await first(workflow, store, key, data)
-    there, created = await store.create(replace(fresh, owner=worker.token, epoch=1))
+    there, created = await worker.create(fresh)
     if created:
         return there, True
     while may_go_on(there):
@@ -386,20 +387,37 @@ class Home:
         self._worker: Worker | None = None
         self._users = 0
         self._opened = False
+        self._lock = asyncio.Lock()
 
     async def acquire(self) -> Worker:
         self._users += 1
-        if self._worker is None:
-            self._opened = not self._store.opened
-            await self._store.open()
-            self._worker = Worker(self._store)
-            await self._worker.open()
-        return self._worker
+        try:
+            async with self._lock:
+                if self._worker is None:
+                    self._opened = not self._store.opened
+                    await self._store.open()
+                    worker = Worker(self._store)
+                    await worker.open()
+                    self._worker = worker
+                return self._worker
+        except BaseException:
+            await self.release()
+            raise
 
     async def release(self) -> None:
         self._users -= 1
-        if self._users == 0 and self._worker is not None:
+        await whole(self._rest())
+
+    async def _rest(self) -> None:
+        """Close what was opened here, unless somebody uses it."""
+        async with self._lock:
+            if self._users:
+                return
             worker, self._worker = self._worker, None
-            await worker.close()
-            if self._opened:
-                await self._store.close()
+            opened, self._opened = self._opened, False
+            try:
+                if worker is not None:
+                    await worker.close()
+            finally:
+                if opened:
+                    await self._store.close()

@@ -41,7 +41,6 @@ VARIABLES = {
 }
 NAMING = ("host", "database", "user")
 DEFAULTS = {"host": "localhost", "port": "5432", "database": "fsmdb"}
-ANY_POSTGRES = "postgresql://"
 CLOSE_SECONDS = 1.5
 
 
@@ -72,23 +71,24 @@ class DBConfig:
     ) -> None:
         given = {"host": host, "port": port, "database": database or name, "user": user, "password": password}
         keywords = {word: str(value) for word, value in given.items() if value}
-        self._url, words, source = _read(url, keywords)
+        base, words, source = _read(url, keywords)
         self.host = words.get("host")
         self.port = _port(words.get("port"))
         self.database = self.name = words.get("database")
         self.user = words.get("user")
         self.password = words.get("password")
-        self._options: dict[str, Any] = {}
-        if words:
+        self._place = base
+        self._options: dict[str, Any] | None = None
+        if base is None or _postgres(base):
             beside = {word: value for word in VARIABLES if (value := getattr(self, word)) is not None}
-            self._options = {"connect": beside if keywords or self._url == ANY_POSTGRES else {}, "pool": pool}
-        self._store: Store = open_store(self._url, **self._options)
+            self._options = {"connect": beside if keywords or base is None else {}, "pool": pool}
+        self._store = _store(base, self._options)
         self.url = self._store.url
         if self.url.startswith("sqlite:"):  # its path is absolute now, and stays so in another directory
-            self._url = "sqlite:///" + quote(self.url.removeprefix("sqlite:///"))
+            self._place = "sqlite:///" + quote(self.url.removeprefix("sqlite:///"))
         self._uses: dict[asyncio.AbstractEventLoop, _Use] = {}
         log.info("runs are kept in %s (%s)", self.url, source)
-        if not words and (useless := [*keywords, *pool]):
+        if self._options is None and (useless := [*keywords, *pool]):
             log.warning("%s has no use for %s: only PostgreSQL has", self.url, ", ".join(useless))
 
     def __repr__(self) -> str:
@@ -134,11 +134,15 @@ class DBConfig:
         That table is only read: what is there as a run, under its workflow_id as its key, is not taken again.
         """
         await self.setup()
-        legacy = getattr(self.store, "legacy", None)
-        if legacy is not None:
-            made = await asyncio.gather(*[self.store.create(run) for run in await legacy()])
-            if taken := sum(new for _, new in made):
-                log.info("%d unfinished runs of the table workflow_states were taken over into %s", taken, self.url)
+        if self._options is None:
+            return
+        from fsmworkflow.store.postgres import PostgresStore, legacy
+
+        store = self.store
+        assert isinstance(store, PostgresStore)
+        made = await asyncio.gather(*[store.create(run) for run in await legacy(store)])
+        if taken := sum(new for _, new in made):
+            log.info("%d unfinished runs of the table workflow_states were taken over into %s", taken, self.url)
 
     async def reset_db(self) -> None:
         """`setup()`, and delete all runs. `workflow_states` is left alone: the next `init_db()` takes it over anew."""
@@ -147,10 +151,7 @@ class DBConfig:
 
     async def close(self) -> None:
         """Close the store and the pool; where machines are at work with them, when the last of these has ended."""
-        use = self._use()
-        async with use.lock:
-            use.kept = False
-        await asyncio.shield(use.rest_alone(None))
+        await asyncio.shield(self._use().rest_alone(None, kept=False))
 
     # -- used by machines --------------------------------------------------------------------------------------------
 
@@ -182,20 +183,17 @@ class DBConfig:
         """What is in use in the running event loop; outside of any, in one that may run again."""
         with contextlib.suppress(RuntimeError):
             return self._uses.get(asyncio.get_running_loop())
-        return next((use for loop, use in self._uses.items() if not loop.is_closed()), None)
+        return next((use for loop, use in list(self._uses.items()) if not loop.is_closed()), None)
 
     def _use(self) -> _Use:
         loop = asyncio.get_running_loop()
         if loop not in self._uses:
-            dead = [self._uses.pop(old) for old in list(self._uses) if old.is_closed()]
-            if any(use.opened for use in dead):  # nobody closed them, and nobody can any more
+            dead = [self._uses.pop(old, None) for old in list(self._uses) if old.is_closed()]
+            if any(use.opened for use in dead if use):  # nobody closed them, and nobody can any more
                 del dead
                 gc.collect()  # sockets close when they are collected: until then the server keeps their locks
-            self._uses[loop] = _Use(self._another_store())
+            self._uses[loop] = _Use(self._store if self.url == "memory://" else _store(self._place, self._options))
         return self._uses[loop]
-
-    def _another_store(self) -> Store:
-        return self._store if self.url == "memory://" else open_store(self._url, **self._options)
 
 
 class _Use:
@@ -222,8 +220,9 @@ class _Use:
             self.worker = worker
         return self.worker
 
-    async def rest_alone(self, seconds: float | None) -> None:
+    async def rest_alone(self, seconds: float | None, *, kept: bool = True) -> None:
         async with self.lock:
+            self.kept = self.kept and kept
             await self.rest(seconds)
 
     async def rest(self, seconds: float | None = None) -> None:
@@ -247,31 +246,41 @@ async def _ended(closing: Awaitable[None], what: str, seconds: float | None) -> 
 # -- where the settings come from ------------------------------------------------------------------------------------
 
 
-def _read(url: str | None, keywords: Words) -> tuple[str, Words, str]:
-    """A URL; what is known from it or beside it, where it is PostgreSQL's; the source that named it, for the log."""
+def _store(url: str | None, options: dict[str, Any] | None) -> Store:
+    if options is None:
+        return open_store(str(url))
+    from fsmworkflow.store.postgres import PostgresStore
+
+    store = PostgresStore(url, **options)
+    if options["connect"]:
+        store.url = _shown(options["connect"])  # keywords may have replaced what the URL says
+    return store
+
+
+def _read(url: str | None, keywords: Words) -> tuple[str | None, Words, str]:
+    """The URL; what is known from it or beside it, where it is PostgreSQL; the source that named it, for the log."""
     found: Words = {}
     source: str | None = "the keyword url"
-    named = _names(keywords)
     if not url:
-        url, found, source = _configured(named)
-    elif named and not _postgres(url):
+        url, found, source = _configured(keywords)
+    elif _names(keywords) and not _postgres(url):
         raise StoreError(f"{', '.join(keywords)} is for PostgreSQL, and the URL is not: give one of them")
-    if named:
+    if _names(keywords):
         source = f"keywords {', '.join(keywords)}" + (f" and {source}" if source else "")
     if url:
         return url, {**_words(url), **keywords} if _postgres(url) else {}, str(source)
     if source is None:
         return f"sqlite:///{quote(str(Path('fsmworkflow.db').absolute()))}", {}, "as nothing else is configured"
-    return ANY_POSTGRES, {**DEFAULTS, **found, **keywords}, source
+    return None, {**DEFAULTS, **found, **keywords}, source
 
 
-def _configured(named: bool) -> tuple[str | None, Words, str | None]:
-    """The URL, or else the values of DB_*, and the source that decided. `named`: keywords say it is PostgreSQL."""
+def _configured(keywords: Words) -> tuple[str | None, Words, str | None]:
+    """What the sources say beside the keywords: a URL, or else the values of DB_*; and the source that decided."""
     found: Words = {}
     source: str | None = None
     for name, values in _sources():
         url = values.get(URL)
-        if url and source is None and (not named or _postgres(url)):
+        if url and source is None and (_postgres(url) or not _names(keywords)):
             return url, {}, f"{URL} of {name}"
         for word, variables in VARIABLES.items():
             given = [value for variable in variables if (value := values.get(variable))]
@@ -279,6 +288,8 @@ def _configured(named: bool) -> tuple[str | None, Words, str | None]:
                 found[word] = given[0]
         if source is None and _names(found):
             source = f"DB_* of {name}"
+        if len({*found, *keywords}) == len(VARIABLES):
+            break
     return None, found, source
 
 
@@ -323,6 +334,16 @@ def _words(url: str) -> Words:
     if place and not host:
         also.pop("host", None)
     return {word: value for word in VARIABLES if (value := unquote(found[word] or "") or also.get(word, ""))}
+
+
+def _shown(words: Mapping[str, Any]) -> str:
+    """A URL of these words that asyncpg reads, without the password."""
+    user, host, port = words.get("user"), words.get("host", ""), words.get("port", 5432)
+    login = f"{quote(user, safe='')}@" if user else ""
+    database = quote(words.get("database", ""), safe="")
+    if host.startswith("/"):  # the directory of a Unix socket
+        return f"postgresql://{login}/{database}?host={quote(host)}&port={port}"
+    return f"postgresql://{login}{f'[{host}]' if ':' in host else host}:{port}/{database}"
 
 
 def _port(text: str | None) -> int | None:

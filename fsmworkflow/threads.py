@@ -51,8 +51,8 @@ async def _in_thread(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[s
 
     def answer(result: Any, error: BaseException | None) -> None:
         if future.done():
-            return
-        if error is None:
+            _drop(result)
+        elif error is None:
             future.set_result(result)
         else:
             future.set_exception(error)
@@ -73,4 +73,15 @@ async def _in_thread(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[s
             return  # the loop has ended meanwhile: nobody waits any more
 
     threading.Thread(target=work, name=f"step {getattr(fn, '__name__', 'step')}", daemon=True).start()
-    return await future
+    try:
+        return await future
+    except asyncio.CancelledError:
+        if future.done() and not future.cancelled() and future.exception() is None:
+            _drop(future.result())
+        raise
+
+
+def _drop(result: Any) -> None:
+    """A coroutine that nobody will await any more is closed: it was made by a lambda, and has not begun."""
+    if inspect.iscoroutine(result):
+        result.close()

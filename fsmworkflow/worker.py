@@ -11,14 +11,19 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError
-from fsmworkflow.records import Owner, Run
+from fsmworkflow.records import Owner, Run, replace
 from fsmworkflow.store import Store
+from fsmworkflow.store.writer import whole
 from fsmworkflow.threads import Threads
 
 __all__ = ["Worker", "machine_id", "process_id"]
+
+T = TypeVar("T")
 
 log = logging.getLogger("fsmworkflow")
 
@@ -62,14 +67,19 @@ class Worker:
         self.driven: dict[tuple[str, str], asyncio.Future[Run]] = {}
         self._until = 0.0
         self._renewing: asyncio.Task[None] | None = None
+        self._giving_back: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Make this owner known, and renew its lease in the background for as long as its event loop runs."""
         self.token = secrets.token_hex(8)
         self.stopping = False
         self.threads = Threads()
-        await self._enrol()
-        await self.reap()
+        try:
+            await self._enrol()
+            await self.reap()
+        except BaseException:
+            await self.close()
+            raise
         self._renewing = asyncio.create_task(self._renew_for_ever(), name="fsmworkflow-lease")
 
     async def close(self) -> None:
@@ -79,7 +89,12 @@ class Worker:
             self._renewing = None
         if self.token:
             token, self.token = self.token, ""
-            await self.store.bury(token)
+            await whole(self._end(token))
+
+    async def _end(self, token: str) -> None:
+        if self._giving_back:
+            await asyncio.wait(self._giving_back)
+        await self.store.bury(token)
 
     async def _enrol(self) -> None:
         began = time.monotonic()
@@ -130,15 +145,41 @@ class Worker:
         """Make up to `many` unfinished runs of these workflows ours that no live owner holds, oldest first."""
         self.check()
         await self.reap()
-        return await self.store.claim(self.token, workflows, many, float("inf"))
+        return await self._taken(self.store.claim(self.token, workflows, many, float("inf")), lambda runs: runs)
 
     async def claim_one(self, workflow: str, key: str) -> Run | None:
         """Make one run ours, or None where a live owner holds it. Not for a run that this worker already drives."""
         self.check()
-        run = await self.store.claim_one(self.token, workflow, key)
+        run = await self._claim_one(workflow, key)
         if run is None and await self.reap():
-            run = await self.store.claim_one(self.token, workflow, key)
+            run = await self._claim_one(workflow, key)
         return run
+
+    async def _claim_one(self, workflow: str, key: str) -> Run | None:
+        claiming = self.store.claim_one(self.token, workflow, key)
+        return await self._taken(claiming, lambda run: [] if run is None else [run])
+
+    async def create(self, run: Run) -> tuple[Run, bool]:
+        """Start a run as ours. Returns the run that is there, and whether it is the one given."""
+        creating = self.store.create(replace(run, owner=self.token, epoch=1))
+        return await self._taken(creating, lambda there: [there[0]] if there[1] else [])
+
+    async def _taken(self, taking: Coroutine[Any, Any, T], runs: Callable[[T], Iterable[Run]]) -> T:
+        """What was taken. A caller that is cancelled meanwhile never hears of it: then it is given back."""
+        task = asyncio.ensure_future(taking)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            back = asyncio.ensure_future(self._give_back(task, runs))
+            self._giving_back.add(back)
+            back.add_done_callback(self._giving_back.discard)
+            raise
+
+    async def _give_back(self, task: asyncio.Task[T], runs: Callable[[T], Iterable[Run]]) -> None:
+        try:
+            await asyncio.gather(*(self.store.release(run) for run in runs(await task)))
+        except FSMWorkflowError as error:
+            log.warning("what was claimed for a caller that is gone could not be given back: %s", error)
 
     def check(self) -> None:
         """Raise EngineClosed unless open."""

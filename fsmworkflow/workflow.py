@@ -9,7 +9,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -104,17 +104,24 @@ class Workflow:
         self.name = name
         self.version = version
         self.merge = dict(merge or {})
-        self.codec = Codec(data, limit=limit)
+        self._problems: list[str] = []
+        self.codec = self._codec(data, limit)
         self.states: dict[str, State] = {}
         self.transitions: list[Transition] = []
         self.lenient = False
         self.actions: dict[str, Callable[..., Any]] = {}
         self.asynchronous: dict[str, bool] = {}  # which steps are coroutine functions, as they are met
-        self._problems: list[str] = []
         self._checked = False
 
     def __repr__(self) -> str:
         return f"<Workflow {self.name!r}: {len(self.states)} states, {len(self.transitions)} transitions>"
+
+    def _codec(self, data: Any, limit: int) -> Codec:
+        try:
+            return Codec(data, limit=limit)
+        except (TypeError, NameError) as error:  # a name in an annotation may be unknown
+            self._problems.append(f"data: {error}")
+            return Codec(limit=limit)
 
     # -- declaring --------------------------------------------------------------------------------------------------
 
@@ -262,7 +269,7 @@ class WorkflowDefinition:
         """The states with a transition of their own: "*" is everyone's, and leads nowhere by itself."""
         led: set[str] = set()
         for transition in self.transitions:
-            if transition.source != "*":
+            if transition.source != "*" and not _place_problems(transition):
                 led.update([transition.source] if isinstance(transition.source, str) else transition.source)
         return led
 
@@ -320,37 +327,79 @@ def _problems(workflow: Workflow) -> list[str]:
     if len(initial) != 1:
         problems.append(f"two initial states: {', '.join(map(repr, initial))}" if initial else "no state is initial")
     unknown = [p for t in workflow.transitions for p in _transition_problems(workflow, t)]
+    unknown += _action_problems(workflow)
     if problems or unknown:
         return problems + unknown
     return _path_problems(workflow)
 
 
 def _state_problems(state: State) -> list[str]:
-    if state.step is None:
-        return []
     where, step = f"state {state.name!r}", state.step
-    problems = [] if callable(step.execute) else [f"{where} has no function: give its step one"]
-    if callable(step.execute) and inspect.isclass(step.execute):
-        problems.append(f"{where}: its function is a class")
+    if state.outcome not in get_args(Outcome):
+        return [f"{where}: its outcome {state.outcome!r} must be one of {', '.join(get_args(Outcome))}"]
+    if step is None:
+        return []
+    problems = _function_problems(where, step.execute)
     if step.timeout is not None:
         try:
             if seconds(step.timeout) <= 0:
                 problems.append(f"{where}: its timeout {step.timeout!r} must be above zero")
         except (ValueError, TypeError) as error:
             problems.append(f"{where}, timeout: {error}")
-    if step.retry is not None:
+    if step.retry is not None and not isinstance(step.retry, Retry):
+        problems.append(f"{where}, retry: {step.retry!r} is no Retry")
+    elif step.retry is not None:
         problems += [f"{where}, retry: {problem}" for problem in step.retry.problems()]
+    return problems
+
+
+def _function_problems(where: str, function: Any) -> list[str]:
+    if not callable(function):
+        return [f"{where} has no function: give its step one"]
+    if inspect.isclass(function):
+        return [f"{where}: its function is a class"]
+    try:
+        inspect.signature(function).bind(None)
+    except ValueError:  # written in C, without a signature to read
+        return []
+    except TypeError as error:
+        return [f"{where}: its function cannot be called with one argument, the context: {error}"]
+    return []
+
+
+def _action_problems(workflow: Workflow) -> list[str]:
+    """Two actions of one name would be taken for each other, as the row holds only the name."""
+    known = dict(workflow.actions)
+    return [
+        f"transition {t.trigger or 'then'!r} of {t.source!r}: there is another action {action_name(t.after)!r}: "
+        "give one of them a name of its own, with def"
+        for t in workflow.transitions
+        if callable(t.after) and known.setdefault(action_name(t.after), t.after) != t.after
+    ]
+
+
+def _place_problems(t: Transition) -> list[str]:
+    problems = []
+    sources: Any = [t.source] if isinstance(t.source, str) else t.source
+    if not isinstance(sources, (list, tuple)) or not sources or not all(isinstance(s, str) for s in sources):
+        problems.append(f"its source {t.source!r} must be a state, several in a list, or '*'")
+    elif "*" in sources and len(sources) > 1:
+        problems.append("its source '*' stands for every state, so no other stands beside it")
+    if t.dest is not None and not isinstance(t.dest, str):
+        problems.append(f"its dest {t.dest!r} must be one state, or None")
     return problems
 
 
 def _transition_problems(workflow: Workflow, t: Transition) -> list[str]:
     where = f"transition {t.trigger or 'then'!r} of {t.source!r}"
-    problems = []
+    problems = _place_problems(t)
+    if problems:
+        return [f"{where}: {p}" for p in problems]
     sources = [t.source] if isinstance(t.source, str) else list(t.source)
-    for name in [*(s for s in sources if s != "*"), *([] if t.dest is None else [t.dest])]:
+    for name in dict.fromkeys([*(s for s in sources if s != "*"), *([] if t.dest is None else [t.dest])]):
         if name not in workflow.states:
             problems.append(f"{where}: there is no state {name!r}{nearest(name, workflow.states)}")
-        elif name != t.dest and workflow.states[name].kind == "final":
+        elif name in sources and workflow.states[name].kind == "final":
             problems.append(f"{where}: {name!r} is final, nothing leads out of it")
     if t.trigger is not None:
         problems += [f"{where}: {p}" for p in name_problem(t.trigger, "trigger")]
@@ -358,15 +407,15 @@ def _transition_problems(workflow: Workflow, t: Transition) -> list[str]:
             problems.append(f"{where}: trigger {t.trigger!r} begins with $, which is the engine's own")
     if isinstance(t.after, str) and t.after != ENDS and t.after not in workflow.actions:
         problems.append(f"{where}: there is no action {t.after!r}: give a function, or a method of the machine")
-    return problems + [f"{where}: {p}" for p in _guard_problems(t.conditions)]
+    return problems + [f"{where}: {p}" for p in _guard_problems(t.conditions, workflow.lenient)]
 
 
-def _guard_problems(conditions: Any) -> list[str]:
+def _guard_problems(conditions: Any, lenient: bool) -> list[str]:
     try:
         guard: Guard | None = as_guard(conditions) if conditions not in (None, [], ()) else None
     except (TypeError, ValueError) as error:
         return [str(error)]
-    return [] if guard is None else list(guard.problems())
+    return [] if guard is None else guard.problems(lenient)
 
 
 def _path_problems(workflow: Workflow) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -54,7 +55,6 @@ class Child:
 
     def go(self) -> None:
         """Let it pass the line that it waits for."""
-        assert self.process.stdin is not None
         self.process.stdin.write(b"\n")
         self.process.stdin.flush()
 
@@ -64,14 +64,18 @@ class Child:
     def kill(self) -> bool:
         """End it by SIGKILL. False where it had ended by itself before."""
         self.process.kill()
-        return self.process.wait() == -9
+        status = self.process.wait()
+        self.process.stdin.close()
+        return status == -signal.SIGKILL
 
     def ended(self, seconds: float = DEADLINE) -> int:
         """Its exit status, once it has ended by itself."""
         try:
-            return self.process.wait(seconds)
+            status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"process {self.pid} still runs after {seconds:g} s\n{self.err[-4000:]}") from None
+        self.process.stdin.close()
+        return status
 
     def succeeded(self, seconds: float = DEADLINE) -> str:
         """What it printed, once it has ended well."""
@@ -113,7 +117,6 @@ class Children:
     def __exit__(self, *_: object) -> None:
         for child in self._started:
             child.kill()
-            child.process.stdin.close()
         self.ledger.close()
 
     def start(self, mode: str, url: str, *words: object, ledger: Ledger | None = None) -> Child:

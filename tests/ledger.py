@@ -120,7 +120,8 @@ def _read_sqlite(path: str, like: str) -> tuple[list[Any], list[Any]]:
     except sqlite3.OperationalError:
         return [], []
     try:
-        return tuple(db.execute(sql.format("?"), (like,)).fetchall() for sql in (ROWS, CALLS))
+        moves, calls = (db.execute(sql.format("?"), (like,)).fetchall() for sql in (ROWS, CALLS))
+        return moves, calls
     except sqlite3.OperationalError as error:
         if "no such table" in str(error) or "unable to open" in str(error):
             return [], []
@@ -132,7 +133,8 @@ def _read_sqlite(path: str, like: str) -> tuple[list[Any], list[Any]]:
 async def _read_postgres(url: str, like: str) -> tuple[list[Any], list[Any]]:
     connection = await asyncpg.connect(url)
     try:
-        return tuple([tuple(row) for row in await connection.fetch(sql.format("$1"), like)] for sql in (ROWS, CALLS))
+        moves, calls = [await connection.fetch(sql.format("$1"), like) for sql in (ROWS, CALLS)]
+        return [tuple(row) for row in moves], [tuple(row) for row in calls]
     except asyncpg.UndefinedTableError:
         return [], []
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import datetime as dt
 import functools
 import gc
@@ -20,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fsmworkflow.codec import Data, fields_of
 from fsmworkflow.conditions import Condition, Guard, Operand, Seen, View, as_guard, cut, field, payload
 from fsmworkflow.errors import ConditionError
 
@@ -286,6 +288,46 @@ async def test_a_property_that_raises_is_a_condition_without_an_answer() -> None
     with pytest.raises(ConditionError, match="RuntimeError: no price list") as caught:
         await ask(field("broken") == 1, Item(2.0))
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def stored(**fields: Any) -> Data:
+    """Data as it comes from a store: each field is JSON text until it is touched."""
+    return Data(fields_of(json.dumps(fields)))
+
+
+def untouched(data: Data) -> set[str]:
+    return {key for key, value in dict.items(data) if type(value) is msgspec.Raw}
+
+
+async def test_lists_and_dicts_that_are_decoded_late_are_looked_into_and_only_what_is_asked_for_is_decoded() -> None:
+    data = stored(items=[{"price": 9.5}, {"price": 3}], customer={"name": "ann"}, tags=["a"], empty=[], **{"a.b": [1]})
+    asked = [
+        field("items.1.price") == 3, field("customer.name").in_(["ann"]), field("tags").contains("a"),
+        field("tags") == ["a"],
+        ~field("empty").is_not_empty(), field("a.b").is_not_empty(), field("nobody.name").is_none(),
+    ]  # fmt: skip
+    data["large"] = msgspec.Raw(b"[1, 2]")
+    for lenient in (False, True):
+        view = View(data, lenient=lenient)
+        answers = [await guard.ask(view) for guard in asked]
+        assert answers == [True, True, True, not lenient, True, True, True]
+        assert "Raw" not in str(view.seen)
+    assert untouched(data) == {"large"}
+
+
+async def test_a_payload_that_is_decoded_late_is_compared_and_told_as_a_dict() -> None:
+    plain = {"by": {"name": "ann"}, "votes": [1, 2]}
+    view = View(stored(votes=[1, 2]), stored(**plain))
+    assert await ((payload() == plain) & payload().contains("by") & payload().is_not_empty()).ask(view)
+    assert view.seen[0].values == {"payload": repr(plain)}
+    assert await ask(payload("votes") == field("votes"), stored(votes=[1, 2]), event=stored(**plain))
+    assert cut(stored(**{str(number): number for number in range(1000)})) == cut({str(n): n for n in range(1000)})
+
+
+async def test_a_guard_adds_no_key_to_a_dict_that_makes_up_what_is_missing() -> None:
+    data = collections.defaultdict(int)
+    assert await ask(field("a").is_none() & field("b.c").is_none(), data)
+    assert not data
 
 
 async def test_a_path_of_many_dots_costs_no_time() -> None:
@@ -558,6 +600,25 @@ def test_a_bad_name_is_a_problem_on_either_side(guard: Operand, words: str) -> N
 def test_what_can_never_be_answered_is_a_problem(condition: Guard, words: str) -> None:
     (problem,) = condition.problems()
     assert words in problem
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Condition("a", "in", "abc"), Condition("a", "starts_with", 5), Condition("a", "gt", None),
+        Condition("a", "matches", "("), as_guard([Condition("a", "lt"), ~(field("b") > {})]),
+    ],
+)  # fmt: skip
+async def test_leniently_a_constant_that_is_never_answered_is_no_problem(condition: Guard) -> None:
+    assert condition.problems(lenient=True) == []
+    assert condition.problems() != []
+    assert await ask(condition, {"a": 1}, lenient=True) is False
+
+
+def test_leniently_an_unknown_operator_and_a_bad_name_are_problems_all_the_same() -> None:
+    both = as_guard([Condition("a", "gte", 1), Condition("", "eq", 1), as_guard(of_two)])
+    assert both.problems(lenient=True) == both.problems()
+    assert len(both.problems()) == 3
 
 
 def test_sound_guards_have_no_problems() -> None:

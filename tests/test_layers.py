@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "fsmworkflow"
 FLOORS = {
     "errors.py": 1,
     "records.py": 1,
+    "operators.py": 2,
     "conditions.py": 2,
     "retry.py": 2,
     "workflow.py": 2,

@@ -135,11 +135,11 @@ def test_a_process_that_dies_while_its_file_may_not_grow_is_taken_up(sqlite_url:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MB. Only root may mount one; for anybody else the tests with a limit above stand for it."""
+    """A disk of 16 MB. Only root may mount one; for anybody else the tests with a limit above stand for it."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
@@ -158,14 +158,14 @@ def fill(path: Path) -> None:
 
 def test_a_run_waits_while_the_disk_is_full(small_disk: Path, children: Children) -> None:
     url = f"sqlite:///{small_disk / 'x.db'}"
-    child = walking(children, url, 6)
+    child = walking(children, url)
     filler = small_disk / "filler"
     fill(filler)
     child.until(lambda: TRYING in child.err, 20)
     assert child.alive()
     filler.unlink()
     child.succeeded(30)
-    nothing_was_lost(children, url, 6)
+    nothing_was_lost(children, url)
 
 
 # -- what is no store -------------------------------------------------------------------------------------------------
@@ -198,7 +198,9 @@ def test_a_read_only_directory_is_refused_when_it_is_opened(tmp_path: Path, chil
 
 
 @pytest.mark.parametrize(
-    "content", [b"This is a letter, not a database. " * 200, b"SQLite format 3\0" + b"\xff" * 4096]
+    "content",
+    [b"This is a letter, not a database. " * 200, b"SQLite format 3\0" + b"\xff" * 4096],
+    ids=["a letter", "a header and noise"],
 )
 def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(
     tmp_path: Path, children: Children, content: bytes

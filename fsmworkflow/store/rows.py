@@ -135,10 +135,18 @@ def move_values(move: Move) -> tuple[Value, ...]:
     )
 
 
+NEVER_NULL = 17
+"""So many of the `step_values`, from the first, are never None."""
+
+
 def step_values(move: Move) -> tuple[Value, ...]:
-    """The parameters of a move where row and history are written by one statement: each value once."""
+    """The parameters of a move whose row and history are written by one statement: each value once.
+
+    None stands for what the row has already, and for what is like another one.
+    """
     run, before, event = move.after, move.before, move.event
     stay = before.active.get(event.state)
+    keeps = run.owner == before.owner and run.due == before.due
     error = None if run.error is None else text(run.error)
     return (
         run.id,
@@ -150,21 +158,22 @@ def step_values(move: Move) -> tuple[Value, ...]:
         run.definition,
         run.structure,
         before.posted,
-        run.due,
+        keeps,
         move.at,
-        run.owner,
+        run.deaths,
+        before.owner or "",
+        before.epoch,
+        event.name,
+        before.state,
+        before.attempt if stay is None else stay.attempt,
+        None if keeps else run.due,
+        None if keeps else run.owner,
         error,
         text(run.actions) if run.actions else None,
         text(run.undo) if run.undo else None,
-        run.deaths,
-        run.updated,
-        before.owner,
-        before.epoch,
+        None if run.updated == move.at else run.updated,
         event.began,
-        event.name,
         event.trigger,
-        before.state,
-        before.attempt if stay is None else stay.attempt,
         stored(move.changes, run.hashes) if move.changes else None,
         text(move.removed) if move.removed else None,
         text(move.asked) if move.asked else None,

@@ -7,6 +7,7 @@ reads. No write is ever half made: whatever is cancelled, the function runs to i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sqlite3
@@ -24,7 +25,7 @@ from fsmworkflow.records import Call, Move, Owner, Run, replace
 from fsmworkflow.store import Calls, Entries, Names, Owners, Runs, rows
 from fsmworkflow.store.memory import lost
 from fsmworkflow.store.sql import Migration, missing, queries, statements
-from fsmworkflow.store.writer import Write, Writer, patiently
+from fsmworkflow.store.writer import Done, Write, Writer, patiently, whole
 
 T = TypeVar("T")
 SQL = queries("sqlite")
@@ -49,23 +50,26 @@ class SQLiteStore:
         self.path = str(Path(unquote(text)).expanduser().absolute())
         self.url = f"sqlite:///{self.path}"
         self._clock = clock
-        self._writer = Writer(self._apply)
+        self._writer = Writer(self._start)
         self._write: aiosqlite.Connection | None = None
         self._read: aiosqlite.Connection | None = None
         self._lock = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None  # to which the lock belongs
 
     # -- opening and closing ----------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        if self._write is not None:
-            return
-        connection = await self._connect()
-        try:
-            await _for_a_while(lambda: _on(connection, _set_up))
-        except BaseException:
-            await connection.close()
-            raise
-        self._write = connection
+        async with self._alone():
+            if self._write is not None:
+                return
+            connection = await self._connect()
+            self._writer = Writer(self._start)  # one that was left in the middle by an event loop that ended is no use
+            try:
+                await _for_a_while(lambda: self._on(connection, _set_up))
+            except BaseException:
+                await whole(connection.close())
+                raise
+            self._write = connection
 
     @property
     def opened(self) -> bool:
@@ -80,12 +84,23 @@ class SQLiteStore:
             raise StoreError(f"cannot open {self.url}: {error}") from error
         return connection
 
+    def _alone(self) -> asyncio.Lock:
+        """The lock for opening and closing connections, of the running event loop."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._lock = loop, asyncio.Lock()
+        return self._lock
+
     async def close(self) -> None:
-        await self._writer.drain()
-        connections, self._write, self._read = (self._write, self._read), None, None
-        for connection in connections:
-            if connection is not None:
-                await connection.close()
+        await whole(self._close())
+
+    async def _close(self) -> None:
+        async with self._alone():
+            await self._writer.drain()
+            connections, self._write, self._read = (self._write, self._read), None, None
+            for connection in connections:
+                if connection is not None:
+                    await connection.close()
 
     def now(self) -> float:
         return self._clock()
@@ -95,18 +110,35 @@ class SQLiteStore:
         if self._write is None:
             raise StoreError(f"{self.url} is not open")
         connection = self._write
-        return await patiently(lambda: _on(connection, lambda db: _transaction(db, function)))
+        return await patiently(lambda: self._on(connection, lambda db: _transaction(db, function)))
 
     async def _ask(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """A reading on a connection of its own, so that it does not wait behind a COMMIT."""
         if self._write is None:
             raise StoreError(f"{self.url} is not open")
-        if self._read is None:
-            async with self._lock:
-                if self._read is None:
-                    self._read = await self._connect()
-        connection = self._read
-        return await patiently(lambda: _on(connection, function))
+        connection = self._read or await self._reader()
+        return await patiently(lambda: self._on(connection, function))
+
+    async def _reader(self) -> aiosqlite.Connection:
+        async with self._alone():
+            if not self.opened:  # it was closed meanwhile
+                raise StoreError(f"{self.url} is not open")
+            self._read = self._read or await self._connect()
+            return self._read
+
+    async def _on(self, connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a function on the connection's thread: one hop for a whole transaction, where the public calls take four."""
+        try:
+            return await connection._execute(function, connection._conn)  # type: ignore[no-any-return, no-untyped-call]
+        except (sqlite3.Error, ValueError) as error:
+            raise self._named(error) from error
+
+    def _named(self, error: Exception) -> StoreError:
+        """An error of SQLite's as ours, with the file: one that may pass, or one that will not."""
+        text = str(error).lower()
+        if isinstance(error, sqlite3.OperationalError) and any(word in text for word in PASSING):
+            return StoreUnavailable(f"{self.url}: {error}")
+        return error if isinstance(error, StoreError) else StoreError(f"{self.url}: {error}")
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -131,16 +163,22 @@ class SQLiteStore:
             raise StoreError(f"{self.url} is not open")
         return self._writer.put(kind, record, run)
 
-    async def _apply(self, batch: list[Write]) -> None:
-        """Commit a batch in one thread hop; where a row of it was not hit, row by row."""
-        connection = self._write
+    def _start(self, batch: list[Write], done: Done) -> None:
+        """Commit a batch in one hop to the connection's thread, and say so in one hop back."""
+        connection, now, loop = self._write, self._clock(), asyncio.get_running_loop()
         if connection is None:
             raise StoreError(f"{self.url} is not open")
-        now = self._clock()
-        try:
-            await _on(connection, lambda db: _transaction(db, lambda db: _batch(db, batch, now)))
-        except (_Mixed, sqlite3.DataError, sqlite3.IntegrityError, OverflowError):
-            await _on(connection, lambda db: _singly(db, batch, now))
+
+        def commit() -> None:
+            error: BaseException | None = None
+            try:
+                _write(connection._conn, batch, now)
+            except (sqlite3.Error, ValueError) as failed:  # ValueError: the connection was closed meanwhile
+                error = self._named(failed)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile: nobody waits any more
+                loop.call_soon_threadsafe(done, error)
+
+        connection._tx.put_nowait((None, commit))
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -197,21 +235,6 @@ class SQLiteStore:
 # -- on the connection's thread -------------------------------------------------------------------------------------
 
 
-async def _on(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run a function on the connection's thread: one hop for a whole transaction, where the public calls take four."""
-    try:
-        return await connection._execute(function, connection._conn)  # type: ignore[no-any-return, no-untyped-call]
-    except sqlite3.OperationalError as error:
-        text = str(error).lower()
-        if any(word in text for word in PASSING):
-            raise StoreUnavailable(f"SQLite: {error}") from error
-        raise StoreError(f"SQLite: {error}") from error
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, (sqlite3.IntegrityError, sqlite3.DataError)):
-            raise
-        raise StoreError(f"SQLite: {error}") from error
-
-
 async def _for_a_while(attempt: Callable[[], Awaitable[T]]) -> T:
     """Opening waits for a lock for a while, then says so: a program that starts must not hang unseen."""
     end = time.monotonic() + OPEN_SECONDS
@@ -235,6 +258,14 @@ def _transaction(db: sqlite3.Connection, function: Callable[[sqlite3.Connection]
             db.execute("ROLLBACK")
         raise
     return result
+
+
+def _write(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
+    """A batch whole, or, where a row of it was not hit or not taken, write by write."""
+    try:
+        _transaction(db, lambda db: _batch(db, batch, now))
+    except (_Mixed, sqlite3.DataError, sqlite3.IntegrityError, OverflowError):
+        _singly(db, batch, now)
 
 
 def _batch(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:

@@ -10,14 +10,16 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
 from fsmworkflow.errors import StoreUnavailable
 
 T = TypeVar("T")
 Kind = Literal["create", "move", "settle", "release", "call"]
-Apply = Callable[[list["Write"]], Awaitable[None]]
+Apply = Callable[[list["Write"]], Coroutine[Any, Any, None]]
+Done = Callable[[BaseException | None], None]
+Start = Callable[[list["Write"], Done], Callable[[], object] | None]
 
 log = logging.getLogger("fsmworkflow")
 
@@ -39,65 +41,94 @@ class Write:
 
 
 class Writer:
-    """Gathers writes and hands them to `apply` in batches, one at a time.
+    """Gathers writes and hands them to `start` in batches, one at a time.
 
-    `apply` commits a batch whole and sets each write's result or error. Where it raises StoreUnavailable the whole
-    batch is tried again, with pauses of 0.05 to 2 seconds, for as long as it takes; any other error is every caller's.
+    `start(batch, done)` commits a batch, sets each write's result or error, and has `done(None)` called in the loop; with
+    StoreUnavailable the whole batch is tried again, with pauses of 0.05 to 2 seconds, for as long as it takes; any other
+    error is every caller's. What it returns, if anything, gives the attempt up.
     """
 
-    def __init__(self, apply: Apply) -> None:
-        self._apply = apply
+    def __init__(self, start: Start) -> None:
+        self._start = start
         self._waiting: list[Write] = []
-        self._task: asyncio.Task[None] | None = None
-        self._late = False
+        self._batch: list[Write] = []
+        self._busy = False
+        self._pause = FIRST_PAUSE
+        self._give_up: Callable[[], object] | None = None
+        self._idle: asyncio.Future[None] | None = None
 
     def put(self, kind: Kind, record: Any, run: Any = None) -> asyncio.Future[Any]:
         """Queue a write. The future is done when it is durable, or has failed."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append(Write(kind, record, run, future))
-        if self._task is None:
-            self._task = asyncio.create_task(self._work(), name="fsmworkflow-writer")
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._flush)  # not at once: what is put in this turn of the loop rides along
         return future
 
     async def drain(self, seconds: float | None = None) -> None:
         """Wait until nothing is waiting, for up to `seconds`: what then still waits fails with StoreUnavailable."""
-        while self._task is not None:
-            done, _ = await asyncio.wait([self._task], timeout=seconds)
-            if not done:
-                self._late = True
-                self._task.cancel()
+        if not self._busy:
+            return
+        if self._idle is None:
+            self._idle = asyncio.get_running_loop().create_future()
+        done, _ = await asyncio.wait([self._idle], timeout=seconds)
+        if not done:
+            left, self._batch, self._waiting = [*self._batch, *self._waiting], [], []
+            if self._give_up is not None:
+                self._give_up()
+            _answer(left, StoreUnavailable("the store was closed before this could be written"))
 
-    async def _work(self) -> None:
-        batch: list[Write] = []
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting, []
-                await self._commit(batch)
-                _answer(batch)
-        finally:
-            late, self._task, self._late = self._late, None, False
-            batch, self._waiting = [*batch, *self._waiting], []
-            for write in batch:  # some are left only where the loop is being torn down, or `drain` gave them up
-                if not late:
-                    write.future.cancel()
-                elif not write.future.done():
-                    write.future.set_exception(StoreUnavailable("the store was closed before this could be written"))
+    def _flush(self) -> None:
+        if self._waiting:
+            self._batch, self._waiting = self._waiting, []
+            self._attempt(self._batch)
+            return
+        self._busy = False
+        if self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
 
-    async def _commit(self, batch: list[Write]) -> None:
+    def _attempt(self, batch: list[Write]) -> None:
         try:
-            await patiently(lambda: self._apply(batch))
+            self._give_up = self._start(batch, lambda error: self._over(batch, error))
         except Exception as error:
-            for write in batch:
-                write.error = error
+            self._over(batch, error)
+
+    def _over(self, batch: list[Write], error: BaseException | None) -> None:
+        loop = asyncio.get_running_loop()
+        if isinstance(error, StoreUnavailable) and self._batch is batch:
+            log.warning("the store cannot do its work, trying again in %.2g s: %s", self._pause, error)
+            loop.call_later(self._pause, self._attempt, batch)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            return
+        self._pause = FIRST_PAUSE
+        _answer(batch, error)
+        loop.call_soon(self._flush)  # after those that were just answered, so that what they put next rides along
 
 
-def _answer(batch: list[Write]) -> None:
+def in_task(apply: Apply) -> Start:
+    """A `start` for a Writer from a coroutine function that commits a batch: a task for each attempt."""
+
+    def start(batch: list[Write], done: Done) -> Callable[[], object]:
+        task = asyncio.create_task(apply(batch), name="fsmworkflow-writer")
+        task.add_done_callback(lambda task: done(asyncio.CancelledError() if task.cancelled() else task.exception()))
+        return task.cancel
+
+    return start
+
+
+def _answer(batch: list[Write], error: BaseException | None) -> None:
     for write in batch:
-        if not write.future.done():
-            if write.error is None:
-                write.future.set_result(write.result)
-            else:
-                write.future.set_exception(write.error)
+        if write.future.done():
+            continue
+        if (failed := error or write.error) is None:
+            write.future.set_result(write.result)
+        elif isinstance(failed, asyncio.CancelledError):
+            write.future.cancel()  # the loop is being torn down
+        else:
+            write.future.set_exception(failed)
 
 
 async def patiently(attempt: Callable[[], Awaitable[T]], *, within: float = math.inf) -> T:
@@ -115,3 +146,8 @@ async def patiently(attempt: Callable[[], Awaitable[T]], *, within: float = math
             log.warning("the store cannot do its work, trying again in %.2g s: %s", pause, error)
         await asyncio.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE)
+
+
+async def whole(work: Coroutine[Any, Any, T]) -> T:
+    """Do work to its end, also where the caller is cancelled: it waits no longer, and the work goes on."""
+    return await asyncio.shield(asyncio.ensure_future(work))

@@ -4,50 +4,64 @@
 
 -- name: advance
 -- One move onto one row, with its history; version, owner and epoch fence it. An event that was posted meanwhile leaves
--- the run due now. No row comes back where it was not hit.
+-- the run due now. A row that `keeps` stays due when it was, with its owner.
 WITH hit AS (
     UPDATE fsm_runs
        SET status = $2, state = $3, active = $4, data = $5, version = $6, definition = $7, structure = $8,
-           due = CASE WHEN posted = $9 THEN $10 ELSE least(coalesce(due, $11), $11) END,
-           owner = $12, error = $13, actions = $14, undo = $15, deaths = $16, updated = $17
-     WHERE id = $1 AND version = $6 - 1 AND owner = $18 AND epoch = $19
+           due = CASE WHEN posted <> $9 THEN least(coalesce(due, $11), $11) WHEN $10 THEN due ELSE $18 END,
+           owner = CASE WHEN $10 THEN owner ELSE $19 END,
+           error = $20, actions = $21, undo = $22, deaths = $12, updated = coalesce($23, $11)
+     WHERE id = $1 AND version = $6 - 1 AND owner = $13 AND epoch = $14
     RETURNING id)
 INSERT INTO fsm_moves
        (run, version, at, began, event, trigger, source, dest, status,
         attempt, owner, epoch, changes, removed, asked, error)
-SELECT id, $6, $11, $20, $21, $22, $23, $3, $2, $24, $18, $19, $25, $26, $27, $28 FROM hit
-RETURNING run;
+SELECT id, $6, $11, $24, $15, $25, $16, $3, $2,
+       $17, $13, $14, $26, $27, $28, $29
+  FROM hit;
 
 -- name: advance_many
--- The same for many moves, one of each run. The runs that were hit come back.
+-- The same for many moves, one of each run. Of a column that is the same throughout only the first element is given, of
+-- one that is NULL throughout none: what a driver spends on an array is by the element. `unnest` fills up with NULL.
 WITH held AS MATERIALIZED (
     SELECT id FROM fsm_runs WHERE id = ANY ($1::bigint[]) ORDER BY id FOR NO KEY UPDATE),
 hit AS (
     UPDATE fsm_runs
        SET status = move.status, state = move.state, active = move.active, data = move.data, version = move.version,
            definition = move.definition, structure = move.structure,
-           due = CASE WHEN posted = move.seen THEN move.due ELSE least(coalesce(fsm_runs.due, move.at), move.at) END,
-           owner = move.owner, error = move.error, actions = move.actions, undo = move.undo, deaths = move.deaths,
-           updated = move.updated
-      FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::text[],
-                  $9::bigint[], $10::float8[], $11::float8[], $12::text[], $13::text[], $14::text[], $15::text[],
-                  $16::bigint[], $17::float8[], $18::text[], $19::bigint[], $20::float8[], $21::text[], $22::text[],
-                  $23::text[], $24::bigint[], $25::text[], $26::text[], $27::text[], $28::text[])
-           AS move (run, status, state, active, data, version, definition, structure,
-                    seen, due, at, owner, error, actions, undo,
-                    deaths, updated, mover, epoch, began, event, trigger,
-                    source, attempt, changes, removed, asked, failure)
+           due = CASE WHEN posted <> seen THEN least(coalesce(fsm_runs.due, at), at)
+                      WHEN keeps THEN fsm_runs.due ELSE move.due END,
+           owner = CASE WHEN keeps THEN mover ELSE move.owner END,
+           error = move.error, actions = move.actions, undo = move.undo, deaths = move.deaths,
+           updated = coalesce(move.updated, at)
+      FROM
+          (SELECT run, coalesce(status, ($2::text[])[1]) AS status, coalesce(state, ($3::text[])[1]) AS state,
+                  coalesce(active, ($4::text[])[1]) AS active, coalesce(data, ($5::text[])[1]) AS data,
+                  coalesce(version, ($6::bigint[])[1]) AS version,
+                  coalesce(definition, ($7::bigint[])[1]) AS definition,
+                  coalesce(structure, ($8::text[])[1]) AS structure, coalesce(seen, ($9::bigint[])[1]) AS seen,
+                  coalesce(keeps, ($10::bool[])[1]) AS keeps, coalesce(at, ($11::float8[])[1]) AS at,
+                  coalesce(deaths, ($12::bigint[])[1]) AS deaths, coalesce(mover, ($13::text[])[1]) AS mover,
+                  coalesce(epoch, ($14::bigint[])[1]) AS epoch, coalesce(event, ($15::text[])[1]) AS event,
+                  coalesce(source, ($16::text[])[1]) AS source, coalesce(attempt, ($17::bigint[])[1]) AS attempt,
+                  due, owner, error, actions, undo, updated, began, trigger, changes, removed, asked, failure
+             FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
+                         $7::bigint[], $8::text[], $9::bigint[], $10::bool[], $11::float8[], $12::bigint[],
+                         $13::text[], $14::bigint[], $15::text[], $16::text[], $17::bigint[], $18::float8[],
+                         $19::text[], $20::text[], $21::text[], $22::text[], $23::float8[], $24::float8[],
+                         $25::text[], $26::text[], $27::text[], $28::text[], $29::text[])
+                  AS move (run, status, state, active, data, version, definition, structure, seen, keeps, at,
+                           deaths, mover, epoch, event, source, attempt, due, owner, error, actions, undo,
+                           updated, began, trigger, changes, removed, asked, failure)) AS move
      WHERE (SELECT count(*) FROM held) > 0
-       AND id = move.run AND fsm_runs.version = move.version - 1
-       AND fsm_runs.owner = move.mover AND fsm_runs.epoch = move.epoch
+       AND id = run AND fsm_runs.version = move.version - 1 AND fsm_runs.owner = mover AND fsm_runs.epoch = move.epoch
     RETURNING move.*)
 INSERT INTO fsm_moves
        (run, version, at, began, event, trigger, source, dest, status,
         attempt, owner, epoch, changes, removed, asked, error)
 SELECT run, version, at, began, event, trigger, source, state, status,
        attempt, mover, epoch, changes, removed, asked, failure
-  FROM hit
-RETURNING run;
+  FROM hit;
 
 -- name: advance_with
 -- The same, with large fields to keep and remembered calls to forget.
@@ -57,29 +71,41 @@ hit AS (
     UPDATE fsm_runs
        SET status = move.status, state = move.state, active = move.active, data = move.data, version = move.version,
            definition = move.definition, structure = move.structure,
-           due = CASE WHEN posted = move.seen THEN move.due ELSE least(coalesce(fsm_runs.due, move.at), move.at) END,
-           owner = move.owner, error = move.error, actions = move.actions, undo = move.undo, deaths = move.deaths,
-           updated = move.updated
-      FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::text[],
-                  $9::bigint[], $10::float8[], $11::float8[], $12::text[], $13::text[], $14::text[], $15::text[],
-                  $16::bigint[], $17::float8[], $18::text[], $19::bigint[], $20::float8[], $21::text[], $22::text[],
-                  $23::text[], $24::bigint[], $25::text[], $26::text[], $27::text[], $28::text[])
-           AS move (run, status, state, active, data, version, definition, structure,
-                    seen, due, at, owner, error, actions, undo,
-                    deaths, updated, mover, epoch, began, event, trigger,
-                    source, attempt, changes, removed, asked, failure)
+           due = CASE WHEN posted <> seen THEN least(coalesce(fsm_runs.due, at), at)
+                      WHEN keeps THEN fsm_runs.due ELSE move.due END,
+           owner = CASE WHEN keeps THEN mover ELSE move.owner END,
+           error = move.error, actions = move.actions, undo = move.undo, deaths = move.deaths,
+           updated = coalesce(move.updated, at)
+      FROM
+          (SELECT run, coalesce(status, ($2::text[])[1]) AS status, coalesce(state, ($3::text[])[1]) AS state,
+                  coalesce(active, ($4::text[])[1]) AS active, coalesce(data, ($5::text[])[1]) AS data,
+                  coalesce(version, ($6::bigint[])[1]) AS version,
+                  coalesce(definition, ($7::bigint[])[1]) AS definition,
+                  coalesce(structure, ($8::text[])[1]) AS structure, coalesce(seen, ($9::bigint[])[1]) AS seen,
+                  coalesce(keeps, ($10::bool[])[1]) AS keeps, coalesce(at, ($11::float8[])[1]) AS at,
+                  coalesce(deaths, ($12::bigint[])[1]) AS deaths, coalesce(mover, ($13::text[])[1]) AS mover,
+                  coalesce(epoch, ($14::bigint[])[1]) AS epoch, coalesce(event, ($15::text[])[1]) AS event,
+                  coalesce(source, ($16::text[])[1]) AS source, coalesce(attempt, ($17::bigint[])[1]) AS attempt,
+                  due, owner, error, actions, undo, updated, began, trigger, changes, removed, asked, failure
+             FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
+                         $7::bigint[], $8::text[], $9::bigint[], $10::bool[], $11::float8[], $12::bigint[],
+                         $13::text[], $14::bigint[], $15::text[], $16::text[], $17::bigint[], $18::float8[],
+                         $19::text[], $20::text[], $21::text[], $22::text[], $23::float8[], $24::float8[],
+                         $25::text[], $26::text[], $27::text[], $28::text[], $29::text[])
+                  AS move (run, status, state, active, data, version, definition, structure, seen, keeps, at,
+                           deaths, mover, epoch, event, source, attempt, due, owner, error, actions, undo,
+                           updated, began, trigger, changes, removed, asked, failure)) AS move
      WHERE (SELECT count(*) FROM held) > 0
-       AND id = move.run AND fsm_runs.version = move.version - 1
-       AND fsm_runs.owner = move.mover AND fsm_runs.epoch = move.epoch
+       AND id = run AND fsm_runs.version = move.version - 1 AND fsm_runs.owner = mover AND fsm_runs.epoch = move.epoch
     RETURNING move.*),
 kept AS (
     INSERT INTO fsm_fields (run, hash, text)
     SELECT field.run, field.hash, field.text
-      FROM unnest($29::bigint[], $30::text[], $31::text[]) AS field (run, hash, text) JOIN hit ON hit.run = field.run
+      FROM unnest($30::bigint[], $31::text[], $32::text[]) AS field (run, hash, text) JOIN hit ON hit.run = field.run
         ON CONFLICT DO NOTHING),
 forgotten AS (
     DELETE FROM fsm_calls
-     USING unnest($32::bigint[], $33::text[], $34::bigint[]) AS gone (run, state, visit), hit
+     USING unnest($33::bigint[], $34::text[], $35::bigint[]) AS gone (run, state, visit), hit
      WHERE fsm_calls.run = gone.run AND fsm_calls.state = gone.state AND fsm_calls.visit = gone.visit
        AND hit.run = gone.run)
 INSERT INTO fsm_moves
@@ -87,8 +113,7 @@ INSERT INTO fsm_moves
         attempt, owner, epoch, changes, removed, asked, error)
 SELECT run, version, at, began, event, trigger, source, state, status,
        attempt, mover, epoch, changes, removed, asked, failure
-  FROM hit
-RETURNING run;
+  FROM hit;
 
 -- name: lock
 -- All rows that a transaction of several statements writes, in the order of their ids.
@@ -265,3 +290,21 @@ INSERT INTO fsm_migrations (version, name, at) VALUES ($1, $2, extract(epoch FRO
 
 -- name: reset
 DELETE FROM fsm_runs; DELETE FROM fsm_events; DELETE FROM fsm_moves; DELETE FROM fsm_calls; DELETE FROM fsm_fields;
+
+-- name: legacy_table
+-- Whether the table of the first FSM-Workflow is there, and not another one of that name.
+SELECT count(*) = 7
+  FROM pg_attribute
+ WHERE attrelid = to_regclass('workflow_states') AND NOT attisdropped
+   AND (attname::text, format_type(atttypid, NULL)) IN (
+       ('workflow_id', 'uuid'), ('workflow_name', 'text'), ('current_state', 'text'), ('context', 'jsonb'),
+       ('completed', 'boolean'), ('created_at', 'timestamp with time zone'), ('updated_at', 'timestamp with time zone'));
+
+-- name: legacy_runs
+-- What the first FSM-Workflow left unfinished, and what is no run of ours yet. Its table is only read.
+SELECT workflow_id::text AS key, workflow_name AS workflow, current_state AS state, context::text AS context,
+       extract(epoch FROM created_at)::float8 AS created, extract(epoch FROM updated_at)::float8 AS updated
+  FROM workflow_states AS old
+ WHERE completed IS NOT TRUE
+   AND NOT EXISTS (SELECT FROM fsm_runs WHERE workflow = old.workflow_name AND key = old.workflow_id::text)
+ ORDER BY created_at NULLS FIRST, workflow_id;
