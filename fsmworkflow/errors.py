@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CodecError",
     "ConditionError",
+    "DeadlineExceeded",
     "DefinitionChanged",
     "DefinitionError",
     "EndlessLoop",
@@ -40,6 +41,7 @@ __all__ = [
     "LeaseLost",
     "MergeConflict",
     "NoTransition",
+    "NotAccepted",
     "RunFailed",
     "RunNotFound",
     "SchemaError",
@@ -103,6 +105,18 @@ class MergeConflict(FSMWorkflowError):
     """A step changed a key that another move had changed meanwhile, and `merge=` does not say how to join them."""
 
     code = "merge"
+
+
+class DeadlineExceeded(FSMWorkflowError, TimeoutError):
+    """A run had not ended by the `deadline` of its workflow."""
+
+    code = "deadline"
+
+
+class NotAccepted(FSMWorkflowError):
+    """No active state, nor one around it, has a transition for this event. The message lists what is accepted."""
+
+    code = "not_accepted"
 
 
 class StepTimeout(FSMWorkflowError, TimeoutError):

@@ -17,14 +17,39 @@ __all__ = ["Action", "Active", "Call", "Entry", "Event", "Failure", "Move", "Own
 
 Status = Literal["running", "waiting", "paused", "compensating", "done", "failed", "cancelled", "parked"]
 OVER = frozenset({"done", "cancelled"})
+ENDED = OVER | {"failed"}
 UNFINISHED = frozenset({"running", "waiting", "paused", "compensating"})
 
 
-class Active(msgspec.Struct, frozen=True, array_like=True):
-    """One stay in an active state: the version of the move that entered it, and which attempt of its step is on."""
+class Active(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One stay in an active state: the version of the move that entered it, and which attempt of its step is on.
+
+    `again` is when the next attempt is due; `timers` are the delays that the state has not yet left behind, each with
+    the time when it is due; `touched` are the keys that a region of a parallel state has changed.
+    """
 
     visit: int
     attempt: int = 1
+    again: float | None = None
+    timers: dict[str, float] = {}
+    touched: tuple[str, ...] = ()
+
+
+class Undo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A finished visit that can be compensated; while undoing, which attempt is on and when the next is due."""
+
+    state: str
+    visit: int
+    attempt: int = 1
+    again: float | None = None
+
+
+class Undoing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is to be undone, the oldest first. `ends` is how the run ends once that is done; `lost` could not be."""
+
+    left: tuple[Undo, ...] = ()
+    ends: str | None = None
+    lost: tuple[Undo, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -55,6 +80,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     `active` maps each active state to its stay, in document order; `state` is its text. `due` is the time from which
     somebody has to drive the run, None while nobody has to. `owner` and `epoch` say who drives it. `fields` is the data
     as text, `hashes` names those over 4 KB, and `typed` is the data as the workflow's own type, where it has one.
+    `undo` is what would be compensated, and `later` when the next event of the inbox is due; it is not stored.
     """
 
     workflow: str
@@ -74,7 +100,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     posted: int = 0
     error: Failure | None = None
     actions: tuple[Action, ...] = ()
-    undo: tuple[Any, ...] = ()
+    undo: Undoing = Undoing()
+    later: float | None = None
+    deadline: float | None = None
     input: str = ""
     parent: int | None = None
     deaths: int = 0
@@ -105,8 +133,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def over(self) -> bool:
-        """Whether nothing can move the run any more: it ended, or its undoing has been done."""
-        return self.status in OVER
+        """Whether the run has ended for good: in a final state, cancelled, or failed with its undoing begun."""
+        return self.status in OVER or (self.status == "failed" and (self.error is None or self.undo.ends is not None))
 
     def to_dict(self) -> dict[str, Any]:
         """The run as plain values, for json.dumps, logs of your own, and web pages. Typed data becomes plain data."""
@@ -135,7 +163,10 @@ def _plain(data: Any) -> Any:
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """A named fact addressed to a run, perhaps due later. Names that begin with `$` are the engine's own.
 
-    `$done` carries what a step changed (`changes`, `removed`) and the `trigger` that it returned;
+    `status` is waiting, accepted, rejected or dropped; `version` the move that took it. With `visit` it is good for
+    that visit only.
+
+    `$done` carries what a step changed (`changes`, `removed`, seen from `base`) and the `trigger` that it returned;
     `$error` the `failure`, and the exception itself as `error`, which is never stored. `remembered` is False where the
     visit surely has no remembered calls.
     """
@@ -149,6 +180,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     trigger: str | None = None
     changes: Fields | None = None
     removed: tuple[str, ...] = ()
+    base: Fields | None = None
+    status: str = "waiting"
+    version: int | None = None
+    number: int = 0
     failure: Failure | None = None
     error: BaseException | None = None
     began: float | None = None
@@ -170,6 +205,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     removed: tuple[str, ...] = ()
     asked: tuple[Any, ...] = ()
     forget: tuple[tuple[str, int], ...] = ()
+    answer: str = "accepted"
     posts: tuple[Event, ...] = ()
     starts: tuple[Run, ...] = ()
     error: BaseException | None = None

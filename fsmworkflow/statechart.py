@@ -1,25 +1,28 @@
-"""Which transitions are there, and what do they enter? The transitions library's table, read out once a workflow.
+"""Which transitions are there, what is left, and what is entered? The transitions library's table, read out once.
 
 The library builds and checks the machine; it never runs it. Its triggers swallow cancellation and cost 40 to 130 us
-each, a look into a dict 0.3, so the guards are asked outside it.
+each, a look into a dict 0.3, so the guards are asked outside it. What is left and entered follows W3C SCXML, 2015,
+section 3.13 and appendix D. History states are out.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from transitions.extensions.nesting import HierarchicalMachine, NestedState, NestedTransition
 
 from fsmworkflow.conditions import Guard, as_guard
+from fsmworkflow.retry import seconds
 from fsmworkflow.workflow import ENDS, Transition, action_name, sources_of
 
 if TYPE_CHECKING:
     from fsmworkflow.workflow import Workflow
 
-AUTOMATIC = "$automatic"
-"""The trigger under which the automatic transitions stand in the machine's table."""
+AUTOMATIC, FAILED = "$automatic", "$failed"
+"""The triggers under which transitions stand in the machine's table that have none of their own."""
 
 
 class _State(NestedState):
@@ -38,31 +41,75 @@ class _Machine(HierarchicalMachine):
 
 
 class Arc(msgspec.Struct, frozen=True):
-    """One transition out of one state: where it leads (None ends the run), what guards it, what is done afterwards."""
+    """One transition out of one state: where it leads (None ends the run), what guards it, and what it does.
+
+    `enters` are the states that it enters, from outside inwards in document order; it leaves whatever is active below
+    `domain`, the nearest state around both its ends. An internal one enters and leaves nothing.
+    """
 
     trigger: str | None
     source: str
     dest: str | None
-    guard: Guard | None
+    guard: Guard | None = None
     action: str | None = None
     ends: bool = False
+    update: Callable[[Any, Any], Any] | None = None
+    internal: bool = False
+    error: Any = None
+    domain: str = ""
+    enters: tuple[str, ...] = ()
 
 
 class Chart:
-    """The structure of a checked workflow: its transitions by state and trigger, in the order of the document.
+    """The structure of a checked workflow: its states as a tree, and their transitions in the order of the document.
 
     `structure` is a hash of states, initial and final states, triggers, sources and destinations: not of functions.
     """
 
     def __init__(self, workflow: Workflow) -> None:
         machine = _build(workflow)
+        self.inner: dict[str, tuple[str, ...]] = {}
+        self._first: dict[str, tuple[str, ...]] = {}
+        self.parallel = {s.name for s in workflow.states.values() if s.kind == "parallel"}
+        self._read(machine.states, "")
+        self.order = {name: number for number, name in enumerate(self.inner)}
+        self.flat = len(self.order) == len(machine.states)
+        self.around = {name: tuple(_around(name)) for name in self.order}
         self._arcs: dict[tuple[str, str], tuple[Arc, ...]] = {}
         for trigger, event in machine.events.items():
             for source, found in event.transitions.items():
-                arcs = tuple(_arc(workflow.transitions[one.number], source) for one in found)
+                arcs = tuple(self._arc(workflow.transitions[one.number], source) for one in found)
                 self._arcs[source, trigger] = arcs
-        self.triggers = frozenset(machine.events) - {AUTOMATIC}
+        self.triggers = tuple(t for t in machine.events if not t.startswith("$"))
+        self.delays = _delays(workflow)
+        self.initial = self.entered((workflow.initial,), "")
         self.structure = _hash(workflow)
+
+    def _read(self, states: Mapping[str, Any], prefix: str) -> None:
+        for name, state in states.items():
+            path = prefix + name
+            first = (
+                [] if state.initial is None else state.initial if isinstance(state.initial, list) else [state.initial]
+            )
+            self.inner[path] = tuple(f"{path}.{one}" for one in state.states)
+            self._first[path] = tuple(f"{path}.{one}" for one in first)
+            self._read(state.states, path + ".")
+
+    def _arc(self, t: Transition, source: str) -> Arc:
+        domain = "" if t.dest is None else self._common(source, t.dest)
+        return Arc(
+            t.trigger,
+            source,
+            t.dest,
+            None if t.conditions in (None, [], ()) else as_guard(t.conditions),
+            None if t.after is None or t.after == ENDS else action_name(t.after),
+            t.dest is None or t.after == ENDS,
+            t.update,
+            t.internal,
+            t.error,
+            domain,
+            () if t.dest is None or t.internal else self.entered((t.dest,), domain),
+        )
 
     def automatic(self, state: str) -> tuple[Arc, ...]:
         """The transitions that a state takes by itself, in the order in which their conditions are asked."""
@@ -72,27 +119,129 @@ class Chart:
         """The transitions that a state takes for a trigger, in the order in which their conditions are asked."""
         return self._arcs.get((state, trigger), ())
 
+    def failing(self, state: str) -> tuple[Arc, ...]:
+        """The transitions that a state takes when its step has failed for good."""
+        return self._arcs.get((state, FAILED), ())
+
+    def _common(self, source: str, dest: str) -> str:
+        """The nearest state around both that is no parallel one: what is below it is left. "" is the workflow."""
+        others = set(_around(dest))
+        for state in _around(source):
+            if state in others and state not in self.parallel:
+                return state
+        return ""
+
+    def entered(self, targets: Iterable[str], domain: str) -> tuple[str, ...]:
+        """All states that become active when these are entered from `domain`, in document order."""
+        found: set[str] = set()
+        for target in targets:
+            for state in [target, *_around(target)]:
+                if state == domain:
+                    break
+                found.add(state)
+        todo = list(found)
+        while todo:
+            state = todo.pop()
+            if state in self.parallel or not any(one in found for one in self.inner[state]):
+                missing = [one for one in self._first[state] if one not in found]
+                found.update(missing)
+                todo += missing
+        return tuple(sorted(found, key=self.order.__getitem__))
+
+    def leaves(self, active: Iterable[str]) -> list[str]:
+        """The active states that hold no other."""
+        return [state for state in active if not self.inner[state]]
+
+    def outward(self, state: str) -> tuple[str, ...]:
+        """A state and those around it, from inside outwards."""
+        return (state, *self.around[state])
+
+    def accepted(self, active: Iterable[str], trigger: str) -> bool:
+        """Whether an active state, or one around it, has a transition for this trigger, whatever its conditions."""
+        return any((state, trigger) in self._arcs for state in active)
+
+    def complete(self, state: str, active: Iterable[str], final: frozenset[str]) -> bool:
+        """Whether a state that holds others has come to its end: a parallel one when each of its regions has."""
+        inner = self.inner[state]
+        if state in self.parallel:
+            return all(self.complete(region, active, final) for region in inner)
+        return any(one in final and one in active for one in inner)
+
+
+def _around(state: str) -> list[str]:
+    """The states around a state, from inside outwards."""
+    found = []
+    while state := state.rpartition(".")[0]:
+        found.append(state)
+    return found
+
 
 def _build(workflow: Workflow) -> Any:
-    machine = _Machine(model=None, states=list(workflow.states), initial=workflow.initial, auto_transitions=False)
+    machine = _Machine(model=None, states=_tree(workflow, ""), initial=workflow.initial, auto_transitions=False)
     for number, t in enumerate(workflow.transitions):
         # A transition whose dest is None ends the run where it is; in the library's table it leads back there.
         dest = "=" if t.dest is None else t.dest
-        triggers = [] if t.trigger is None else [t.trigger]
-        if t.automatic if t.automatic is not None else t.trigger is None:
-            triggers.append(AUTOMATIC)
-        for trigger in triggers:
-            machine.add_transition(trigger, sources_of(workflow, t), dest, number=number)
+        for source in sources_of(workflow, t):
+            for trigger in _triggers(t):
+                machine.add_transition(trigger, source, source if dest == "=" else dest, number=number)
     return machine
 
 
-def _arc(t: Transition, source: str) -> Arc:
-    guard = None if t.conditions in (None, [], ()) else as_guard(t.conditions)
-    action = None if t.after is None or t.after == ENDS else action_name(t.after)
-    return Arc(t.trigger, source, t.dest, guard, action, ends=t.dest is None or t.after == ENDS)
+def _tree(workflow: Workflow, path: str) -> list[Any]:
+    """The states below a path, as the library takes them."""
+    tree: list[Any] = []
+    for state in workflow.states.values():
+        around, _, name = state.name.rpartition(".")
+        if around != path:
+            continue
+        inner = _tree(workflow, state.name)
+        if state.kind == "parallel":
+            tree.append({"name": name, "parallel": inner})
+        elif inner:
+            first = next(
+                s.name for s in workflow.states.values() if s.initial and s.name.rpartition(".")[0] == state.name
+            )
+            tree.append({"name": name, "children": inner, "initial": first.rpartition(".")[2]})
+        else:
+            tree.append(name)
+    return tree
+
+
+def _triggers(t: Transition) -> list[str]:
+    if t.delay is not None:
+        return [timer(t.delay)]
+    if t.error is not None:
+        return [FAILED]
+    named = [] if t.trigger is None else [t.trigger]
+    return [*named, AUTOMATIC] if (t.automatic if t.automatic is not None else t.trigger is None) else named
+
+
+def timer(delay: float | str) -> str:
+    """The trigger of a delay: the same for "1h" and 3600, so that its conditions are asked in one order."""
+    return f"$after {seconds(delay):g}"
+
+
+def _delays(workflow: Workflow) -> dict[str, tuple[tuple[str, float], ...]]:
+    """The timers that each state starts when it is entered: their triggers, and after how many seconds they are due."""
+    found: dict[str, dict[str, float]] = {}
+    for t in workflow.transitions:
+        if t.delay is not None:
+            for source in sources_of(workflow, t):
+                found.setdefault(source, {})[timer(t.delay)] = seconds(t.delay)
+    return {state: tuple(sorted(timers.items(), key=lambda one: one[1])) for state, timers in found.items()}
 
 
 def _hash(workflow: Workflow) -> str:
     states = [(s.name, s.kind, s.initial, s.outcome, s.ends) for s in workflow.states.values()]
-    transitions = [(t.trigger, sources_of(workflow, t), t.dest, t.automatic) for t in workflow.transitions]
+    transitions = [
+        (
+            t.trigger,
+            sources_of(workflow, t),
+            t.dest,
+            t.automatic,
+            None if t.delay is None else timer(t.delay),
+            t.internal,
+        )
+        for t in workflow.transitions
+    ]
     return hashlib.blake2b(msgspec.json.encode((states, transitions)), digest_size=8).hexdigest()

@@ -6,26 +6,29 @@ Written with decorators, or as data with WorkflowDefinition. Checked once, then 
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
 from fsmworkflow.codec import LIMIT, Codec
-from fsmworkflow.conditions import Guard, as_guard
 from fsmworkflow.errors import DefinitionError
-from fsmworkflow.retry import Retry, seconds
+from fsmworkflow.retry import Retry
 
 if TYPE_CHECKING:
+    from fsmworkflow.records import Run
     from fsmworkflow.statechart import Chart
 
 __all__ = ["State", "To", "Transition", "Workflow", "WorkflowDefinition", "WorkflowStep"]
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 Outcome = Literal["done", "failed"]
-Kind = Literal["step", "choice", "final"]
+Kind = Literal["step", "wait", "choice", "final", "state", "parallel", "region"]
+Targets = Mapping[Any, Any]
+
+UNDO = Retry(attempts=5)
+"""How an undoing that raises is tried again, unless the step says otherwise."""
 
 ENDS = "mark_completed"
 """The action name of the first FSM-Workflow that ends the run where the transition leads."""
@@ -49,7 +52,10 @@ class Transition(msgspec.Struct, frozen=True):
 
     `source="*"` stands for every state. `dest=None` ends the run where it is, as done. `after` is an action, run after
     the commit, at least once: `fn(ctx)` with read-only data, or in a WorkflowDefinition the name of a machine's method;
-    "mark_completed" ends the run at `dest`. `automatic=True` takes one with a trigger also unnamed.
+    "mark_completed" ends the run at `dest`. `automatic=True` takes one with a trigger also unnamed. `delay` (seconds,
+    or text as "24h") takes it when the source has been active for that long. `error` takes it when the step has failed
+    for good with an error of that class. `update(data, event)` changes the data in the same commit; `internal=True`
+    does only that, and stays in the visit.
     """
 
     trigger: str | None = None
@@ -58,17 +64,31 @@ class Transition(msgspec.Struct, frozen=True):
     conditions: Any = None
     after: str | Callable[..., Any] | None = None
     automatic: bool | None = None
+    delay: float | str | None = None
+    update: Callable[[Any, Any], Any] | None = None
+    internal: bool = False
+    error: Any = None
 
 
 class To(msgspec.Struct, frozen=True):
-    """A target with more to say than its name: what to do `after` the commit that enters it."""
+    """A target with more to say than its name: how it changes the data, and what is done `after` its commit.
+
+    `update(data, event)` is a plain function that changes `data`, or returns what it shall be, in the same commit.
+    `internal=True` stays in the state and its visit, so that its timers run on.
+    """
 
     state: str | None
+    update: Callable[[Any, Any], Any] | None = None
+    internal: bool = False
     after: str | Callable[..., Any] | None = None
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """One state as it was declared. `ends` is a step that ends the run when it returns no trigger."""
+    """One state as it was declared, by its dotted path. `ends` is a step that ends the run when it returns no trigger.
+
+    `enter` and `exit` are actions, run after the commit that entered or left it. `compensate` undoes the step of a
+    finished visit when the run fails for good, each time with the `undo` retry.
+    """
 
     name: str
     kind: Kind
@@ -76,9 +96,173 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     initial: bool = False
     outcome: Outcome = "done"
     ends: bool = False
+    enter: Callable[..., Any] | None = None
+    exit: Callable[..., Any] | None = None
+    compensate: Callable[..., Any] | None = None
+    undo: Retry = UNDO
 
 
-class Workflow:
+class Scope:
+    """Where states are declared: a workflow, a state that holds others, or a region of a parallel state.
+
+    Targets are looked up from where they are written outward: first beside the state, then around it. What all
+    declarations share: `on` maps events to targets, `after` delays ("30m", "P3D", seconds) to targets, `then` is where
+    it leads by itself, and a target is a state, a `To`, or a list of `(condition, state)` of which the first that holds
+    is taken, closed, where wanted, by a plain state. `enter` and `exit` are actions, run after the commit.
+    """
+
+    workflow: Workflow
+    path: str = ""
+
+    def step(
+        self,
+        name: str | None = None,
+        *,
+        initial: bool = False,
+        then: Any = None,
+        on: Targets | None = None,
+        after: Targets | None = None,
+        on_error: Targets | None = None,
+        retry: Retry | None = None,
+        timeout: float | str | None = None,
+        compensate: Callable[..., Any] | None = None,
+        undo: Retry = UNDO,
+        enter: Callable[..., Any] | None = None,
+        exit: Callable[..., Any] | None = None,
+    ) -> Callable[[Fn], Fn]:
+        """Declare a state that does something: the decorated function, whose name it takes unless `name` is given.
+
+        An event of `on` that comes while the step runs is decided at once, and cancels it where it leads out.
+        `on_error` maps error classes to targets, taken when the step has failed for good.
+        """
+
+        def declare(fn: Fn) -> Fn:
+            simple = name or str(getattr(fn, "__name__", ""))
+            step = WorkflowStep(simple, fn, retry, timeout)
+            hooks = {"enter": enter, "exit": exit, "compensate": compensate, "undo": undo}
+            self._declare(simple, "step", initial, step=step, **hooks)
+            self._lead(simple, then=then, on=on, after=after, on_error=on_error)
+            return fn
+
+        return declare
+
+    def wait(
+        self,
+        name: str,
+        *,
+        initial: bool = False,
+        on: Targets | None = None,
+        after: Targets | None = None,
+        then: Any = None,
+        enter: Callable[..., Any] | None = None,
+        exit: Callable[..., Any] | None = None,
+    ) -> None:
+        """Declare a state that waits for an event or a time. `then` is asked on entry and after each move of the run."""
+        self._declare(name, "wait", initial, enter=enter, exit=exit)
+        self._lead(name, then=then, on=on, after=after)
+
+    def choice(self, name: str, then: Any, *, initial: bool = False) -> None:
+        """Declare a state that only chooses where to go on. Where no condition holds, the run fails."""
+        self._declare(name, "choice", initial)
+        self._lead(name, then=then)
+
+    def final(self, *names: str, outcome: Outcome = "done") -> None:
+        """Declare states in which the run, or the state around them, ends: as done, or as a business failure."""
+        for name in names:
+            self._declare(name, "final", False, outcome=outcome)
+
+    def state(
+        self,
+        name: str,
+        *,
+        initial: bool = False,
+        on: Targets | None = None,
+        after: Targets | None = None,
+        then: Any = None,
+        enter: Callable[..., Any] | None = None,
+        exit: Callable[..., Any] | None = None,
+    ) -> Scope:
+        """Declare a state that holds others, in what is returned. Its transitions apply inside it.
+
+        `then` is where it leads when one of its final states is entered.
+        """
+        return self._inner(name, "state", initial, on, after, then, enter, exit)
+
+    def parallel(
+        self,
+        name: str,
+        *,
+        initial: bool = False,
+        on: Targets | None = None,
+        after: Targets | None = None,
+        then: Any = None,
+        enter: Callable[..., Any] | None = None,
+        exit: Callable[..., Any] | None = None,
+    ) -> Parallel:
+        """Declare a state whose regions are active together. `then` is where it leads when all are in a final state."""
+        inner = self._inner(name, "parallel", initial, on, after, then, enter, exit)
+        return Parallel(self.workflow, inner.path)
+
+    def _inner(
+        self, name: str, kind: Kind, initial: bool, on: Any, after: Any, then: Any, enter: Any, exit: Any
+    ) -> Scope:
+        self._declare(name, kind, initial, enter=enter, exit=exit)
+        self._lead(name, then=then, on=on, after=after)
+        scope = Scope()
+        scope.workflow, scope.path = self.workflow, self._full(name)
+        return scope
+
+    def _full(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+    def _declare(self, name: str, kind: Kind, initial: bool, **parts: Any) -> None:
+        workflow = self.workflow
+        workflow._problems += name_problem(name, "state name", dots=False)
+        workflow.add(State(name=self._full(str(name)), kind=kind, initial=initial, **parts))
+
+    def _lead(self, name: str, *, then: Any, on: Any = None, after: Any = None, on_error: Any = None) -> None:
+        source = self._full(str(name))
+        ways: list[tuple[str, dict[str, Any], Any]] = [("then", {}, then)]
+        ways += [(f"on {trigger!r}", {"trigger": trigger}, to) for trigger, to in (on or {}).items()]
+        ways += [(f"after {delay!r}", {"delay": delay}, to) for delay, to in (after or {}).items()]
+        ways += [(f"on_error {error!r}", {"error": error}, to) for error, to in (on_error or {}).items()]
+        for place, by, targets in ways:
+            for guard, to in self._targets(f"state {source!r}, {place}", targets):
+                dest = source if to.internal else to.state
+                self.workflow.add(
+                    Transition(source=source, dest=dest, conditions=guard, after=to.after, update=to.update,
+                               internal=to.internal, **by)
+                )  # fmt: skip
+
+    def _targets(self, place: str, targets: Any) -> Iterable[tuple[Any, To]]:
+        entries = targets if isinstance(targets, list) else [] if targets is None else [targets]
+        for number, entry in enumerate(entries):
+            guard, target = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, entry)
+            if guard is None and number < len(entries) - 1:
+                self.workflow._problems.append(f"{place}: what follows {entry!r} can never be taken")
+            if isinstance(target, (str, To)):
+                yield guard, target if isinstance(target, To) else To(target)
+            else:
+                self.workflow._problems.append(f"{place}: {entry!r} is not a state or (condition, state)")
+
+
+class Parallel:
+    """A parallel state: declare its regions, and in each of them states of its own."""
+
+    def __init__(self, workflow: Workflow, path: str) -> None:
+        self.workflow = workflow
+        self.path = path
+
+    def region(self, name: str) -> Scope:
+        """Declare a region; it is done when one of its final states is entered."""
+        scope = Scope()
+        scope.workflow, scope.path = self.workflow, f"{self.path}.{name}"
+        self.workflow._problems += name_problem(name, "region name", dots=False)
+        self.workflow.add(State(name=scope.path, kind="region"))
+        return scope
+
+
+class Workflow(Scope):
     """A state machine and what its states do.
 
         article = Workflow("article")
@@ -90,6 +274,8 @@ class Workflow:
 
     `data` is the type of the run's data (a dataclass, msgspec.Struct, TypedDict or pydantic model), else a plain dict;
     `limit` the largest JSON text of it, in bytes; `merge` how two changes of one key become one, `{key: fn(old, new)}`.
+    `payload="merge"` writes the payload of every event that is taken into the data. `deadline` (seconds, or text as
+    "2d") fails the run that has not ended by then. `on_failure="park"` parks a run before its undoing begins.
     """
 
     def __init__(
@@ -99,11 +285,18 @@ class Workflow:
         data: Any = None,
         version: int = 1,
         merge: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        payload: Literal["merge"] | None = None,
+        deadline: float | str | None = None,
+        on_failure: Literal["park"] | None = None,
         limit: int = LIMIT,
     ) -> None:
         self.name = name
+        self.workflow = self
         self.version = version
         self.merge = dict(merge or {})
+        self.payload = payload
+        self.deadline = deadline
+        self.on_failure = on_failure
         self._problems: list[str] = []
         self.codec = self._codec(data, limit)
         self.states: dict[str, State] = {}
@@ -123,43 +316,8 @@ class Workflow:
             self._problems.append(f"data: {error}")
             return Codec(limit=limit)
 
-    # -- declaring --------------------------------------------------------------------------------------------------
-
-    def step(
-        self,
-        name: str | None = None,
-        *,
-        initial: bool = False,
-        then: Any = None,
-        retry: Retry | None = None,
-        timeout: float | str | None = None,
-    ) -> Callable[[Fn], Fn]:
-        """Declare a state that does something: the decorated function, whose name it takes unless `name` is given.
-
-        `then` is where it leads when it ends: a state, or a list of `(condition, state)` of which the first that
-        holds is taken, closed, where wanted, by a plain state.
-        """
-
-        def declare(fn: Fn) -> Fn:
-            state = name or str(getattr(fn, "__name__", ""))
-            self.add(State(name=state, kind="step", step=WorkflowStep(state, fn, retry, timeout), initial=initial))
-            self._lead(state, then)
-            return fn
-
-        return declare
-
-    def choice(self, name: str, then: Any, *, initial: bool = False) -> None:
-        """Declare a state that only chooses where to go on. Where no condition holds, the run fails."""
-        self.add(State(name=name, kind="choice", initial=initial))
-        self._lead(name, then)
-
-    def final(self, *names: str, outcome: Outcome = "done") -> None:
-        """Declare states in which the run ends: as done, or with `outcome="failed"` as a business failure."""
-        for name in names:
-            self.add(State(name=name, kind="final", outcome=outcome))
-
     def add(self, *parts: State | Transition) -> None:
-        """Add states and transitions that were made apart."""
+        """Add states and transitions that were made apart. A state's name is its dotted path."""
         if self._checked:
             raise DefinitionError(self.name, ["it was checked, and is immutable since"])
         for part in parts:
@@ -173,32 +331,18 @@ class Workflow:
     def transition(
         self, trigger: str, source: str | Sequence[str], dest: str | None, conditions: Any = None, after: Any = None
     ) -> None:
-        """Declare a transition that is taken when a step of `source` returns `trigger`."""
+        """Declare a transition that is taken when the event `trigger` comes, or a step of `source` returns it."""
         self.add(Transition(trigger, source, dest, conditions, after))
-
-    def _lead(self, source: str, then: Any) -> None:
-        for guard, to in self._targets(source, then):
-            self.add(Transition(None, source, to.state, guard, to.after))
-
-    def _targets(self, source: str, then: Any) -> Iterable[tuple[Any, To]]:
-        entries = then if isinstance(then, list) else [] if then is None else [then]
-        for number, entry in enumerate(entries):
-            guard, target = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, entry)
-            if guard is None and number < len(entries) - 1:
-                self._problems.append(f"state {source!r}, then: what follows {entry!r} can never be taken")
-            if isinstance(target, (str, To)):
-                yield guard, target if isinstance(target, To) else To(target)
-            else:
-                self._problems.append(f"state {source!r}, then: {entry!r} is not a state or (condition, state)")
-
-    # -- checked ----------------------------------------------------------------------------------------------------
 
     def check(self) -> Workflow:
         """Check the whole once, and make it immutable. Raises DefinitionError, which lists every problem."""
         if not self._checked:
-            problems = [*self._problems, *_problems(self)]
+            from fsmworkflow.problems import problems_of  # which asks this file for its words
+
+            problems = [*self._problems, *problems_of(self)]
             if problems:
                 raise DefinitionError(self.name, problems)
+            self.transitions = [resolved(self, t) for t in self.transitions]
             self._checked = True
             self.actions.update(_actions(self))
             _ = self.chart
@@ -212,9 +356,19 @@ class Workflow:
         return Chart(self)
 
     @cached_property
+    def finals(self) -> frozenset[str]:
+        """The final states, on every level."""
+        return frozenset(state.name for state in self.states.values() if state.kind == "final")
+
+    @cached_property
     def initial(self) -> str:
         """The state in which every run begins."""
-        return next(state.name for state in self.states.values() if state.initial)
+        return next(s.name for s in self.states.values() if s.initial and "." not in s.name)
+
+    def accepts(self, run: Run) -> list[str]:
+        """The events that the run's active states accept, whatever their conditions, in the order of the document."""
+        chart = self.check().chart
+        return [t for t in chart.triggers if any(chart.named(state, t) for state in run.active)]
 
 
 class WorkflowDefinition:
@@ -269,7 +423,7 @@ class WorkflowDefinition:
         """The states with a transition of their own: "*" is everyone's, and leads nowhere by itself."""
         led: set[str] = set()
         for transition in self.transitions:
-            if transition.source != "*" and not _place_problems(transition):
+            if transition.source != "*" and not place_problems(transition):
                 led.update([transition.source] if isinstance(transition.source, str) else transition.source)
         return led
 
@@ -300,10 +454,32 @@ def action_name(after: str | Callable[..., Any]) -> str:
 
 
 def _actions(workflow: Workflow) -> dict[str, Callable[..., Any]]:
-    return {action_name(t.after): t.after for t in workflow.transitions if callable(t.after)}
+    hooks = [hook for state in workflow.states.values() for hook in (state.enter, state.exit)]
+    return {action_name(a): a for a in [*(t.after for t in workflow.transitions), *hooks] if callable(a)}
 
 
-# -- the check ------------------------------------------------------------------------------------------------------
+def resolve(states: Iterable[str], source: str, dest: str) -> str | None:
+    """The full path of a target as it was written beside `source`: there, then around it, then inside it."""
+    scope = source
+    while scope:
+        scope = scope.rpartition(".")[0]
+        path = f"{scope}.{dest}" if scope else dest
+        if path in states:
+            return path
+    return f"{source}.{dest}" if f"{source}.{dest}" in states else None
+
+
+def resolved(workflow: Workflow, t: Transition) -> Transition:
+    """The transition with the full path of its target."""
+    source = t.source if isinstance(t.source, str) else t.source[0]
+    return t if t.dest is None else msgspec.structs.replace(t, dest=resolve(workflow.states, source, t.dest))
+
+
+def sources_of(workflow: Workflow, t: Transition) -> list[str]:
+    """The states that a transition leads out of: "*" stands for all that are not final."""
+    if t.source == "*":
+        return [s.name for s in workflow.states.values() if s.kind != "final"]
+    return [t.source] if isinstance(t.source, str) else list(t.source)
 
 
 def name_problem(name: Any, what: str, *, dots: bool = True) -> list[str]:
@@ -319,66 +495,8 @@ def name_problem(name: Any, what: str, *, dots: bool = True) -> list[str]:
     return []
 
 
-def _problems(workflow: Workflow) -> list[str]:
-    problems = name_problem(workflow.name, "workflow name")
-    for state in workflow.states.values():
-        problems += name_problem(state.name, "state name", dots=False) + _state_problems(state)
-    initial = [s.name for s in workflow.states.values() if s.initial]
-    if len(initial) != 1:
-        problems.append(f"two initial states: {', '.join(map(repr, initial))}" if initial else "no state is initial")
-    unknown = [p for t in workflow.transitions for p in _transition_problems(workflow, t)]
-    unknown += _action_problems(workflow)
-    if problems or unknown:
-        return problems + unknown
-    return _path_problems(workflow)
-
-
-def _state_problems(state: State) -> list[str]:
-    where, step = f"state {state.name!r}", state.step
-    if state.outcome not in get_args(Outcome):
-        return [f"{where}: its outcome {state.outcome!r} must be one of {', '.join(get_args(Outcome))}"]
-    if step is None:
-        return []
-    problems = _function_problems(where, step.execute)
-    if step.timeout is not None:
-        try:
-            if seconds(step.timeout) <= 0:
-                problems.append(f"{where}: its timeout {step.timeout!r} must be above zero")
-        except (ValueError, TypeError) as error:
-            problems.append(f"{where}, timeout: {error}")
-    if step.retry is not None and not isinstance(step.retry, Retry):
-        problems.append(f"{where}, retry: {step.retry!r} is no Retry")
-    elif step.retry is not None:
-        problems += [f"{where}, retry: {problem}" for problem in step.retry.problems()]
-    return problems
-
-
-def _function_problems(where: str, function: Any) -> list[str]:
-    if not callable(function):
-        return [f"{where} has no function: give its step one"]
-    if inspect.isclass(function):
-        return [f"{where}: its function is a class"]
-    try:
-        inspect.signature(function).bind(None)
-    except ValueError:  # written in C, without a signature to read
-        return []
-    except TypeError as error:
-        return [f"{where}: its function cannot be called with one argument, the context: {error}"]
-    return []
-
-
-def _action_problems(workflow: Workflow) -> list[str]:
-    """Two actions of one name would be taken for each other, as the row holds only the name."""
-    known = dict(workflow.actions)
-    return [
-        f"transition {t.trigger or 'then'!r} of {t.source!r}: there is another action {action_name(t.after)!r}: "
-        "give one of them a name of its own, with def"
-        for t in workflow.transitions
-        if callable(t.after) and known.setdefault(action_name(t.after), t.after) != t.after
-    ]
-
-
-def _place_problems(t: Transition) -> list[str]:
+def place_problems(t: Transition) -> list[str]:
+    """What is wrong with the kinds of a transition's source and dest."""
     problems = []
     sources: Any = [t.source] if isinstance(t.source, str) else t.source
     if not isinstance(sources, (list, tuple)) or not sources or not all(isinstance(s, str) for s in sources):
@@ -388,70 +506,3 @@ def _place_problems(t: Transition) -> list[str]:
     if t.dest is not None and not isinstance(t.dest, str):
         problems.append(f"its dest {t.dest!r} must be one state, or None")
     return problems
-
-
-def _transition_problems(workflow: Workflow, t: Transition) -> list[str]:
-    where = f"transition {t.trigger or 'then'!r} of {t.source!r}"
-    problems = _place_problems(t)
-    if problems:
-        return [f"{where}: {p}" for p in problems]
-    sources = [t.source] if isinstance(t.source, str) else list(t.source)
-    for name in dict.fromkeys([*(s for s in sources if s != "*"), *([] if t.dest is None else [t.dest])]):
-        if name not in workflow.states:
-            problems.append(f"{where}: there is no state {name!r}{nearest(name, workflow.states)}")
-        elif name in sources and workflow.states[name].kind == "final":
-            problems.append(f"{where}: {name!r} is final, nothing leads out of it")
-    if t.trigger is not None:
-        problems += [f"{where}: {p}" for p in name_problem(t.trigger, "trigger")]
-        if isinstance(t.trigger, str) and t.trigger.startswith("$"):
-            problems.append(f"{where}: trigger {t.trigger!r} begins with $, which is the engine's own")
-    if isinstance(t.after, str) and t.after != ENDS and t.after not in workflow.actions:
-        problems.append(f"{where}: there is no action {t.after!r}: give a function, or a method of the machine")
-    return problems + [f"{where}: {p}" for p in _guard_problems(t.conditions, workflow.lenient)]
-
-
-def _guard_problems(conditions: Any, lenient: bool) -> list[str]:
-    try:
-        guard: Guard | None = as_guard(conditions) if conditions not in (None, [], ()) else None
-    except (TypeError, ValueError) as error:
-        return [str(error)]
-    return [] if guard is None else guard.problems(lenient)
-
-
-def _path_problems(workflow: Workflow) -> list[str]:
-    """States that cannot be reached, and states from which no end can be reached."""
-    ahead: dict[str, set[str]] = {name: set() for name in workflow.states}
-    ends = {s.name for s in workflow.states.values() if s.kind == "final" or s.ends}
-    for t in workflow.transitions:
-        for source in sources_of(workflow, t):
-            if t.dest is None or t.after == ENDS:
-                ends.add(source)
-            if t.dest is not None:
-                ahead[source].add(t.dest)
-    reached = _closure({workflow.initial}, ahead)
-    back: dict[str, set[str]] = {name: set() for name in workflow.states}
-    for source, dests in ahead.items():
-        for dest in dests:
-            back[dest].add(source)
-    ending = _closure(ends, back)
-    return [f"state {name!r} cannot be reached" for name in workflow.states if name not in reached] + [
-        f"state {name!r} leads to no end: add a final state, or dest=None"
-        for name in workflow.states
-        if name not in ending
-    ]
-
-
-def sources_of(workflow: Workflow, t: Transition) -> list[str]:
-    """The states that a transition leads out of: "*" stands for all that are not final."""
-    if t.source == "*":
-        return [s.name for s in workflow.states.values() if s.kind != "final"]
-    return [t.source] if isinstance(t.source, str) else list(t.source)
-
-
-def _closure(start: set[str], edges: Mapping[str, set[str]]) -> set[str]:
-    seen, todo = set(start), list(start)
-    while todo:
-        for name in edges[todo.pop()] - seen:
-            seen.add(name)
-            todo.append(name)
-    return seen

@@ -1,0 +1,269 @@
+"""What is wrong with a workflow: every problem, with its place. Asked once, when it is checked."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from fsmworkflow.conditions import Guard, as_guard
+from fsmworkflow.retry import Retry, seconds
+from fsmworkflow.workflow import (
+    ENDS,
+    Outcome,
+    State,
+    Transition,
+    Workflow,
+    action_name,
+    name_problem,
+    nearest,
+    place_problems,
+    resolve,
+    sources_of,
+)
+
+__all__ = ["problems_of"]
+
+COMPOSITE = frozenset({"state", "parallel", "region"})
+
+
+def problems_of(workflow: Workflow) -> list[str]:
+    """Every problem of a workflow, as sentences that name the place. Paths are followed only where all else is right."""
+    problems = name_problem(workflow.name, "workflow name") + _duration(workflow.deadline, "deadline")
+    for state in workflow.states.values():
+        problems += [] if "." in state.name else name_problem(state.name, "state name")
+        problems += _state_problems(state)
+    problems += _initial_problems(workflow)
+    problems += [p for t in workflow.transitions for p in _transition_problems(workflow, t)]
+    problems += _action_problems(workflow)
+    return list(dict.fromkeys(problems)) or _Paths(workflow).problems()
+
+
+def _initial_problems(workflow: Workflow) -> list[str]:
+    """Every scope but a parallel state has one initial state; a parallel state has regions, and enters them all."""
+    problems = []
+    for path in ["", *(s.name for s in workflow.states.values() if s.kind in COMPOSITE)]:
+        inner = [s for s in workflow.states.values() if s.name.rpartition(".")[0] == path]
+        where = f" in {path!r}" if path else ""
+        if path and workflow.states[path].kind == "parallel":
+            problems += [] if inner else [f"parallel state {path!r} has no region"]
+            continue
+        first = [s.name for s in inner if s.initial]
+        if len(first) > 1:
+            problems.append(f"two initial states{where}: {', '.join(map(repr, first))}")
+        elif not first:
+            problems.append(f"no state is initial{where}")
+        elif workflow.states[first[0]].kind == "final" and path:
+            problems.append(f"state {first[0]!r} is initial and final: {path!r} would do nothing")
+    return problems
+
+
+def _duration(value: Any, where: str) -> list[str]:
+    try:
+        return [] if value is None or seconds(value) > 0 else [f"{where}: {value!r} must be above zero"]
+    except (ValueError, TypeError) as error:
+        return [f"{where}: {error}"]
+
+
+def _state_problems(state: State) -> list[str]:
+    where, step = f"state {state.name!r}", state.step
+    if state.outcome not in get_args(Outcome):
+        return [f"{where}: its outcome {state.outcome!r} must be one of {', '.join(get_args(Outcome))}"]
+    problems = []
+    for what in ("enter", "exit", "compensate"):
+        if (fn := getattr(state, what)) is not None:
+            problems += _function_problems(f"{where}, {what}", fn)
+    if step is None:
+        return problems
+    problems += _function_problems(where, step.execute) + _duration(step.timeout, f"{where}, timeout")
+    for what, retry in (("retry", step.retry), ("undo", state.undo)):
+        if retry is not None and not isinstance(retry, Retry):
+            problems.append(f"{where}, {what}: {retry!r} is no Retry")
+        elif retry is not None:
+            problems += [f"{where}, {what}: {problem}" for problem in retry.problems()]
+    return problems
+
+
+def _function_problems(where: str, function: Any) -> list[str]:
+    if not callable(function):
+        return [f"{where} has no function: give its step one"]
+    if inspect.isclass(function):
+        return [f"{where}: its function is a class"]
+    try:
+        inspect.signature(function).bind(None)
+    except ValueError:  # written in C, without a signature to read
+        return []
+    except TypeError as error:
+        return [f"{where}: its function cannot be called with one argument, the context: {error}"]
+    return []
+
+
+def _action_problems(workflow: Workflow) -> list[str]:
+    """Two actions of one name would be taken for each other, as the row holds only the name."""
+    known = dict(workflow.actions)
+    named = [(f"transition {_by(t)} of {t.source!r}", t.after) for t in workflow.transitions]
+    named += [(f"state {s.name!r}", hook) for s in workflow.states.values() for hook in (s.enter, s.exit)]
+    return [
+        f"{where}: there is another action {action_name(action)!r}: give one of them a name of its own, with def"
+        for where, action in named
+        if callable(action) and known.setdefault(action_name(action), action) != action
+    ]
+
+
+def _by(t: Transition) -> str:
+    """What takes a transition, for messages."""
+    if t.delay is not None:
+        return f"after {t.delay!r}"
+    if t.error is not None:
+        return f"on_error {getattr(t.error, '__name__', t.error)}"
+    return repr(t.trigger or "then")
+
+
+def _transition_problems(workflow: Workflow, t: Transition) -> list[str]:
+    where = f"transition {_by(t)} of {t.source!r}"
+    problems = place_problems(t)
+    if not problems:
+        problems += _end_problems(workflow, t) + _way_problems(t)
+        if isinstance(t.after, str) and t.after != ENDS and t.after not in workflow.actions:
+            problems.append(f"there is no action {t.after!r}: give a function, or a method of the machine")
+        problems += _guard_problems(t.conditions, workflow.lenient)
+    return [f"{where}: {p}" for p in problems]
+
+
+def _end_problems(workflow: Workflow, t: Transition) -> list[str]:
+    problems, states = [], workflow.states
+    sources = [t.source] if isinstance(t.source, str) else list(t.source)
+    for name in sources:
+        if name != "*" and name not in states:
+            problems.append(f"there is no state {name!r}{nearest(name, states)}")
+        elif name != "*" and states[name].kind == "final":
+            problems.append(f"{name!r} is final, nothing leads out of it")
+        elif name != "*" and states[name].kind == "region":
+            problems.append(f"{name!r} is a region: transitions belong to the states in it, or to the one around it")
+    if t.dest is not None and not problems and (dest := resolve(states, sources[0], t.dest)) is None:
+        problems.append(f"there is no state {t.dest!r}{nearest(t.dest, states)}")
+    elif t.dest is not None and not problems and states[dest or ""].kind == "region":
+        problems.append(f"{t.dest!r} is a region: lead to the parallel state, or to a state in the region")
+    if t.internal and t.dest != t.source:
+        problems.append("it is internal, so it cannot lead elsewhere")
+    return problems
+
+
+def _way_problems(t: Transition) -> list[str]:
+    problems = []
+    if t.trigger is not None:
+        problems += name_problem(t.trigger, "trigger")
+        if isinstance(t.trigger, str) and t.trigger.startswith("$"):
+            problems.append(f"trigger {t.trigger!r} begins with $, which is the engine's own")
+    if t.delay is not None:
+        try:
+            seconds(t.delay)
+        except (ValueError, TypeError) as error:
+            problems.append(f"delay: {error}")
+    if t.error is not None and not (isinstance(t.error, type) and issubclass(t.error, BaseException)):
+        problems.append(f"{t.error!r} is no exception class")
+    if sum(way is not None for way in (t.trigger, t.delay, t.error)) > 1:
+        problems.append("a trigger, a delay and an error each need a transition of their own")
+    if t.update is not None and not callable(t.update):
+        problems.append(f"update {t.update!r} is no function")
+    return problems
+
+
+def _guard_problems(conditions: Any, lenient: bool) -> list[str]:
+    try:
+        guard: Guard | None = as_guard(conditions) if conditions not in (None, [], ()) else None
+    except (TypeError, ValueError) as error:
+        return [str(error)]
+    return [] if guard is None else guard.problems(lenient)
+
+
+class _Paths:
+    """Which states can be reached, and from which an end can be."""
+
+    def __init__(self, workflow: Workflow) -> None:
+        self.workflow = workflow
+        self.states = workflow.states
+        self.arcs: dict[str, list[tuple[Transition, str | None]]] = {name: [] for name in workflow.states}
+        for t in workflow.transitions:
+            for source in sources_of(workflow, t):
+                self.arcs[source].append((t, None if t.dest is None else resolve(self.states, source, t.dest)))
+
+    def problems(self) -> list[str]:
+        reached, ending = self._reached(), self._ending()
+        return [f"state {name!r} cannot be reached" for name in self.states if name not in reached] + [
+            f"state {name!r} leads to no end: add a final state, or dest=None"
+            for name in self.states
+            if name not in ending and self.states[name].kind not in COMPOSITE
+        ]
+
+    def _inner(self, path: str) -> list[State]:
+        return [s for s in self.states.values() if s.name.rpartition(".")[0] == path]
+
+    def _entered(self, path: str) -> Iterable[str]:
+        """What becomes active when a state is entered: it, what is around it, and what it holds at first."""
+        around = path.rpartition(".")[0]
+        if around:
+            yield from self._entered(around) if self.states[around].kind == "parallel" else self._around(around)
+        yield path
+        for state in self._inner(path):
+            if state.initial or self.states[path].kind == "parallel":
+                yield state.name
+                yield from (name for name in self._held(state.name))
+
+    def _around(self, path: str) -> Iterable[str]:
+        around = path.rpartition(".")[0]
+        if around:
+            yield from self._entered(around) if self.states[around].kind == "parallel" else self._around(around)
+        yield path
+
+    def _held(self, path: str) -> Iterable[str]:
+        for state in self._inner(path):
+            if state.initial or self.states[path].kind == "parallel":
+                yield state.name
+                yield from self._held(state.name)
+
+    def _done(self, path: str, reached: set[str]) -> bool:
+        """Whether a composite state can complete, as far as states are reached."""
+        inner = self._inner(path)
+        if self.states[path].kind == "parallel":
+            return all(self._done(region.name, reached) for region in inner)
+        return any(s.kind == "final" and s.name in reached for s in inner)
+
+    def _reached(self) -> set[str]:
+        reached = set(self._entered(self.workflow.initial))
+        before = 0
+        while len(reached) > before:
+            before = len(reached)
+            for name in list(reached):
+                composite = self.states[name].kind in COMPOSITE
+                for t, dest in self.arcs[name]:
+                    by_itself = t.trigger is None and t.delay is None and t.error is None
+                    if dest is not None and not (composite and by_itself and not self._done(name, reached)):
+                        reached.update(self._entered(dest))
+        return reached
+
+    def _ending(self) -> set[str]:
+        """The states from which an end can be reached, or the end of what is around them."""
+        ending = {s.name for s in self.states.values() if s.ends or (s.kind == "final" and "." not in s.name)}
+        before = -1
+        while len(ending) > before:
+            before = len(ending)
+            ending.update(name for name in self.states if name not in ending and self._ends(name, ending))
+        return ending
+
+    def _ends(self, name: str, ending: set[str]) -> bool:
+        if any(dest is None or t.after == ENDS or dest in ending for t, dest in self._leading(name)):
+            return True
+        held = [s.name for s in self._inner(name) if s.initial or self.states[name].kind == "parallel"]
+        return bool(held) and any(inner in ending for inner in held)
+
+    def _leading(self, name: str) -> Iterable[tuple[Transition, str | None]]:
+        """Its own transitions, those of the states around it, and, of a final state, what its completion takes."""
+        yield from self.arcs[name]
+        around, complete = name.rpartition(".")[0], self.states[name].kind == "final"
+        while around:
+            for t, dest in self.arcs[around]:
+                if complete or not (t.trigger is None and t.delay is None and t.error is None):
+                    yield t, dest
+            complete = complete and self.states[around].kind == "region"
+            around = around.rpartition(".")[0]
