@@ -290,7 +290,10 @@ def _bind(workflow: Workflow, transition: Transition, methods: object) -> None:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for messages: the known name nearest to an unknown one, or nothing."""
-    found = difflib.get_close_matches(name, list(names), 1)
+    names = list(names)
+    if len(name) > 200 or len(names) > 200:  # so that a thousand mistakes are told in a bearable time
+        return ""
+    found = difflib.get_close_matches(name, names, 1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
@@ -346,10 +349,10 @@ def _state_problems(state: State) -> list[str]:
                 problems.append(f"{where}: its timeout {step.timeout!r} must be above zero")
         except (ValueError, TypeError) as error:
             problems.append(f"{where}, timeout: {error}")
-    if step.retry is not None and not isinstance(step.retry, Retry):
-        problems.append(f"{where}, retry: {step.retry!r} is no Retry")
-    elif step.retry is not None:
-        problems += [f"{where}, retry: {problem}" for problem in step.retry.problems()]
+    retry: Any = step.retry  # it may come from a file
+    if retry is not None:
+        found = retry.problems() if isinstance(retry, Retry) else [f"{retry!r} is no Retry"]
+        problems += [f"{where}, retry: {problem}" for problem in found]
     return problems
 
 
@@ -385,8 +388,9 @@ def _place_problems(t: Transition) -> list[str]:
         problems.append(f"its source {t.source!r} must be a state, several in a list, or '*'")
     elif "*" in sources and len(sources) > 1:
         problems.append("its source '*' stands for every state, so no other stands beside it")
-    if t.dest is not None and not isinstance(t.dest, str):
-        problems.append(f"its dest {t.dest!r} must be one state, or None")
+    dest: Any = t.dest
+    if dest is not None and not isinstance(dest, str):
+        problems.append(f"its dest {dest!r} must be one state, or None")
     return problems
 
 
@@ -401,9 +405,10 @@ def _transition_problems(workflow: Workflow, t: Transition) -> list[str]:
             problems.append(f"{where}: there is no state {name!r}{nearest(name, workflow.states)}")
         elif name in sources and workflow.states[name].kind == "final":
             problems.append(f"{where}: {name!r} is final, nothing leads out of it")
-    if t.trigger is not None:
-        problems += [f"{where}: {p}" for p in name_problem(t.trigger, "trigger")]
-        if isinstance(t.trigger, str) and t.trigger.startswith("$"):
+    trigger: Any = t.trigger
+    if trigger is not None:
+        problems += [f"{where}: {p}" for p in name_problem(trigger, "trigger")]
+        if isinstance(trigger, str) and trigger.startswith("$"):
             problems.append(f"{where}: trigger {t.trigger!r} begins with $, which is the engine's own")
     if isinstance(t.after, str) and t.after != ENDS and t.after not in workflow.actions:
         problems.append(f"{where}: there is no action {t.after!r}: give a function, or a method of the machine")
