@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 from fsmworkflow.codec import LIMIT, decode, encode
 from fsmworkflow.errors import CodecError, FSMWorkflowError
@@ -68,7 +69,8 @@ class WorkflowContext(Generic[D]):
         """
         run = self.run
         visit = run.visit if self._stay is None else self._stay.visit
-        return f"{run.workflow}/{run.key}/{self._state}/{visit}"
+        # Quoted, so that workflow "a" with key "b/c" is not workflow "a/b" with key "c", and fit for a header.
+        return "/".join(quote(part, safe="") for part in (run.workflow, run.key, self._state, str(visit)))
 
     def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         """Call `fn(*args, **kwargs)` once in this visit, and remember what it returned.

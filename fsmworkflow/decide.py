@@ -672,13 +672,20 @@ def failure(error: BaseException, run: Run, state: str) -> Failure:
     trace = "".join(traceback.format_exception(error))
     return Failure(
         type=type(error).__qualname__,
-        message=_storable(str(error))[:TRACE],
+        message=_storable(_said(error))[:TRACE],
         traceback=_storable(trace)[-TRACE:],
         state=state,
         visit=stay.visit,
         attempt=stay.attempt,
         code=error.code if isinstance(error, FSMWorkflowError) else None,
     )
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # an error of the user's whose text cannot be made
+        return ""
 
 
 def _storable(text: str) -> str:

@@ -208,6 +208,8 @@ class Engine:
     ) -> Driving:
         """Make sure that the run is there and that this engine sees to it. Returns once it is durable."""
         self._worker.check()
+        if different not in get_args(Different):
+            raise ValueError(f"different must be one of {', '.join(get_args(Different))}, not {different!r}")
         definition = self._known(workflow).check()
         if key is not None and (problems := name_problem(key, "key")):
             raise DefinitionError(definition.name, problems)

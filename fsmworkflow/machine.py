@@ -110,6 +110,7 @@ class Drive:
             name,
             stay.visit,
             fresh=self._fresh and stay.visit == self.run.version,
+            limit=self.workflow.codec.limit,
         )
         event = await self._step(state, stay, calls)
         return event if calls.used else replace(event, remembered=False)

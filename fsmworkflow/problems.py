@@ -76,11 +76,11 @@ def _state_problems(state: State) -> list[str]:
     if step is None:
         return problems
     problems += _function_problems(where, step.execute) + _duration(step.timeout, f"{where}, timeout")
-    for what, retry in (("retry", step.retry), ("undo", state.undo)):
-        if retry is not None and not isinstance(retry, Retry):
-            problems.append(f"{where}, {what}: {retry!r} is no Retry")
-        elif retry is not None:
-            problems += [f"{where}, {what}: {problem}" for problem in retry.problems()]
+    retries: list[tuple[str, Any]] = [("retry", step.retry), ("undo", state.undo)]  # they may come from a file
+    for what, retry in retries:
+        if retry is not None:
+            found = retry.problems() if isinstance(retry, Retry) else [f"{retry!r} is no Retry"]
+            problems += [f"{where}, {what}: {problem}" for problem in found]
     return problems
 
 
@@ -151,9 +151,10 @@ def _end_problems(workflow: Workflow, t: Transition) -> list[str]:
 
 def _way_problems(t: Transition) -> list[str]:
     problems = []
-    if t.trigger is not None:
-        problems += name_problem(t.trigger, "trigger")
-        if isinstance(t.trigger, str) and t.trigger.startswith("$"):
+    trigger: Any = t.trigger
+    if trigger is not None:
+        problems += name_problem(trigger, "trigger")
+        if isinstance(trigger, str) and trigger.startswith("$"):
             problems.append(f"trigger {t.trigger!r} begins with $, which is the engine's own")
     if t.delay is not None:
         try:

@@ -444,7 +444,10 @@ def _bind(workflow: Workflow, transition: Transition, methods: object) -> None:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for messages: the known name nearest to an unknown one, or nothing."""
-    found = difflib.get_close_matches(name, list(names), 1)
+    names = list(names)
+    if len(name) > 200 or len(names) > 200:  # so that a thousand mistakes are told in a bearable time
+        return ""
+    found = difflib.get_close_matches(name, names, 1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
@@ -503,6 +506,7 @@ def place_problems(t: Transition) -> list[str]:
         problems.append(f"its source {t.source!r} must be a state, several in a list, or '*'")
     elif "*" in sources and len(sources) > 1:
         problems.append("its source '*' stands for every state, so no other stands beside it")
-    if t.dest is not None and not isinstance(t.dest, str):
-        problems.append(f"its dest {t.dest!r} must be one state, or None")
+    dest: Any = t.dest
+    if dest is not None and not isinstance(dest, str):
+        problems.append(f"its dest {dest!r} must be one state, or None")
     return problems

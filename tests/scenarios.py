@@ -16,9 +16,10 @@ returns a Workflow, and decorate it with what must be true at the end:
         flow.final("end")
         return flow
 
-Every body goes through `ledger.body(ctx)`, every remembered call through `ledger.ask`, every action through
-`ledger.act(ctx, name)`: the ledger is the world outside, which sees what was really done, and how often. What a step
-does may depend on its data and on `ctx.attempt`, never on the time. Keep delays under 20 ms.
+Every body goes through `ledger.body(ctx)`, every action through `ledger.act(ctx, name)`, and every remembered call,
+where `place` is `ctx.idempotency_key`, through `ledger.given(place, await ctx.call(ledger.ask, place, ...))`: the
+ledger is the world outside, which sees what was really done, and how often. What a step does may depend on its data and
+on `ctx.attempt`, never on the time. Keep delays under 20 ms.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import dataclasses
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fsmworkflow import (
     Engine,
@@ -47,6 +48,8 @@ from fsmworkflow import (
     field,
 )
 from fsmworkflow.testing import Crash
+
+T = TypeVar("T")
 
 KEY = "one"
 SECONDS = 5.0
@@ -67,6 +70,7 @@ class Ledger:
         self.begun: list[tuple[str, int]] = []  # (state, visit) of each body, as it begins
         self.ended: list[tuple[str, int]] = []
         self.asked: list[str] = []  # the idempotency key of the visit in which each remembered call was really made
+        self.answered: list[str] = []  # the same for each answer that a body was given, new or remembered
         self.acted: list[str] = []
         self.dead: Callable[[], bool] = lambda: False
         self._lock = threading.Lock()
@@ -97,6 +101,11 @@ class Ledger:
         self._note(self.asked, place)
         await asyncio.sleep(0)
         return f"answer to {question}"
+
+    def given(self, place: str, answer: T) -> T:
+        """What a remembered call returned to the body: from here on it may never be made again."""
+        self._note(self.answered, place)
+        return answer
 
     def act(self, ctx: WorkflowContext[Any], name: str) -> None:
         """What an action does."""
@@ -206,19 +215,20 @@ class Left:
     remembered: Counter[str] = dataclasses.field(default_factory=Counter)
     begun: int = 0
     asked: int = 0
+    answered: int = 0
 
 
 async def left(store: Store, scenario: Scenario, ledger: Ledger) -> Left:
     """Look at what a fault left. The store is open."""
     run = await store.load(scenario.name, KEY)
     if run is None:
-        return Left(begun=len(ledger.begun), asked=len(ledger.asked))
+        return Left(begun=len(ledger.begun), asked=len(ledger.asked), answered=len(ledger.answered))
     remembered: Counter[str] = Counter()
     for state, stay in run.active.items():
         place = f"{run.workflow}/{run.key}/{state}/{stay.visit}"
         remembered[place] = len(await store.recall(run, state, stay.visit))
     done = frozenset(visits_of(await store.history(run)))
-    return Left(run, done, +remembered, len(ledger.begun), len(ledger.asked))
+    return Left(run, done, +remembered, len(ledger.begun), len(ledger.asked), len(ledger.answered))
 
 
 def visits_of(history: list[Entry]) -> list[tuple[str, int]]:
@@ -268,6 +278,8 @@ def _check_calls(scenario: Scenario, ledger: Ledger, faults: Sequence[Left]) -> 
         late = set(ledger.begun[left.begun :]) & left.done
         assert not late, f"completed visits that ran again: {late}"
         made, after = Counter(ledger.asked[before.asked : left.asked]), Counter(ledger.asked[left.asked :])
+        given = Counter(p for p in ledger.answered[before.answered : left.answered] if p in after)
+        assert not given - left.remembered, f"answers that a body was given and that are forgotten: {given}"
         lost = made - (left.remembered - before.remembered)
         may_repeat += sum(number for place, number in lost.items() if place in after)
         before = left
@@ -437,15 +449,17 @@ def remembered_calls(ledger: Ledger) -> Workflow:
     async def think(ctx: WorkflowContext[Any]) -> None:
         place = ctx.idempotency_key
         async with ledger.body(ctx):
-            first = await ctx.call(ledger.ask, place, "a")
-            several = await asyncio.gather(*(ctx.call(ledger.ask, place, "b") for _ in range(3)))
-            last = await ctx.remember("last", lambda: ledger.ask(place, "c"))
+            first = ledger.given(place, await ctx.call(ledger.ask, place, "a"))
+            calls = (ctx.call(ledger.ask, place, "b") for _ in range(3))
+            several = [ledger.given(place, answer) for answer in await asyncio.gather(*calls)]
+            last = ledger.given(place, await ctx.remember("last", lambda: ledger.ask(place, "c")))
             ctx.data["samples"] = [first, *several, last]
 
     @flow.step(then="end")
     async def tell(ctx: WorkflowContext[Any]) -> None:
         async with ledger.body(ctx):
-            ctx.data["told"] = await ctx.call(ledger.ask, ctx.idempotency_key, "d")
+            place = ctx.idempotency_key
+            ctx.data["told"] = ledger.given(place, await ctx.call(ledger.ask, place, "d"))
 
     flow.final("end")
     return flow

@@ -389,3 +389,42 @@ async def test_P12_cancelling_the_closing_of_an_engine_at_any_await_leaves_nothi
         return hit
 
     await every("closing", attempt, least=1)
+
+
+# -- a store --------------------------------------------------------------------------------------------------------
+
+
+async def test_P12_cancelling_the_opening_of_a_store_at_any_await_leaves_nothing_behind(world: World) -> None:
+    async def attempt(n: int) -> bool:
+        store = open_store(world.url)
+        hit = await cancelled(store.open(), n)
+        await store.close()
+        await world.clean()
+        return hit
+
+    await every("opening a store", attempt, least=1)
+
+
+async def test_P12_cancelling_the_closing_of_a_store_at_any_await_leaves_nothing_behind(world: World) -> None:
+    async def attempt(n: int) -> bool:
+        store = open_store(world.url)
+        await store.open()
+        await store.load("none", "none")
+        hit = await cancelled(store.close(), n)
+        await world.clean()
+        return hit
+
+    await every("closing a store", attempt, least=1)
+
+
+async def test_P12_cancelling_a_first_reading_at_any_await_leaves_the_store_usable(world: World) -> None:
+    async def attempt(n: int) -> bool:
+        store = open_store(world.url)
+        await store.open()
+        hit = await cancelled(store.load("none", "none"), n)
+        assert await asyncio.wait_for(store.load("none", "none"), SECONDS) is None
+        await store.close()
+        await world.clean()
+        return hit
+
+    await every("reading", attempt, least=1)

@@ -221,6 +221,23 @@ def test_a_live_second_process_takes_over_when_the_first_one_dies(durable_url: s
     assert json.loads(second.succeeded())["state"] == "awake"
 
 
+def test_a_process_that_was_stopped_for_longer_than_its_lease_writes_nothing(
+    durable_url: str, children: Children
+) -> None:
+    first = children.start("nap", durable_url, "--lease", 0.5)
+    first.line("begin", state="doze")
+    first.send(signal.SIGSTOP)
+    second = children.start("nap", durable_url, "--lease", 5)
+    second.line("begin", state="doze")
+    children.open_gate()
+    told = second.succeeded()
+    first.send(signal.SIGCONT)
+    assert first.succeeded() == told, "the first one reports what the second one came to"
+    assert begun(children.ledger) == [(first.pid, "doze", 1), (second.pid, "doze", 1), (second.pid, "wake", 1)]
+    assert first.line("end", state="doze"), "it was in the middle of its step, and ended it"
+    assert json.loads(told)["version"] == 2
+
+
 def test_of_16_processes_that_start_one_key_at_once_one_runs_its_body(durable_url: str, children: Children) -> None:
     children.open_gate()
     some = [children.start("nap", durable_url, "--wait") for _ in range(16)]

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import pytest
 
-from fsmworkflow import Store, StoreUnavailable, open_store
+from fsmworkflow import Engine, Store, StoreUnavailable, open_store
+from fsmworkflow.decide import begin
 from fsmworkflow.store import writer
 from fsmworkflow.testing import Crash, CrashingStore
 from tests.scenarios import SCENARIOS, SECONDS, WAYS, Ledger, Scenario, Way, by_machine, by_run, check_end, left
@@ -172,6 +173,32 @@ async def test_P11_a_write_whose_acknowledgement_is_lost_was_made_once(
             assert at > len(scenario.visits), f"{scenario} made only {at - 1} batches"
             return
     raise AssertionError(f"{scenario} needs more than {MOST} batches")
+
+
+@pytest.mark.xfail(reason="a repeated claim passes over what the first one made ours", strict=True)
+@pytest.mark.parametrize("shared_url", ["postgres"], indirect=True)
+async def test_P11_a_claim_whose_acknowledgement_is_lost_leaves_no_run_behind(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = SCENARIOS[0]
+    flow = scenario.make(await fresh(store)).check()
+    writing_on, struck = store._writing_on, []
+
+    async def deaf(function: Any) -> Any:
+        result = await writing_on(function)
+        if isinstance(result, list) and not struck:
+            struck.append(len(result))
+            raise StoreUnavailable("the connection was lost after COMMIT was sent")
+        return result
+
+    async with Engine(store, workflows=[flow]) as engine:
+        for number in range(3):
+            fields = flow.codec.start(scenario.input)
+            await store.create(begin(flow, f"run-{number}", fields, now=store.now() - 1.0))
+        monkeypatch.setattr(store, "_writing_on", deaf)
+        await engine.resume()
+        assert struck == [3]
+        assert {run.status for run in await engine.list(flow)} == {"done"}
 
 
 # -- the wrapper itself ---------------------------------------------------------------------------------------------

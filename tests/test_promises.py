@@ -84,6 +84,24 @@ async def first_move(run: Run, store: Store) -> Move:
     return await decide(three_steps(World()), run, done, now=store.now())
 
 
+async def test_a_failed_run_that_is_run_again_at_once_goes_on() -> None:
+    """The first call is answered in the turn of the loop in which its drive ends, and is not known as ended yet."""
+    flow, failed = Workflow("hasty"), []
+
+    @flow.step(initial=True, then="end")
+    async def try_it(ctx: Any) -> None:
+        await asyncio.sleep(0)
+        if not failed:
+            failed.append(True)
+            raise OSError("the first time")
+
+    flow.final("end")
+    async with Engine("memory://", workflows=[flow]) as engine:
+        with pytest.raises(RunFailed):
+            await engine.run(flow, key="one")
+        assert (await engine.run(flow, key="one")).status == "done"
+
+
 # -- P1 to P4 -------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from fsmworkflow.codec import Fields, fields_of, text_of
 from fsmworkflow.codec import decode as value_of
+from fsmworkflow.conditions import Seen
 from fsmworkflow.records import Action, Active, Entry, Failure, Move, Run, replace
 
 _encode = msgspec.json.Encoder().encode
@@ -16,6 +17,7 @@ _active = msgspec.json.Decoder(dict[str, Active]).decode
 _actions = msgspec.json.Decoder(tuple[Action, ...]).decode
 _failure = msgspec.json.Decoder(Failure).decode
 _any = msgspec.json.Decoder().decode
+_asked = msgspec.json.Decoder(tuple[Seen, ...]).decode
 _Raw = msgspec.Raw
 
 REFERENCE = b'{"$field":"'
@@ -282,7 +284,7 @@ def entry_of(row: Row, large: Callable[[str], Any]) -> Entry:
         epoch=row["epoch"],
         changes={k: large(hashes[k]) if k in hashes else value_of(v) for k, v in changes.items()},
         removed=() if row["removed"] is None else tuple(_any(row["removed"])),
-        asked=() if row["asked"] is None else tuple(_any(row["asked"])),
+        asked=() if row["asked"] is None else _asked(row["asked"]),
         error=None if row["error"] is None else _failure(row["error"]),
         trigger=row["trigger"],
     )
