@@ -23,7 +23,7 @@ from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.writer import whole
 from fsmworkflow.threads import is_async
 from fsmworkflow.worker import Worker
-from fsmworkflow.workflow import State, Workflow, WorkflowDefinition
+from fsmworkflow.workflow import State, Workflow, WorkflowDefinition, name_problem
 
 __all__ = ["Drive", "PersistentWorkflowStateMachine"]
 
@@ -212,7 +212,7 @@ class Drive:
             attempt += 1
 
     async def _settle(self, before: Run, failed: BaseException | None) -> None:
-        """An ended run's actions are over: it is let go. What failed for good stays listed, and is the error of the row."""
+        """An ended run's actions are over: it is let go. What failed for good stays listed, as the row's error."""
         after = replace(self.run, owner=None, due=None)
         if failed is not None:
             # A failed run with an error is one that may go on; one that ended as failed has none.
@@ -265,7 +265,7 @@ class PersistentWorkflowStateMachine:
         self.steps: dict[str, Any] = {}
         self.key = key
         self.run: Run | None = None
-        self._db = db if hasattr(db, "acquire") else Home(db)
+        self._db = db if hasattr(db, "acquire") else Home.of(db)
         self._input = data
 
     @property
@@ -290,6 +290,8 @@ class PersistentWorkflowStateMachine:
         the run ended as failed. When cancelled, the run stays where it is and may be resumed.
         """
         definition = self.definition
+        if self.key is not None and (problems := name_problem(self.key, "key")):
+            raise DefinitionError(definition.name, problems)
         workflow = definition.check() if isinstance(definition, Workflow) else definition.build(self.steps, self)
         worker: Worker = await self._db.acquire()
         try:
@@ -381,16 +383,34 @@ def may_go_on(run: Run, *, retry: bool = True) -> bool:
 
 
 class Home:
-    """A machine's own store, opened for one `run_workflow()` and closed after it."""
+    """What the machines on one store share: it is opened for the first of them and closed after the last."""
 
-    def __init__(self, store: Any) -> None:
-        self._store = open_store(store) if isinstance(store, str) else store
-        self._worker: Worker | None = None
-        self._users = 0
-        self._opened = False
-        self._lock = asyncio.Lock()
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def of(cls, store: Any) -> Home:
+        """The home of a store, the same for every machine that is given it; each URL is a store of its own."""
+        if isinstance(store, str):
+            return cls(open_store(store))
+        home: Home | None = getattr(store, "_home", None)
+        if home is None:
+            home = store._home = cls(store)
+        return home
+
+    def _enter(self) -> None:
+        """Begin anew in another event loop: what an ended one left here is of no use."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._worker: Worker | None = None
+            self._users = 0
+            self._opened = False
+            self._lock = asyncio.Lock()
 
     async def acquire(self) -> Worker:
+        self._enter()
         self._users += 1
         try:
             async with self._lock:

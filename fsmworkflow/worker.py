@@ -162,7 +162,9 @@ class Worker:
     async def create(self, run: Run) -> tuple[Run, bool]:
         """Start a run as ours. Returns the run that is there, and whether it is the one given."""
         creating = self.store.create(replace(run, owner=self.token, epoch=1))
-        return await self._taken(creating, lambda there: [there[0]] if there[1] else [])
+        there, created = await self._taken(creating, lambda there: [there[0]] if there[1] else [])
+        # Where the answer to a first attempt was lost, the second finds what the first has made.
+        return there, created or (there.owner, there.epoch, there.version) == (self.token, 1, 0)
 
     async def _taken(self, taking: Coroutine[Any, Any, T], runs: Callable[[T], Iterable[Run]]) -> T:
         """What was taken. A caller that is cancelled meanwhile never hears of it: then it is given back."""

@@ -43,9 +43,9 @@ class Write:
 class Writer:
     """Gathers writes and hands them to `start` in batches, one at a time.
 
-    `start(batch, done)` commits a batch, sets each write's result or error, and has `done(None)` called in the loop; with
-    StoreUnavailable the whole batch is tried again, with pauses of 0.05 to 2 seconds, for as long as it takes; any other
-    error is every caller's. What it returns, if anything, gives the attempt up.
+    `start(batch, done)` commits a batch, sets each write's result or error, and has `done(None)` called in the loop;
+    with StoreUnavailable the whole batch is tried again, with pauses of 0.05 to 2 seconds, for as long as it takes; any
+    other error is every caller's. What it returns, if anything, gives the attempt up.
     """
 
     def __init__(self, start: Start) -> None:
