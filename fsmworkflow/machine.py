@@ -16,7 +16,15 @@ from typing import Any
 from fsmworkflow.codec import Data
 from fsmworkflow.context import Calls, WorkflowContext
 from fsmworkflow.decide import DONE, ERROR, RETRY, begin, decide, failure, fit
-from fsmworkflow.errors import CodecError, EndlessLoop, FSMWorkflowError, RunFailed, StepTimeout, StoreError
+from fsmworkflow.errors import (
+    CodecError,
+    DefinitionError,
+    EndlessLoop,
+    FSMWorkflowError,
+    RunFailed,
+    StepTimeout,
+    StoreError,
+)
 from fsmworkflow.records import Active, Event, Move, Run, replace
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.store import Store, open_store
