@@ -311,22 +311,28 @@ class PersistentWorkflowStateMachine:
         while True:
             key = self.key or await _next_key(workflow, worker)
             driven = worker.driven.get((workflow.name, key))
-            if driven is None:
-                break
-            await asyncio.wait([driven])
+            if driven is not None:
+                await asyncio.wait([driven])
+            elif (run := await self._one(workflow, worker, key)) is not None:
+                return _ended(*run)
+
+    async def _one(self, workflow: Workflow, worker: Worker, key: str) -> tuple[Run, BaseException | None] | None:
+        """Drive the run of this key, and return it with what its step raised. None where another process took it."""
         done: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         worker.driven[workflow.name, key] = done  # before the first await, so that no other machine here takes it
         try:
-            run, fresh = await take_up(workflow, worker, key, self._input)
+            run, fresh = await take_up(workflow, worker, key, self._input, wait=self.key is not None)
+            if run.owner is None and self.key is None:
+                return None
             self.run = run
             if run.owner is None:
-                return _ended(run, None)
+                return run, None
             drive = Drive(workflow, run, worker, fresh=fresh)
             try:
                 self.run = await drive.go()
             finally:
                 self.run = drive.run
-            return _ended(self.run, drive.error)
+            return self.run, drive.error
         finally:
             del worker.driven[workflow.name, key]
             done.cancel()
@@ -340,10 +346,14 @@ def _ended(run: Run, error: BaseException | None) -> Run:
 
 async def _next_key(workflow: Workflow, worker: Worker) -> str:
     """The oldest run that may go on and that nobody drives, else the key of a new one."""
-    held = [key for name, key in worker.driven if name == workflow.name]
     await worker.reap()
-    found = await worker.store.oldest(workflow.name, held)
-    return found if found is not None and (workflow.name, found) not in worker.driven else uuid.uuid4().hex
+    while True:
+        held = [key for name, key in worker.driven if name == workflow.name]
+        found = await worker.store.oldest(workflow.name, held)
+        if found is None:
+            return uuid.uuid4().hex
+        if (workflow.name, found) not in worker.driven:  # else another machine here took it meanwhile
+            return found
 
 
 async def first(workflow: Workflow, store: Store, key: str, data: Any) -> Run:
@@ -360,10 +370,10 @@ async def first(workflow: Workflow, store: Store, key: str, data: Any) -> Run:
         return there
 
 
-async def take_up(workflow: Workflow, worker: Worker, key: str, data: Any) -> tuple[Run, bool]:
-    """Start a run, or claim the one that is there. Returns it and whether it is new; one that is over has no owner.
+async def take_up(workflow: Workflow, worker: Worker, key: str, data: Any, *, wait: bool) -> tuple[Run, bool]:
+    """Start a run, or claim the one that is there. Returns it and whether it is new.
 
-    Waits while a live owner drives it.
+    One that is over has no owner; nor has one that a live owner drives, unless `wait` says to wait for its end.
     """
     store = worker.store
     fresh = await first(workflow, store, key, data)
@@ -372,10 +382,16 @@ async def take_up(workflow: Workflow, worker: Worker, key: str, data: Any) -> tu
         return there, True
     while may_go_on(there):
         claimed = await worker.claim_one(workflow.name, key)
-        if claimed is not None:
+        if claimed is not None and may_go_on(claimed):
             return claimed, False
-        await asyncio.sleep(WATCH)
-        there = await store.load(workflow.name, key) or there
+        if claimed is not None:  # it ended just before
+            await store.release(claimed)
+            there = claimed
+        elif wait:
+            await asyncio.sleep(WATCH)
+            there = await store.load(workflow.name, key) or there
+        else:
+            break
     return replace(there, owner=None), False
 
 

@@ -55,7 +55,7 @@ leaves = (
     | st.decimals()
 )
 values = st.recursive(
-    leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=12
+    leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=10
 )
 objects = st.dictionaries(names, values, max_size=6)
 

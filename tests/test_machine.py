@@ -299,7 +299,7 @@ async def test_an_entry_without_transitions_ends_the_run(store_url: str) -> None
 async def test_a_returned_trigger_that_nothing_takes_is_an_error_and_no_loop(store_url: str) -> None:
     log = Log("a", "b", "c", b="to_d")
     made = machine(store_url, LINE, log.steps)
-    with pytest.raises(NoTransition, match="'to_d'.*did you mean 'to_"):
+    with pytest.raises(NoTransition, match=r"'to_d'.*did you mean 'to_"):
         await made.run_workflow()
     assert log.ran == ["a", "b"]
     assert made.run is not None
@@ -545,6 +545,18 @@ async def test_machines_that_begin_at_once_take_up_one_unfinished_run_each(durab
     assert len(keys) == 4
     assert {"1", "2", "3"} < keys
     assert (log.ran.count("a"), log.ran.count("c")) == (4, 4)
+
+
+async def test_machines_of_two_stores_that_begin_at_once_take_up_one_unfinished_run_each(durable_url: str) -> None:
+    log = Log("a", "b", "c", b=lambda ctx: 1 / 0)
+    for key in "12":
+        with pytest.raises(ZeroDivisionError):
+            await machine(durable_url, LINE, log.steps, key=key).run_workflow()
+    log.does.clear()
+    runs = await asyncio.gather(*(machine(durable_url, LINE, log.steps).run_workflow() for _ in range(3)))
+    keys = {run.key for run in runs}
+    assert len(keys) == 3
+    assert {"1", "2"} < keys
 
 
 async def test_two_workflows_run_at_once_on_one_store(store_url: str) -> None:

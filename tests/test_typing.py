@@ -27,6 +27,8 @@ def test_a_program_that_uses_the_whole_public_api_passes_mypy_strict() -> None:
 
 
 def test_mistakes_are_found_where_they_are_marked() -> None:
-    marked = [number for number, line in enumerate((HERE / "mistakes.py").read_text().splitlines(), 1) if "# wrong" in line]
+    marked = [
+        number for number, line in enumerate((HERE / "mistakes.py").read_text().splitlines(), 1) if "# wrong" in line
+    ]
     found = {int(number) for number in re.findall(r"mistakes\.py:(\d+): error", mypy("mistakes.py"))}
     assert found == set(marked)

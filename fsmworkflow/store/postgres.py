@@ -23,7 +23,7 @@ from fsmworkflow.records import Active, Call, Move, Owner, Run, replace
 from fsmworkflow.store import Calls, Entries, Names, Owners, Runs, rows
 from fsmworkflow.store.memory import lost
 from fsmworkflow.store.sql import Migration, missing, queries
-from fsmworkflow.store.writer import Write, Writer, in_task, patiently, whole
+from fsmworkflow.store.writer import Write, Writer, beside, in_task, patiently, whole
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -238,7 +238,7 @@ class PostgresStore:
                 ):
                     return await function(connection)
 
-        return await patiently(attempt)
+        return await patiently(lambda: beside(attempt()))
 
     def _transaction(self, connection: Connection, *, several: bool = False) -> Any:
         """Round several statements. One is a transaction by itself, save where no prepared statement may be kept: there

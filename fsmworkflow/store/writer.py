@@ -148,6 +148,13 @@ async def patiently(attempt: Callable[[], Awaitable[T]], *, within: float = math
         pause = min(pause * 2, LONGEST_PAUSE)
 
 
+async def beside(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. A cancelled caller stops only its waiting: a driver that is cut off in the middle leaks."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda task: None if task.cancelled() else task.exception())  # perhaps nobody asks any more
+    return await asyncio.shield(task)
+
+
 async def whole(work: Coroutine[Any, Any, T]) -> T:
     """Do work to its end, also where the caller is cancelled: it waits no longer, and the work goes on."""
     return await asyncio.shield(asyncio.ensure_future(work))

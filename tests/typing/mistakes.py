@@ -28,4 +28,4 @@ async def main() -> None:
         await engine.run(workflow, key=5)  # wrong
         await engine.run(workflow, different="ignore")  # wrong
         await engine.list(status="ended")  # wrong
-        (await engine.get(workflow, "k")).stat  # wrong
+        print((await engine.get(workflow, "k")).stat)  # wrong
