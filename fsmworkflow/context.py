@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from urllib.parse import quote
 
 from fsmworkflow.codec import LIMIT, decode, encode
@@ -16,7 +16,15 @@ from fsmworkflow.threads import Threads
 
 __all__ = ["Calls", "WorkflowContext"]
 
-D = TypeVar("D")
+T = TypeVar("T")
+P = ParamSpec("P")
+if TYPE_CHECKING:
+    # A bare WorkflowContext has plain data. Type checkers know defaults; Python does from 3.13 on.
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    D = TypeVarWithDefault("D", default=dict[str, Any])
+else:
+    D = TypeVar("D")
 
 
 class WorkflowContext(Generic[D]):
@@ -37,7 +45,7 @@ class WorkflowContext(Generic[D]):
         stay: Active | None = None,
         calls: Calls | None = None,
     ) -> None:
-        self.data: Any = {} if data is None else data
+        self.data: D = cast(D, {}) if data is None else data
         self._run = run
         self._state = state
         self._stay = stay
@@ -72,6 +80,12 @@ class WorkflowContext(Generic[D]):
         # Quoted, so that workflow "a" with key "b/c" is not workflow "a/b" with key "c", and fit for a header.
         return "/".join(quote(part, safe="") for part in (run.workflow, run.key, self._state, str(visit)))
 
+    @overload
+    def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
+
+    @overload
+    def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
+
     def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         """Call `fn(*args, **kwargs)` once in this visit, and remember what it returned.
 
@@ -90,6 +104,14 @@ class WorkflowContext(Generic[D]):
         digest = hashlib.blake2b(text, digest_size=12).hexdigest()
         module = getattr(fn, "__module__", "")
         return self._performed(f"{module}.{name} {digest}", fn, args, kwargs)
+
+    @overload
+    def remember(
+        self, name: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[T]: ...
+
+    @overload
+    def remember(self, name: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
 
     def remember(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         """Call `fn(*args, **kwargs)` once in this visit under a name of your own, and remember what it returned.

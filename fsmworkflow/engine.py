@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections import deque
 from collections.abc import Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from fsmworkflow.errors import (
     DefinitionError,
@@ -22,12 +23,14 @@ from fsmworkflow.machine import WATCH, Drive, first, may_go_on
 from fsmworkflow.records import Run, Status, replace
 from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.store.writer import whole
-from fsmworkflow.worker import Worker
+from fsmworkflow.worker import Worker, first_of
 from fsmworkflow.workflow import Workflow, name_problem
 
 __all__ = ["Engine"]
 
 log = logging.getLogger("fsmworkflow")
+
+T = TypeVar("T")
 
 CHUNK = 2_000
 """How many runs one claim takes at the most."""
@@ -37,17 +40,27 @@ Different = Literal["log", "refuse"]
 
 
 class Driving:
-    """A run that this engine sees to: `started` once it is durable, `task` until it rests."""
+    """A run that this engine sees to: `started` once it is durable, `done` when it rests."""
 
-    __slots__ = ("error", "retry", "run", "started", "task", "workflow")
+    __slots__ = ("done", "error", "retry", "run", "started", "workflow")
 
     def __init__(self, workflow: Workflow, run: Run, retry: bool) -> None:
         self.workflow = workflow
         self.run = run
         self.retry = retry
         self.started: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        self.task: asyncio.Task[Run] | None = None
+        self.done: asyncio.Future[Run] | None = None
         self.error: BaseException | None = None
+
+
+class Line:
+    """Claimed runs that wait to be driven, each with what drove it here before; `ended` when no claim finds more."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[Driving, asyncio.Future[Run] | None]] = deque()
+        self.seen: set[int] = set()
+        self.claiming = asyncio.Lock()
+        self.ended = False
 
 
 class Engine:
@@ -68,6 +81,7 @@ class Engine:
         self._workflows: dict[str, Workflow] = {}
         self._worker = Worker(self.store, lease=lease)
         self._drives: dict[tuple[str, str], Driving] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         for workflow in workflows:
             self._known(workflow)
 
@@ -90,17 +104,20 @@ class Engine:
     async def close(self, *, grace: float | None = None) -> None:
         """Let running steps end for up to `grace` seconds, give back what is driven, and close the store."""
         self._worker.stopping = True
-        drives = [driving.task for driving in self._drives.values() if driving.task is not None]
+        tasks = list(self._tasks)
         try:
-            if drives:
-                await asyncio.wait(drives, timeout=self.grace if grace is None else grace)
+            if tasks:
+                await asyncio.wait(tasks, timeout=self.grace if grace is None else grace)
         finally:
-            await whole(self._end(drives))
+            await whole(self._end(tasks))
 
-    async def _end(self, drives: list[asyncio.Task[Run]]) -> None:
-        for drive in drives:
-            drive.cancel()
-        await asyncio.gather(*drives, return_exceptions=True)
+    async def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for driving in list(self._drives.values()):
+            if driving.done is not None:
+                driving.done.cancel()  # it was claimed, and waits in line: closing gives it back
         try:
             await self._worker.close()
         finally:
@@ -123,8 +140,8 @@ class Engine:
         log, or InputDiffers. Cancelling this call stops the waiting, not the run.
         """
         driving = await self._begin(workflow, data, key, different, retry=True)
-        assert driving.task is not None
-        run = await asyncio.shield(driving.task)
+        assert driving.done is not None
+        run = await asyncio.shield(driving.done)
         if run.status == "failed":
             raise RunFailed(self._shown(run)) from driving.error
         return self._shown(run)
@@ -149,8 +166,8 @@ class Engine:
         name = self._name(workflow)
         while True:
             driving = self._drives.get((name, key))
-            if driving is not None and driving.task is not None:
-                await asyncio.wait([driving.task])
+            if driving is not None and driving.done is not None:
+                await asyncio.wait([driving.done])
             run = await self._load(name, key)
             if not may_go_on(run, retry=False) or self._worker.stopping:
                 return self._shown(run)
@@ -189,17 +206,15 @@ class Engine:
         """Drive every unfinished run of this engine's workflows that nobody drives, to its end or rest.
 
         `concurrency` of them at once, oldest first. Returns how many. One that fails stays failed, and stops no other.
+        Cancelling this call claims no more; what was claimed is driven on.
         """
-        names, gate = list(self._workflows), asyncio.Semaphore(concurrency)
-        seen: set[int] = set()
-        while claimed := await self._worker.claim(names, CHUNK):
-            # All are known before the next await, so that no `run` of the same key drives one of them beside us.
-            await asyncio.wait([self._take_over(run, gate) for run in claimed])
-            new = {run.id for run in claimed} - seen
-            if not new or self._worker.stopping:
-                break
-            seen |= new
-        return len(seen)
+        line = Line()
+        drivers = [self._task(self._drive_in_line(line)) for _ in range(concurrency)]
+        try:
+            await asyncio.gather(*map(asyncio.shield, drivers))
+        finally:
+            line.ended = True
+        return len(line.seen)
 
     # -- driving ----------------------------------------------------------------------------------------------------
 
@@ -216,32 +231,39 @@ class Engine:
         key = key or uuid.uuid4().hex
         fresh = await first(definition, self.store, key, data)
         driving = self._drives.get((definition.name, key))
-        if driving is None or (driving.task is not None and driving.task.done()):
+        if driving is None or (driving.done is not None and driving.done.done()):
             driving = Driving(definition, fresh, retry)
-            self._go(driving, self._start_and_drive(driving, None if data is None else different))
+            self._see_to(driving, self._task(self._start_and_drive(driving, None if data is None else different)))
         there = await asyncio.shield(driving.started)
         if data is not None and there.input != fresh.input:
             _tell(there, different)
         return driving
 
-    def _go(self, driving: Driving, life: Coroutine[Any, Any, Run]) -> asyncio.Task[Run]:
-        """Drive in a task of its own, known by workflow and key for as long as it lasts."""
+    def _task(self, life: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that closing waits for."""
+        task = asyncio.create_task(life)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _see_to(self, driving: Driving, done: asyncio.Future[Run]) -> None:
+        """Make a run known by workflow and key until it is `done` with."""
         name = (driving.run.workflow, driving.run.key)
-        driving.task = task = asyncio.create_task(life)
+        driving.done = done
         self._drives[name] = driving
 
-        def over(_: asyncio.Task[Run]) -> None:
+        def over(_: asyncio.Future[Run]) -> None:
             if self._drives.get(name) is driving:
                 del self._drives[name]
             _report(driving)
 
-        task.add_done_callback(over)
-        return task
+        done.add_done_callback(over)
 
     async def _start_and_drive(self, driving: Driving, different: Different | None) -> Run:
         try:
             mine = replace(driving.run, owner=self._worker.token, epoch=1)
             driving.run, created = await self.store.create(mine)
+            created = created or first_of(driving.run, self._worker.token)
             refused = different == "refuse" and driving.run.input != mine.input
         except BaseException as error:
             driving.started.set_exception(error)
@@ -278,21 +300,44 @@ class Engine:
         driving.error = drive.error
         return True
 
-    def _take_over(self, run: Run, gate: asyncio.Semaphore) -> asyncio.Task[Run]:
-        """Drive a run that was claimed with others, as soon as the gate lets it."""
-        earlier = self._drives.get((run.workflow, run.key))
-        driving = Driving(self._workflows[run.workflow], run, retry=False)
-        driving.started.set_result(run)
-        return self._go(driving, self._drive_claimed(driving, gate, None if earlier is None else earlier.task))
+    async def _drive_in_line(self, line: Line) -> None:
+        """Drive one claimed run after another, and claim more when the line is empty."""
+        while not self._worker.stopping:
+            if not line.waiting:
+                async with line.claiming:
+                    if not line.waiting and not line.ended:
+                        await self._claim_more(line)
+                if not line.waiting:
+                    return
+            await self._drive_claimed(*line.waiting.popleft())
 
-    async def _drive_claimed(self, driving: Driving, gate: asyncio.Semaphore, earlier: asyncio.Task[Run] | None) -> Run:
-        async with gate:
+    async def _claim_more(self, line: Line) -> None:
+        claimed = await self._worker.claim(list(self._workflows), CHUNK)
+        line.ended = line.seen.issuperset(run.id for run in claimed)
+        line.seen.update(run.id for run in claimed)
+        # All are known before the next await, so that no `run` of the same key drives one of them beside us.
+        for run in () if line.ended else claimed:
+            earlier = self._drives.get((run.workflow, run.key))
+            driving = Driving(self._workflows[run.workflow], run, retry=False)
+            driving.started.set_result(run)
+            self._see_to(driving, asyncio.get_running_loop().create_future())
+            line.waiting.append((driving, None if earlier is None else earlier.done))
+
+    async def _drive_claimed(self, driving: Driving, earlier: asyncio.Future[Run] | None) -> None:
+        done = driving.done
+        assert done is not None
+        try:
             if earlier is None:
                 await self._drive(driving, driving.run)
-                return driving.run
-            await asyncio.wait([earlier])  # a `run` of this engine that was about to claim it, and has by now
-            driving.run = await self._load(driving.run.workflow, driving.run.key)
-            return await self._watch_and_drive(driving)
+            else:  # a `run` of this engine that was about to claim it, and has by now
+                await asyncio.wait([earlier])
+                driving.run = await self._load(driving.run.workflow, driving.run.key)
+                await self._watch_and_drive(driving)
+            done.set_result(driving.run)
+        except Exception as error:
+            done.set_exception(error)
+        finally:
+            done.cancel()  # only where this task is being cancelled
 
     def _known(self, workflow: Workflow | str) -> Workflow:
         """The workflow of that name; one given as an object is made known."""
@@ -336,6 +381,6 @@ def _tell(run: Run, different: Different) -> None:
 
 def _report(driving: Driving) -> None:
     """An error that stopped a drive is in the log, also where nobody waits for it."""
-    task = driving.task
-    if task is not None and not task.cancelled() and (error := task.exception()) is not None:
+    done = driving.done
+    if done is not None and not done.cancelled() and (error := done.exception()) is not None:
         log.error("run %s/%s is left where it is: %s", driving.run.workflow, driving.run.key, error)

@@ -16,14 +16,22 @@ from typing import Any
 from fsmworkflow.codec import Data
 from fsmworkflow.context import Calls, WorkflowContext
 from fsmworkflow.decide import DONE, ERROR, RETRY, begin, decide, failure, fit
-from fsmworkflow.errors import CodecError, EndlessLoop, FSMWorkflowError, RunFailed, StepTimeout, StoreError
+from fsmworkflow.errors import (
+    CodecError,
+    DefinitionError,
+    EndlessLoop,
+    FSMWorkflowError,
+    RunFailed,
+    StepTimeout,
+    StoreError,
+)
 from fsmworkflow.records import Active, Event, Move, Run, replace
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.writer import whole
 from fsmworkflow.threads import is_async
 from fsmworkflow.worker import Worker
-from fsmworkflow.workflow import State, Workflow, WorkflowDefinition
+from fsmworkflow.workflow import State, Workflow, WorkflowDefinition, name_problem
 
 __all__ = ["Drive", "PersistentWorkflowStateMachine"]
 
@@ -212,7 +220,7 @@ class Drive:
             attempt += 1
 
     async def _settle(self, before: Run, failed: BaseException | None) -> None:
-        """An ended run's actions are over: it is let go. What failed for good stays listed, and is the error of the row."""
+        """An ended run's actions are over: it is let go. What failed for good stays listed, as the row's error."""
         after = replace(self.run, owner=None, due=None)
         if failed is not None:
             # A failed run with an error is one that may go on; one that ended as failed has none.
@@ -265,7 +273,7 @@ class PersistentWorkflowStateMachine:
         self.steps: dict[str, Any] = {}
         self.key = key
         self.run: Run | None = None
-        self._db = db if hasattr(db, "acquire") else Home(db)
+        self._db = db if hasattr(db, "acquire") else Home.of(db)
         self._input = data
 
     @property
@@ -290,6 +298,8 @@ class PersistentWorkflowStateMachine:
         the run ended as failed. When cancelled, the run stays where it is and may be resumed.
         """
         definition = self.definition
+        if self.key is not None and (problems := name_problem(self.key, "key")):
+            raise DefinitionError(definition.name, problems)
         workflow = definition.check() if isinstance(definition, Workflow) else definition.build(self.steps, self)
         worker: Worker = await self._db.acquire()
         try:
@@ -301,22 +311,28 @@ class PersistentWorkflowStateMachine:
         while True:
             key = self.key or await _next_key(workflow, worker)
             driven = worker.driven.get((workflow.name, key))
-            if driven is None:
-                break
-            await asyncio.wait([driven])
+            if driven is not None:
+                await asyncio.wait([driven])
+            elif (run := await self._one(workflow, worker, key)) is not None:
+                return _ended(*run)
+
+    async def _one(self, workflow: Workflow, worker: Worker, key: str) -> tuple[Run, BaseException | None] | None:
+        """Drive the run of this key, and return it with what its step raised. None where another process took it."""
         done: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         worker.driven[workflow.name, key] = done  # before the first await, so that no other machine here takes it
         try:
-            run, fresh = await take_up(workflow, worker, key, self._input)
+            run, fresh = await take_up(workflow, worker, key, self._input, wait=self.key is not None)
+            if run.owner is None and self.key is None:
+                return None
             self.run = run
             if run.owner is None:
-                return _ended(run, None)
+                return run, None
             drive = Drive(workflow, run, worker, fresh=fresh)
             try:
                 self.run = await drive.go()
             finally:
                 self.run = drive.run
-            return _ended(self.run, drive.error)
+            return self.run, drive.error
         finally:
             del worker.driven[workflow.name, key]
             done.cancel()
@@ -330,10 +346,14 @@ def _ended(run: Run, error: BaseException | None) -> Run:
 
 async def _next_key(workflow: Workflow, worker: Worker) -> str:
     """The oldest run that may go on and that nobody drives, else the key of a new one."""
-    held = [key for name, key in worker.driven if name == workflow.name]
     await worker.reap()
-    found = await worker.store.oldest(workflow.name, held)
-    return found if found is not None and (workflow.name, found) not in worker.driven else uuid.uuid4().hex
+    while True:
+        held = [key for name, key in worker.driven if name == workflow.name]
+        found = await worker.store.oldest(workflow.name, held)
+        if found is None:
+            return uuid.uuid4().hex
+        if (workflow.name, found) not in worker.driven:  # else another machine here took it meanwhile
+            return found
 
 
 async def first(workflow: Workflow, store: Store, key: str, data: Any) -> Run:
@@ -350,10 +370,10 @@ async def first(workflow: Workflow, store: Store, key: str, data: Any) -> Run:
         return there
 
 
-async def take_up(workflow: Workflow, worker: Worker, key: str, data: Any) -> tuple[Run, bool]:
-    """Start a run, or claim the one that is there. Returns it and whether it is new; one that is over has no owner.
+async def take_up(workflow: Workflow, worker: Worker, key: str, data: Any, *, wait: bool) -> tuple[Run, bool]:
+    """Start a run, or claim the one that is there. Returns it and whether it is new.
 
-    Waits while a live owner drives it.
+    One that is over has no owner; nor has one that a live owner drives, unless `wait` says to wait for its end.
     """
     store = worker.store
     fresh = await first(workflow, store, key, data)
@@ -362,10 +382,16 @@ async def take_up(workflow: Workflow, worker: Worker, key: str, data: Any) -> tu
         return there, True
     while may_go_on(there):
         claimed = await worker.claim_one(workflow.name, key)
-        if claimed is not None:
+        if claimed is not None and may_go_on(claimed):
             return claimed, False
-        await asyncio.sleep(WATCH)
-        there = await store.load(workflow.name, key) or there
+        if claimed is not None:  # it ended just before
+            await store.release(claimed)
+            there = claimed
+        elif wait:
+            await asyncio.sleep(WATCH)
+            there = await store.load(workflow.name, key) or there
+        else:
+            break
     return replace(there, owner=None), False
 
 
@@ -381,16 +407,34 @@ def may_go_on(run: Run, *, retry: bool = True) -> bool:
 
 
 class Home:
-    """A machine's own store, opened for one `run_workflow()` and closed after it."""
+    """What the machines on one store share: it is opened for the first of them and closed after the last."""
 
-    def __init__(self, store: Any) -> None:
-        self._store = open_store(store) if isinstance(store, str) else store
-        self._worker: Worker | None = None
-        self._users = 0
-        self._opened = False
-        self._lock = asyncio.Lock()
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def of(cls, store: Any) -> Home:
+        """The home of a store, the same for every machine that is given it; each URL is a store of its own."""
+        if isinstance(store, str):
+            return cls(open_store(store))
+        home: Home | None = getattr(store, "_home", None)
+        if home is None:
+            home = store._home = cls(store)
+        return home
+
+    def _enter(self) -> None:
+        """Begin anew in another event loop: what an ended one left here is of no use."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._worker: Worker | None = None
+            self._users = 0
+            self._opened = False
+            self._lock = asyncio.Lock()
 
     async def acquire(self) -> Worker:
+        self._enter()
         self._users += 1
         try:
             async with self._lock:

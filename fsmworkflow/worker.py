@@ -162,7 +162,8 @@ class Worker:
     async def create(self, run: Run) -> tuple[Run, bool]:
         """Start a run as ours. Returns the run that is there, and whether it is the one given."""
         creating = self.store.create(replace(run, owner=self.token, epoch=1))
-        return await self._taken(creating, lambda there: [there[0]] if there[1] else [])
+        there, created = await self._taken(creating, lambda there: [there[0]] if there[1] else [])
+        return there, created or first_of(there, self.token)
 
     async def _taken(self, taking: Coroutine[Any, Any, T], runs: Callable[[T], Iterable[Run]]) -> T:
         """What was taken. A caller that is cancelled meanwhile never hears of it: then it is given back."""
@@ -185,6 +186,11 @@ class Worker:
         """Raise EngineClosed unless open."""
         if not self.token:
             raise EngineClosed("the engine is not open: use it inside `async with Engine(...) as engine:`")
+
+
+def first_of(run: Run, token: str) -> bool:
+    """Whether a run is as its owner has just made it: which a repeat finds whose first answer was lost."""
+    return (run.owner, run.epoch, run.version) == (token, 1, 0)
 
 
 def _dead(owner: Owner) -> bool:

@@ -379,7 +379,12 @@ def test_a_context_of_ones_own_has_data_and_no_run() -> None:
     ctx: WorkflowContext = WorkflowContext(data={"a": 1})
     assert (ctx.data, ctx.attempt) == ({"a": 1}, 1)
     assert WorkflowContext().data == {}
-    for look in (lambda: ctx.run, lambda: ctx.idempotency_key, lambda: ctx.call(ask, "x"), lambda: ctx.remember("x", ask)):
+    for look in (
+        lambda: ctx.run,
+        lambda: ctx.idempotency_key,
+        lambda: ctx.call(ask, "x"),
+        lambda: ctx.remember("x", ask),
+    ):
         with pytest.raises(FSMWorkflowError, match="no run"):
             look()
 
@@ -448,7 +453,9 @@ async def test_plain_functions_of_many_runs_run_beside_each_other() -> None:
 
 @pytest.mark.parametrize("error", [StopIteration("x"), StopAsyncIteration("x"), GeneratorExit("x"), SystemExit(3)])
 @pytest.mark.parametrize("style", ["async", "sync"])
-async def test_odd_errors_of_a_step_fail_its_run_or_end_the_program_but_never_hang(error: BaseException, style: str) -> None:
+async def test_odd_errors_of_a_step_fail_its_run_or_end_the_program_but_never_hang(
+    error: BaseException, style: str
+) -> None:
     async def asynchronous(ctx: WorkflowContext) -> None:
         raise error
 
@@ -457,7 +464,7 @@ async def test_odd_errors_of_a_step_fail_its_run_or_end_the_program_but_never_ha
 
     step: Any = asynchronous if style == "async" else synchronous
     machine = PersistentWorkflowStateMachine("memory://", one_step(step, retry=None), key="k")
-    with pytest.raises(BaseException) as caught:  # noqa: B017, PT011
+    with pytest.raises(BaseException) as caught:
         async with asyncio.timeout(5):
             await machine.run_workflow()
     assert not isinstance(caught.value, TimeoutError)

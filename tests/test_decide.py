@@ -48,7 +48,11 @@ def judged(retry: Retry | None = None) -> Workflow:
     made.step("draft", initial=True, then="judge", retry=retry)(nothing)
     made.step(
         "judge",
-        then=[(field("score") >= 8, To("end", after=told)), (field("score") == 0, "refused"), (field("score") < 8, "draft")],
+        then=[
+            (field("score") >= 8, To("end", after=told)),
+            (field("score") == 0, "refused"),
+            (field("score") < 8, "draft"),
+        ],
     )(nothing)
     made.final("end")
     made.final("refused", outcome="failed")
@@ -93,7 +97,9 @@ def test_a_run_begins_in_the_initial_state_as_visit_0() -> None:
 
 
 def test_the_same_input_has_the_same_fingerprint_and_another_one_another() -> None:
-    one, same, other = (begin(judged(), key, Codec().encode(d), now=NOW) for key, d in (("a", {"x": 1}), ("b", {"x": 1}), ("c", {})))
+    one, same, other = (
+        begin(judged(), key, Codec().encode(d), now=NOW) for key, d in (("a", {"x": 1}), ("b", {"x": 1}), ("c", {}))
+    )
     assert one.input == same.input != other.input
 
 
@@ -161,7 +167,9 @@ async def test_a_condition_is_asked_once_per_decision_and_only_until_one_holds()
         return ask
 
     workflow = Workflow("w")
-    workflow.step("a", initial=True, then=[(guard("1", False), "x"), (guard("2", True), "y"), (guard("3", True), "x")])(nothing)
+    workflow.step("a", initial=True, then=[(guard("1", False), "x"), (guard("2", True), "y"), (guard("3", True), "x")])(
+        nothing
+    )
     workflow.final("x", "y")
     workflow.check()
     run = at(workflow, "a")
@@ -172,7 +180,9 @@ async def test_a_condition_is_asked_once_per_decision_and_only_until_one_holds()
 async def test_a_guard_sees_data_and_run_and_the_state_that_it_leaves() -> None:
     seen: list[Any] = []
     workflow = Workflow("w")
-    workflow.step("a", initial=True, then=[(lambda ctx: seen.append((dict(ctx.data), ctx.run.state)) or True, "x"), "x"])(nothing)
+    workflow.step(
+        "a", initial=True, then=[(lambda ctx: seen.append((dict(ctx.data), ctx.run.state)) or True, "x"), "x"]
+    )(nothing)
     workflow.final("x")
     workflow.check()
     run = at(workflow, "a")
@@ -372,7 +382,12 @@ async def test_a_step_that_raises_fails_the_run_which_keeps_type_message_traceba
     after = move.after
     assert (after.status, after.state, after.data, after.owner) == ("failed", "draft", {"n": 1}, None)
     assert isinstance(after.error, Failure)
-    assert (after.error.type, after.error.message, after.error.attempt, after.error.visit) == ("OSError", "no paper", 2, 4)
+    assert (after.error.type, after.error.message, after.error.attempt, after.error.visit) == (
+        "OSError",
+        "no paper",
+        2,
+        4,
+    )
     assert "test_decide.py" in after.error.traceback
     assert after.error.code is None
 
@@ -403,7 +418,8 @@ async def test_an_error_whose_text_cannot_be_made_fails_the_run_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attempt", "status", "next_attempt", "wait"), [(1, "running", 2, 10.0), (2, "running", 3, 20.0), (3, "failed", 3, None)]
+    ("attempt", "status", "next_attempt", "wait"),
+    [(1, "running", 2, 10.0), (2, "running", 3, 20.0), (3, "failed", 3, None)],
 )
 async def test_a_retry_is_the_same_visit_with_the_next_attempt_after_its_pause(
     attempt: int, status: str, next_attempt: int, wait: float | None

@@ -120,7 +120,10 @@ async def test_P7_one_key_started_many_times_at_once_is_one_run(store_url: str, 
 
 
 async def test_P7_two_engines_that_start_one_key_drive_it_once(durable_url: str, bench: Bench) -> None:
-    async with Engine(durable_url, workflows=[bench.workflow]) as one, Engine(durable_url, workflows=[bench.workflow]) as two:
+    async with (
+        Engine(durable_url, workflows=[bench.workflow]) as one,
+        Engine(durable_url, workflows=[bench.workflow]) as two,
+    ):
         runs = await asyncio.gather(one.run(bench.workflow, key="k"), two.run(bench.workflow, key="k"))
     assert [run.data["n"] for run in runs] == [3, 3]
     assert bench.ran == ["one", "two", "three"]
@@ -242,7 +245,9 @@ async def test_a_restarted_program_goes_on_at_the_step_that_failed(durable_url: 
     assert bench.ran == ["one", "two", "two", "three"]
 
 
-async def test_start_get_and_result_return_a_failed_run_and_start_does_not_take_it_up(store_url: str, bench: Bench) -> None:
+async def test_start_get_and_result_return_a_failed_run_and_start_does_not_take_it_up(
+    store_url: str, bench: Bench
+) -> None:
     bench.fails = True
     async with Engine(store_url, workflows=[bench.workflow]) as engine:
         await engine.start(bench.workflow, key="k")
@@ -415,9 +420,15 @@ async def test_starting_what_is_there_starts_nothing_twice(store_url: str, bench
 
 async def test_result_waits_for_a_run_that_another_engine_drives(durable_url: str, bench: Bench) -> None:
     bench.gate.clear()
-    async with Engine(durable_url, workflows=[bench.workflow]) as one, Engine(durable_url, workflows=[bench.workflow]) as two:
+    async with (
+        Engine(durable_url, workflows=[bench.workflow]) as one,
+        Engine(durable_url, workflows=[bench.workflow]) as two,
+    ):
         await one.start(bench.workflow, key="k")
-        waiting = [asyncio.create_task(two.result(bench.workflow, "k")), asyncio.create_task(two.run(bench.workflow, key="k"))]
+        waiting = [
+            asyncio.create_task(two.result(bench.workflow, "k")),
+            asyncio.create_task(two.run(bench.workflow, key="k")),
+        ]
         await until(lambda: "two" in bench.ran)
         await asyncio.sleep(0.2)
         assert not any(task.done() for task in waiting)
@@ -588,7 +599,9 @@ async def test_resume_leaves_failed_runs_and_other_workflows_alone(durable_url: 
         assert await engine.resume() == 0
 
 
-async def test_resume_goes_on_past_a_run_that_no_longer_fits(durable_url: str, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_resume_goes_on_past_a_run_that_no_longer_fits(
+    durable_url: str, bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     await left(durable_url, bench, 3)
     changed = Workflow("bench", version=2)
     changed.step("one", initial=True, then="three")(bench.one)

@@ -175,7 +175,6 @@ async def test_P11_a_write_whose_acknowledgement_is_lost_was_made_once(
     raise AssertionError(f"{scenario} needs more than {MOST} batches")
 
 
-@pytest.mark.xfail(reason="a repeated claim passes over what the first one made ours", strict=True)
 @pytest.mark.parametrize("shared_url", ["postgres"], indirect=True)
 async def test_P11_a_claim_whose_acknowledgement_is_lost_leaves_no_run_behind(
     store: Any, monkeypatch: pytest.MonkeyPatch

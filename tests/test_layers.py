@@ -7,7 +7,9 @@ function, goes to the same floor or lower.
 from __future__ import annotations
 
 import ast
+import io
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,8 +154,21 @@ def test_a_file_is_named_by_what_it_holds(file: str) -> None:
     assert not VAGUE_NAMES & set(file.removesuffix(".py").split("/"))
 
 
+def code_lines(file: str) -> int:
+    """Lines that hold code: neither blank, nor comment, nor docstring, which are not what makes a file hard to hold."""
+    text = (PACKAGE / file).read_text()
+    blank = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = (t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in blank)
+    lines = {line for t in tokens for line in range(t.start[0], t.end[0] + 1)}
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(lines)
+
+
 def test_floors_one_to_three_stay_small() -> None:
-    lines = {file: len((PACKAGE / file).read_text().splitlines()) for file in FILES if floor_of(file) != 4}
+    lines = {file: code_lines(file) for file in FILES if floor_of(file) != 4}
     assert sum(lines.values()) < LOWER_FLOORS_LINES, sorted(lines.items(), key=lambda entry: -entry[1])
 
 

@@ -137,7 +137,9 @@ async def test_steps_are_given_as_functions_or_as_workflow_steps() -> None:
         (lambda ctx: (ctx, "to_b"), ["a", "b", "c"]),
     ],
 )
-async def test_a_step_returns_context_and_trigger_or_either_or_nothing(store_url: str, returned: Any, path: list[str]) -> None:
+async def test_a_step_returns_context_and_trigger_or_either_or_nothing(
+    store_url: str, returned: Any, path: list[str]
+) -> None:
     log = Log("a", "b", "c", a=returned)
     flow = definition(["a", "b", "c"], *LINE.transitions, Transition("jump", "*", "c"))
     await machine(store_url, flow, log.steps).run_workflow()
@@ -230,7 +232,9 @@ async def test_all_conditions_of_a_transition_must_hold_and_the_first_transition
 
 async def test_a_condition_that_raises_fails_the_run_with_that_error(store_url: str) -> None:
     log = Log("a", "b")
-    flow = definition(["a", "b"], Transition("x", "a", "b", [Condition("n", "custom", custom_function=lambda n: 1 / 0)]))
+    flow = definition(
+        ["a", "b"], Transition("x", "a", "b", [Condition("n", "custom", custom_function=lambda n: 1 / 0)])
+    )
     with pytest.raises(ZeroDivisionError):
         await machine(store_url, flow, log.steps).run_workflow()
 
@@ -264,7 +268,9 @@ async def test_a_transition_from_anywhere_is_taken_only_by_a_returned_trigger(st
 
 async def test_a_transition_without_a_target_ends_the_run_where_it_is(store_url: str) -> None:
     log = Log("a", "b", "c")
-    flow = definition(["a", "b", "c"], Transition("x", "a", "b"), Transition("end", "b", None), Transition("y", "b", "c"))
+    flow = definition(
+        ["a", "b", "c"], Transition("x", "a", "b"), Transition("end", "b", None), Transition("y", "b", "c")
+    )
     made = machine(store_url, flow, log.steps)
     run = await made.run_workflow()
     assert (log.ran, made.state, run.status) == (["a", "b"], "b", "done")
@@ -281,7 +287,9 @@ async def test_the_last_entry_ends_the_run_when_it_returned_no_trigger_whatever_
 
 
 async def test_an_entry_without_transitions_ends_the_run(store_url: str) -> None:
-    flow = definition(["a", "dead end", "c"], Transition("x", "a", "dead end", [Condition("n", "eq", 1)]), Transition("y", "a", "c"))
+    flow = definition(
+        ["a", "dead end", "c"], Transition("x", "a", "dead end", [Condition("n", "eq", 1)]), Transition("y", "a", "c")
+    )
     log = Log("a", "dead end", "c")
     made = machine(store_url, flow, log.steps, data={"n": 1})
     assert (await made.run_workflow()).status == "done"
@@ -291,7 +299,7 @@ async def test_an_entry_without_transitions_ends_the_run(store_url: str) -> None
 async def test_a_returned_trigger_that_nothing_takes_is_an_error_and_no_loop(store_url: str) -> None:
     log = Log("a", "b", "c", b="to_d")
     made = machine(store_url, LINE, log.steps)
-    with pytest.raises(NoTransition, match="'to_d'.*did you mean 'to_"):
+    with pytest.raises(NoTransition, match=r"'to_d'.*did you mean 'to_"):
         await made.run_workflow()
     assert log.ran == ["a", "b"]
     assert made.run is not None
@@ -369,7 +377,12 @@ async def test_an_action_runs_again_after_a_failure_until_it_succeeded(durable_u
 
 async def test_mark_completed_ends_the_run_where_the_transition_leads(store_url: str) -> None:
     log = Log("a", "b", "c")
-    flow = definition(["a", "b", "c"], Transition("x", "a", "b", after="mark_completed"), Transition("y", "b", "c"), Transition("z", "*", "c"))
+    flow = definition(
+        ["a", "b", "c"],
+        Transition("x", "a", "b", after="mark_completed"),
+        Transition("y", "b", "c"),
+        Transition("z", "*", "c"),
+    )
     made = machine(store_url, flow, log.steps)
     assert (await made.run_workflow()).status == "done"
     assert (log.ran, made.state) == (["a"], "b")
@@ -534,10 +547,24 @@ async def test_machines_that_begin_at_once_take_up_one_unfinished_run_each(durab
     assert (log.ran.count("a"), log.ran.count("c")) == (4, 4)
 
 
+async def test_machines_of_two_stores_that_begin_at_once_take_up_one_unfinished_run_each(durable_url: str) -> None:
+    log = Log("a", "b", "c", b=lambda ctx: 1 / 0)
+    for key in "12":
+        with pytest.raises(ZeroDivisionError):
+            await machine(durable_url, LINE, log.steps, key=key).run_workflow()
+    log.does.clear()
+    runs = await asyncio.gather(*(machine(durable_url, LINE, log.steps).run_workflow() for _ in range(3)))
+    keys = {run.key for run in runs}
+    assert len(keys) == 3
+    assert {"1", "2"} < keys
+
+
 async def test_two_workflows_run_at_once_on_one_store(store_url: str) -> None:
     other, store = definition(LINE.steps, *LINE.transitions, name="other"), open_store(store_url)
     log = Log("a", "b", "c")
-    runs = await asyncio.gather(machine(store, LINE, log.steps).run_workflow(), machine(store, other, log.steps).run_workflow())
+    runs = await asyncio.gather(
+        machine(store, LINE, log.steps).run_workflow(), machine(store, other, log.steps).run_workflow()
+    )
     assert {(run.workflow, run.status) for run in runs} == {("flow", "done"), ("other", "done")}
 
 

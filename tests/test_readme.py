@@ -39,7 +39,12 @@ def test_a_snippet_runs_and_prints_what_the_page_says(name: str, block: str, tmp
     program.write_text(STAND_INS + block, encoding="utf-8")
     home = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(program)], cwd=tmp_path, env=home, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", str(program)],
+        cwd=tmp_path,
+        env=home,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

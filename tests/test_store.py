@@ -20,6 +20,7 @@ import asyncpg
 import pytest
 
 from fsmworkflow.codec import Codec, digests
+from fsmworkflow.conditions import Seen
 from fsmworkflow.errors import LeaseLost, SchemaError, StoreError, StoreUnavailable
 from fsmworkflow.records import Action, Active, Call, Event, Failure, Move, Owner, Run, replace
 from fsmworkflow.store import Store, open_store
@@ -196,7 +197,7 @@ async def test_P4_a_move_writes_row_history_and_fields_together(store: Store) ->
         deaths=2,
     )
     event = replace(move.event, trigger="go", name="$error")
-    move = replace(move, removed=("gone",), asked=(["c", True],), event=event)
+    move = replace(move, removed=("gone",), asked=(Seen("c", {"n": "1"}, True),), event=event)
     await store.commit(move)
     after = await reload(store, run)
     assert facts(after) == facts(move.after)
@@ -208,7 +209,7 @@ async def test_P4_a_move_writes_row_history_and_fields_together(store: Store) ->
         "failed", 11.0, 10.5, 1, ME, 1,
     )  # fmt: skip
     assert entry.changes == {"n": 1, "new": {"a": None}, "bigger": LARGE * 2}
-    assert (entry.removed, list(entry.asked), entry.error) == (("gone",), [["c", True]], error)
+    assert (entry.removed, list(entry.asked), entry.error) == (("gone",), [Seen("c", {"n": "1"}, True)], error)
 
 
 async def test_an_error_stands_in_the_history_once_and_on_the_row_until_it_is_over(store: Store) -> None:

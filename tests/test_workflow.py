@@ -121,7 +121,9 @@ def test_a_definition_may_be_built_many_times() -> None:
 
 def test_a_definition_takes_steps_as_names_or_as_workflow_steps() -> None:
     step = WorkflowStep("a", nothing, timeout="5s")
-    built = WorkflowDefinition(name="w", steps=[step, "b"], transitions=[Transition("go", "a", "b")]).build({"b": nothing})
+    built = WorkflowDefinition(name="w", steps=[step, "b"], transitions=[Transition("go", "a", "b")]).build(
+        {"b": nothing}
+    )
     assert built.states["a"].step is not None
     assert built.states["a"].step.timeout == "5s"
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +23,7 @@ from fsmworkflow.records import Active, Call, Move, Owner, Run, replace
 from fsmworkflow.store import Calls, Entries, Names, Owners, Runs, rows
 from fsmworkflow.store.memory import lost
 from fsmworkflow.store.sql import Migration, missing, queries
-from fsmworkflow.store.writer import Write, Writer, in_task, patiently, whole
+from fsmworkflow.store.writer import Write, Writer, beside, in_task, patiently, whole
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -36,6 +37,7 @@ SQL = queries("postgres")
 CHUNK = 2_000
 CONNECT_SECONDS, ANSWER_SECONDS, OPEN_SECONDS, CLOSE_SECONDS, RESET_SECONDS = 5.0, 60.0, 3.0, 5.0, 3_600.0
 POOL = {"min_size": 0, "max_size": 10}
+READS = {"min_size": 0, "max_size": 4}
 POOL_ONLY = frozenset(
     {"min_size", "max_size", "max_queries", "max_inactive_connection_lifetime", "setup", "init", "reset", "connect"}
     | {"connection_class", "record_class"}
@@ -96,7 +98,8 @@ class PostgresStore:
         self._patience = self._connecting.get("command_timeout") or ANSWER_SECONDS
         self._in_transactions = self._connecting.get("statement_cache_size") == 0
         self.url = _shown(url, self._connecting)
-        self.pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self.pool: asyncpg.Pool[asyncpg.Record] | None = None  # the user's: what steps hold cannot starve our reads
+        self._reads: asyncpg.Pool[asyncpg.Record] | None = None
         self._offset = 0.0
         self._writer = Writer(in_task(self._apply))
         self._writing, self._pooled = asyncio.Lock(), asyncio.Lock()
@@ -142,14 +145,20 @@ class PostgresStore:
 
     async def open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         """The pool, made where there is none, and made again where it was closed. It connects when it is used."""
-        if self.pool is None or self.pool.is_closing():
-            async with self._pooled:
-                if self.pool is None or self.pool.is_closing():
-                    self.pool = await self._make_pool()
+        async with self._pooled:
+            if self.pool is None or self.pool.is_closing():
+                self.pool = await self._make_pool({**POOL, **self._pooling})
         return self.pool
 
-    async def _make_pool(self) -> asyncpg.Pool[asyncpg.Record]:
-        options = {"timeout": CONNECT_SECONDS, **self._connecting, **POOL, **self._pooling}
+    async def _reading(self) -> asyncpg.Pool[asyncpg.Record]:
+        if self._reads is None:
+            async with self._pooled:
+                if self._reads is None:
+                    self._reads = await self._make_pool(READS)
+        return self._reads
+
+    async def _make_pool(self, keywords: Mapping[str, Any]) -> asyncpg.Pool[asyncpg.Record]:
+        options = {"timeout": CONNECT_SECONDS, **self._connecting, **keywords}
         with _saying(self.url):
             return await asyncpg.create_pool(self._dsn, **options)
 
@@ -161,18 +170,20 @@ class PostgresStore:
 
     async def _close(self) -> None:
         await self._writer.drain(CLOSE_SECONDS)
-        connection, pool, self._write, self.pool, self._open = self._write, self.pool, None, None, False
-        for one in (connection, pool):
+        held = (self._write, self.pool, self._reads)
+        self._write = self.pool = self._reads = None
+        self._open = False
+        for one in held:
             if one is not None:
                 await _closed(one)
 
     def _forget(self) -> None:
         """Let go of what belongs to an event loop that has ended, and cannot be closed in peace any more."""
-        for one in (self._write, self.pool):
+        for one in (self._write, self.pool, self._reads):
             if one is not None:
                 with contextlib.suppress(RuntimeError, asyncpg.InterfaceError):
                     one.terminate()
-        self._write = self.pool = None
+        self._write = self.pool = self._reads = None
         self._open = False
 
     def now(self) -> float:
@@ -218,7 +229,7 @@ class PostgresStore:
 
         async def attempt() -> T:
             self._check()
-            pool = await self.open_pool()
+            pool = await self._reading()
             with _saying(self.url):
                 async with (
                     asyncio.timeout(self._patience),
@@ -227,7 +238,7 @@ class PostgresStore:
                 ):
                     return await function(connection)
 
-        return await patiently(attempt)
+        return await patiently(lambda: beside(attempt()))
 
     def _transaction(self, connection: Connection, *, several: bool = False) -> Any:
         """Round several statements. One is a transaction by itself, save where no prepared statement may be kept: there
@@ -315,12 +326,23 @@ class PostgresStore:
         claimed: Runs = []
         while len(claimed) < many:
             asked = min(CHUNK, many - len(claimed))
-            values = (owner, by, workflows, asked)
-            found = await self._do(lambda db, values=values: _runs(db, SQL["claim"], *values))  # type: ignore[misc]
+            found = await self._claim(owner, workflows, asked, by)
             claimed += found
             if len(found) < asked:
                 break
         return sorted(claimed, key=lambda run: (run.due or 0.0, run.id))
+
+    async def _claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
+        """One claim. Where an answer was lost, what the claim had made ours comes first."""
+        claim, asked = secrets.token_hex(8), False
+
+        async def attempt(db: Connection) -> Runs:
+            nonlocal asked
+            before = await _runs(db, SQL["claimed"], owner, by, claim) if asked else []
+            asked = True
+            return before or await _runs(db, SQL["claim"], owner, by, workflows, many, claim)
+
+        return await self._do(attempt)
 
     async def claim_one(self, owner: str, workflow: str, key: str) -> Run | None:
         found = await self._do(lambda db: _runs(db, SQL["claim_one"], owner, workflow, key))

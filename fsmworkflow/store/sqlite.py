@@ -127,7 +127,7 @@ class SQLiteStore:
             return self._read
 
     async def _on(self, connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function on the connection's thread: one hop for a whole transaction, where the public calls take four."""
+        """Run a function on the connection's thread: one hop for a transaction, where the public calls take four."""
         try:
             return await connection._execute(function, connection._conn)  # type: ignore[no-any-return, no-untyped-call]
         except (sqlite3.Error, ValueError) as error:

@@ -43,9 +43,9 @@ class Write:
 class Writer:
     """Gathers writes and hands them to `start` in batches, one at a time.
 
-    `start(batch, done)` commits a batch, sets each write's result or error, and has `done(None)` called in the loop; with
-    StoreUnavailable the whole batch is tried again, with pauses of 0.05 to 2 seconds, for as long as it takes; any other
-    error is every caller's. What it returns, if anything, gives the attempt up.
+    `start(batch, done)` commits a batch, sets each write's result or error, and has `done(None)` called in the loop;
+    with StoreUnavailable the whole batch is tried again, with pauses of 0.05 to 2 seconds, for as long as it takes; any
+    other error is every caller's. What it returns, if anything, gives the attempt up.
     """
 
     def __init__(self, start: Start) -> None:
@@ -146,6 +146,13 @@ async def patiently(attempt: Callable[[], Awaitable[T]], *, within: float = math
             log.warning("the store cannot do its work, trying again in %.2g s: %s", pause, error)
         await asyncio.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE)
+
+
+async def beside(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. A cancelled caller stops only its waiting: a driver that is cut off in the middle leaks."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda task: None if task.cancelled() else task.exception())  # perhaps nobody asks any more
+    return await asyncio.shield(task)
 
 
 async def whole(work: Coroutine[Any, Any, T]) -> T:

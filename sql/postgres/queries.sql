@@ -217,9 +217,13 @@ free AS MATERIALIZED (
        AND (owner IS NULL OR owner NOT IN (SELECT token FROM live))
        AND epoch = (SELECT seen.epoch FROM fsm_runs AS seen WHERE seen.id = fsm_runs.id)
      ORDER BY due, id LIMIT $4 FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE fsm_runs SET owner = $1, epoch = epoch + 1
+UPDATE fsm_runs SET owner = $1, epoch = epoch + 1, claim = $5
  WHERE id IN (SELECT id FROM free)
 RETURNING *;
+
+-- name: claimed
+-- What a claim whose answer was lost has made ours.
+SELECT * FROM fsm_runs WHERE due <= $2 AND owner = $1 AND claim = $3;
 
 -- name: claim_one
 -- One run becomes ours, whatever it waits for, unless a live owner holds it.

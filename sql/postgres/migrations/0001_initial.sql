@@ -14,6 +14,7 @@ CREATE TABLE fsm_runs (
     due          double precision,
     owner        text,
     epoch        bigint           NOT NULL DEFAULT 0, -- raised by every claim
+    claim        text,                                -- the call that claimed it: how one whose answer was lost is found again
     posted       bigint           NOT NULL DEFAULT 0, -- the number of events ever posted to it
     error        text,
     actions      text,                                -- what is still to be done after the last commit

@@ -14,6 +14,7 @@ CREATE TABLE fsm_runs (
     due          REAL,
     owner        TEXT,
     epoch        INTEGER NOT NULL DEFAULT 0, -- raised by every claim
+    claim        TEXT,                       -- the call that claimed it: how one whose answer was lost is found again
     posted       INTEGER NOT NULL DEFAULT 0, -- the number of events ever posted to it
     error        TEXT,
     actions      TEXT,                       -- what is still to be done after the last commit

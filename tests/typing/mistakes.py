@@ -1,0 +1,31 @@
+"""Mistakes that a type checker finds, each marked. Checked by mypy in strict mode, never run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fsmworkflow import Engine, Retry, Workflow, WorkflowContext
+
+
+@dataclass
+class Order:
+    total: int = 0
+
+
+async def step(ctx: WorkflowContext[Order]) -> None:
+    ctx.data.totl = 5  # wrong
+    ctx.data.total = "five"  # wrong
+    ctx.attempt = 2  # wrong
+    await ctx.call("llm")  # wrong
+
+
+async def main() -> None:
+    workflow = Workflow("order", data=Order, versoin=2)  # wrong
+    workflow.final("end", outcome="bad")  # wrong
+    workflow.step(retry="3")  # wrong
+    Retry(attempts="many")  # wrong
+    async with Engine("memory://", workflows=[workflow]) as engine:
+        await engine.run(workflow, key=5)  # wrong
+        await engine.run(workflow, different="ignore")  # wrong
+        await engine.list(status="ended")  # wrong
+        print((await engine.get(workflow, "k")).stat)  # wrong

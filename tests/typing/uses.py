@@ -1,0 +1,108 @@
+"""Uses the public API as typed programs do. Checked by mypy in strict mode, never run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_type
+
+from fsmworkflow import (
+    CodecError,
+    Condition,
+    DBConfig,
+    Engine,
+    Entry,
+    PersistentWorkflowStateMachine,
+    Retry,
+    Run,
+    RunFailed,
+    Store,
+    To,
+    Transition,
+    Workflow,
+    WorkflowContext,
+    WorkflowDefinition,
+    WorkflowStep,
+    field,
+    open_store,
+    payload,
+)
+
+
+@dataclass
+class Order:
+    customer: str
+    total: int = 0
+
+
+order = Workflow("order", data=Order)
+plain = Workflow("plain", version=2, limit=1_000)
+
+
+async def llm(prompt: str) -> str:
+    return prompt
+
+
+def tell(ctx: WorkflowContext[Order]) -> None:
+    print(ctx.run.key, ctx.state)
+
+
+@order.step(initial=True, then=[((field("total") >= 8) & ~field("customer").is_none(), To("ship", after=tell)), "ask"])
+async def add_up(ctx: WorkflowContext[Order]) -> None:
+    assert_type(ctx.data, Order)
+    assert_type(ctx.data.total, int)
+    assert_type(await ctx.call(llm, "prompt"), str)
+    assert_type(await ctx.remember("name", lambda: 5), int)
+    assert_type(ctx.attempt, int)
+    assert_type(ctx.idempotency_key, str)
+
+
+@order.step(then="ship", retry=Retry(attempts=5, on=(OSError,)), timeout="5m")
+def ask(ctx: WorkflowContext[Order]) -> str:
+    return "shipped"
+
+
+@plain.step("first", initial=True, then=[(field("left") > payload("qty"), "end"), "end"])
+async def first(ctx: WorkflowContext) -> tuple[WorkflowContext, str | None]:
+    ctx.data["n"] = ctx.data.get("n", 0) + 1
+    return ctx, None
+
+
+order.final("ship")
+order.final("refused", outcome="failed")
+plain.final("end")
+
+
+async def main() -> None:
+    async with Engine("sqlite:///x.db", workflows=[order, plain], lease=5.0) as engine:
+        run = await engine.run(order, Order("Ann"), key="k", different="refuse")
+        assert_type(run, Run)
+        assert_type(run.state, str)
+        assert_type(await engine.start("order", {"customer": "Bob"}), Run)
+        assert_type(await engine.result(order, "k"), Run)
+        assert_type(await engine.get(order, "k"), Run)
+        assert_type(await engine.list(order, status="failed", after=run, limit=5), list[Run])
+        assert_type(await engine.history(order, "k"), list[Entry])
+        assert_type(await engine.resume(concurrency=5), int)
+        try:
+            await engine.run(plain)
+        except RunFailed as failed:
+            print(failed.run.error.message if failed.run.error else failed.__cause__)
+        except CodecError as refused:
+            print(refused.path)
+
+
+async def first_style() -> None:
+    definition = WorkflowDefinition(
+        name="flow",
+        steps=["a", WorkflowStep("b", first)],
+        transitions=[
+            Transition("go", ["a"], "b", [Condition("n", "eq", 1)], "mark_completed"),
+            Transition(trigger="stop", source="*", dest=None, after=tell),
+        ],
+    )
+    store: Store = open_store("memory://")
+    for db in (DBConfig(url="memory://"), store, "memory://"):
+        machine = PersistentWorkflowStateMachine(db, definition, key="k", data={"n": 1})
+        machine.steps = {"a": WorkflowStep(name="a", execute=first, retry=None)}
+        assert_type(await machine.run_workflow(), Run)
+        assert_type(machine.state, str | None)
