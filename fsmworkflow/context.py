@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overlo
 from urllib.parse import quote
 
 from fsmworkflow.codec import LIMIT, decode, encode
-from fsmworkflow.errors import CodecError, FSMWorkflowError
-from fsmworkflow.records import Active, Call, Run
-from fsmworkflow.store import Store
-from fsmworkflow.threads import Threads
+from fsmworkflow.errors import CodecError, FSMWorkflowError, StoreError
+from fsmworkflow.records import Active, Call, Event, Run
+from fsmworkflow.worker import Worker
 
 __all__ = ["Calls", "WorkflowContext"]
 
@@ -34,7 +33,7 @@ class WorkflowContext(Generic[D]):
     fails. A step may also return another context, whose data is committed then: `WorkflowContext(data={...})`.
     """
 
-    __slots__ = ("_calls", "_run", "_state", "_stay", "data")
+    __slots__ = ("_calls", "_event", "_run", "_state", "_stay", "_undoing", "data")
 
     def __init__(
         self,
@@ -44,12 +43,21 @@ class WorkflowContext(Generic[D]):
         state: str = "",
         stay: Active | None = None,
         calls: Calls | None = None,
+        event: Event | None = None,
+        undoing: bool = False,
     ) -> None:
         self.data: D = cast(D, {}) if data is None else data
         self._run = run
         self._state = state
         self._stay = stay
         self._calls = calls
+        self._event = event
+        self._undoing = undoing
+
+    @property
+    def event(self) -> Event | None:
+        """The event from outside that led into this visit, with its `name` and `payload`, else None."""
+        return self._event
 
     @property
     def run(self) -> Run:
@@ -78,7 +86,8 @@ class WorkflowContext(Generic[D]):
         run = self.run
         visit = run.visit if self._stay is None else self._stay.visit
         # Quoted, so that workflow "a" with key "b/c" is not workflow "a/b" with key "c", and fit for a header.
-        return "/".join(quote(part, safe="") for part in (run.workflow, run.key, self._state, str(visit)))
+        key = "/".join(quote(part, safe="") for part in (run.workflow, run.key, self._state, str(visit)))
+        return f"{key}:undo" if self._undoing else key
 
     @overload
     def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
@@ -118,6 +127,7 @@ class WorkflowContext(Generic[D]):
 
         As `call`, for lambdas, partials and arguments without a stable text. The n-th use of a name is its own call.
         """
+        encode(name, "name")
         return self._performed(f"={name}", fn, args, kwargs)
 
     def _performed(
@@ -129,16 +139,26 @@ class WorkflowContext(Generic[D]):
         return self._calls.perform(name, self._calls.count(name), fn, args, kwargs)
 
 
+class Failed(Exception):
+    """Carries an error of the function's own past those of our store."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 class Calls:
     """The remembered calls of one attempt. `fresh` says that the visit is new, so that nothing has to be looked up."""
 
-    __slots__ = ("_counts", "_found", "_loading", "_store", "_threads", "limit", "run", "state", "used", "visit")
+    __slots__ = (
+        "_begun", "_counts", "_found", "_loading", "_store", "_worker",
+        "broken", "limit", "run", "state", "used", "visit",
+    )  # fmt: skip
 
-    def __init__(
-        self, store: Store, threads: Threads, run: Run, state: str, visit: int, *, fresh: bool, limit: int = LIMIT
-    ) -> None:
-        self._store = store
-        self._threads = threads
+    def __init__(self, worker: Worker, run: Run, state: str, visit: int, *, fresh: bool, limit: int = LIMIT) -> None:
+        self._worker = worker
+        self._store = worker.store
+        self.broken: StoreError | None = None  # what our own store raised inside the step
+        self._begun = 0
         self.run = run
         self.state = state
         self.visit = visit
@@ -159,10 +179,35 @@ class Calls:
     async def perform(
         self, name: str, nth: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        self._begun += 1
+        try:
+            return await self._perform(name, nth, fn, args, kwargs)
+        except Failed as failed:
+            raise failed.error from None
+        except StoreError as error:
+            self.broken = error
+            raise
+
+    def check(self) -> None:
+        """Raise where a call was made and never awaited: its result would be missing without a word."""
+        asked = sum(self._counts.values()) if self._counts else 0
+        if asked > self._begun:
+            raise FSMWorkflowError(
+                f"{asked - self._begun} of the step's remembered calls were never awaited: "
+                "write `await ctx.call(...)`, in an async step"
+            )
+
+    async def _perform(
+        self, name: str, nth: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         found = self._found if self._found is not None else await self._load()
         text = found.get((name, nth))
         if text is None:
-            result = await self._threads.invoke(fn, *args, **kwargs)
+            await self._worker.hold(self.run)
+            try:
+                result = await self._worker.threads.invoke(fn, *args, **kwargs)
+            except StoreError as error:  # of a store of the user's: the step's own error
+                raise Failed(error) from error
             text = encode(result, f"result of {name.split(' ')[0].lstrip('=')}", limit=self.limit)
             self.used = True
             call = Call(run=self.run.id, state=self.state, visit=self.visit, name=name, nth=nth, result=text)

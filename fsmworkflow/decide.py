@@ -5,6 +5,7 @@ Every rule of the machine is here, one function an event. Time comes in as `now`
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import traceback
 import zlib
@@ -20,20 +21,39 @@ from fsmworkflow.errors import (
     DefinitionChanged,
     FSMWorkflowError,
     MergeConflict,
-    NoTransition,
     NotAccepted,
+    NoTransition,
 )
 from fsmworkflow.records import Action, Active, Event, Failure, Move, Run, Status, Undo, Undoing, replace
 from fsmworkflow.retry import seconds
 from fsmworkflow.statechart import Arc
 from fsmworkflow.workflow import Workflow, action_name, nearest
 
-__all__ = ["CANCEL", "DONE", "ERROR", "PAUSE", "RERUN", "RETRY", "TIMEOUT", "UNPAUSE", "begin", "decide", "due_next"]
+__all__ = [
+    "CANCEL",
+    "DONE",
+    "ERROR",
+    "PAUSE",
+    "RERUN",
+    "RETRY",
+    "STEERING",
+    "TIMEOUT",
+    "UNPAUSE",
+    "begin",
+    "decide",
+    "due_next",
+]
 
 DONE, ERROR, RETRY, TIMEOUT, CANCEL = "$done", "$error", "$retry", "$timeout", "$cancel"
 PAUSE, UNPAUSE, RERUN = "$pause", "$unpause", "$rerun"
 STEERING = frozenset({CANCEL, PAUSE, UNPAUSE, RETRY, RERUN})
 TRACE = 20_000
+
+
+def asked_to_stop(error: BaseException) -> bool:
+    """Whether a CancelledError came from outside. One that a guard or step brought on itself is its own error."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -44,9 +64,10 @@ class Look(msgspec.Struct, frozen=True):
     event: Event
 
 
-def begin(workflow: Workflow, key: str, fields: Fields, *, now: float) -> Run:
-    """A new run in its initial state, to be created by the store. Its first visit is 0."""
-    active = {state: _stay(workflow, state, 0, now) for state in workflow.chart.initial}
+def begin(workflow: Workflow, key: str, fields: Fields, *, now: float, states: tuple[str, ...] | None = None) -> Run:
+    """A new run, to be created by the store, in these states, in the initial one where None. Its first visit is 0."""
+    states = workflow.chart.initial if states is None else states
+    active = {state: _stay(workflow, state, 0, now) for state in states}
     run = Run(
         workflow=workflow.name,
         key=key,
@@ -56,13 +77,17 @@ def begin(workflow: Workflow, key: str, fields: Fields, *, now: float) -> Run:
         definition=workflow.version,
         structure=workflow.chart.structure,
         deadline=None if workflow.deadline is None else now + seconds(workflow.deadline),
-        actions=_hooks(workflow, (), workflow.chart.initial, None, 0),
+        actions=_hooks(workflow, (), states, None, 0),
         input=hashlib.blake2b(text_of(fields), digest_size=16).hexdigest(),
         created=now,
         updated=now,
     )
-    # Conditions are asked by the first drive: until then a run that would only wait is due too.
-    return replace(run, due=now)
+    kinds = {workflow.states[state].kind for state in active}
+    busy = "step" in kinds or "choice" in kinds
+    # Whether a state that waits leads on is asked by the first drive: until then the run is due.
+    asked = run.actions or any(workflow.chart.automatic(state) for state in active)
+    due = now if busy or asked else resting_due(workflow, run)
+    return replace(run, status="running" if busy else "waiting", due=due)
 
 
 async def decide(workflow: Workflow, run: Run, event: Event, *, now: float) -> Move:
@@ -130,7 +155,9 @@ async def _done(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
         if state.kind == "wait":
             return Move(before=run, event=event, after=run, at=now, asked=tuple(asked))
         return _fail(workflow, run, event, now, failure(error, run, event.state), error, asked)
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
+        if asked_to_stop(error):
+            raise
         return _fail(workflow, run, event, now, failure(error, run, event.state), error, asked)
     return await _take(workflow, run, event, now, [arc], draft, asked)
 
@@ -417,22 +444,29 @@ def _hooks(
 async def _resting(workflow: Workflow, run: Run, now: float) -> Run:
     """The run with its status and with the time from which somebody has to drive it."""
     busy = False
-    again = []
+    again = False
     for state in run.active:
         kind = workflow.states[state].kind
         if kind == "step":
             if run.active[state].again is None:
                 busy = True
             else:
-                again.append(run.active[state].again)
+                again = True
         elif kind == "choice" or (kind != "final" and await _leads_on(workflow, run, state, kind)):
             busy = True
+    status: Status = "running" if busy or again else "waiting"
     if busy or run.actions:
-        due = run.due if run.due is not None and run.due <= now else now
-        return replace(run, status="running", due=due) if due != run.due or run.status != "running" else run
+        due: float | None = run.due if run.due is not None and run.due <= now else now
+    else:
+        due = resting_due(workflow, run)
+    return run if (status, due) == (run.status, run.due) else replace(run, status=status, due=due)
+
+
+def resting_due(workflow: Workflow, run: Run) -> float | None:
+    """When somebody has to look at a run that nothing moves now: its timers, retries, deadline and events to come."""
     times = [due for stay in run.active.values() for due in stay.timers.values()]
-    due = min((t for t in (*times, *again, run.deadline, run.later) if t is not None), default=None)
-    return replace(run, status="running" if again else "waiting", due=due)
+    times += [stay.again for stay in run.active.values() if stay.again is not None]
+    return min((t for t in (*times, run.deadline, run.later) if t is not None), default=None)
 
 
 async def _leads_on(workflow: Workflow, run: Run, state: str, kind: str) -> bool:
@@ -485,7 +519,7 @@ def _fail(
 
 async def _cancel(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
     if run.over or run.status == "compensating":
-        return Move(before=run, event=event, after=run, at=now, answer="rejected")
+        return _rejected(run, event, now, [])
     after = replace(run, version=run.version + 1, actions=(), updated=now)
     forget = tuple((state, stay.visit) for state, stay in run.active.items())
     return Move(before=run, event=event, after=_ended(workflow, after, now, "cancelled"), at=now, forget=forget)
@@ -599,7 +633,7 @@ def _undo_next(run: Run, undo: Undoing, now: float) -> Run:
 async def _retry(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
     """A failed or parked run goes on in the same visit, its attempts counted anew."""
     if run.over or run.status not in ("failed", "parked"):
-        return Move(before=run, event=event, after=run, at=now, answer="rejected")
+        return _rejected(run, event, now, [])
     active = {state: replace(stay, attempt=1, again=None) for state, stay in run.active.items()}
     after = replace(run, active=active, version=run.version + 1, due=now, deaths=0, updated=now)
     return Move(before=run, event=event, after=await _resting(workflow, after, now), at=now)
@@ -608,7 +642,7 @@ async def _retry(workflow: Workflow, run: Run, event: Event, now: float) -> Move
 async def _rerun(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
     """A run that is not over goes on in a new visit of the state that the payload names."""
     if run.over or run.status == "compensating" or event.payload not in workflow.states:
-        return Move(before=run, event=event, after=run, at=now, answer="rejected")
+        return _rejected(run, event, now, [])
     arc = Arc(None, run.state, str(event.payload), enters=workflow.chart.entered((str(event.payload),), ""))
     left = tuple(run.active)
     version = run.version + 1
@@ -621,14 +655,14 @@ async def _rerun(workflow: Workflow, run: Run, event: Event, now: float) -> Move
 
 async def _pause(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
     if run.status not in ("running", "waiting"):
-        return Move(before=run, event=event, after=run, at=now, answer="rejected")
+        return _rejected(run, event, now, [])
     after = replace(run, status="paused", version=run.version + 1, due=None, updated=now)
     return Move(before=run, event=event, after=after, at=now)
 
 
 async def _unpause(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
     if run.status != "paused":
-        return Move(before=run, event=event, after=run, at=now, answer="rejected")
+        return _rejected(run, event, now, [])
     after = replace(run, status="running", version=run.version + 1, due=now, updated=now)
     return Move(before=run, event=event, after=await _resting(workflow, after, now), at=now)
 

@@ -10,27 +10,38 @@ from collections.abc import Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, get_args
 
+from fsmworkflow.codec import encode
+from fsmworkflow.decide import CANCEL, PAUSE, RERUN, RETRY, UNPAUSE
+from fsmworkflow.drive import LEFT_BEHIND, Drive
 from fsmworkflow.errors import (
     DefinitionError,
+    EngineClosed,
+    EngineOpen,
+    EventNotFound,
     FSMWorkflowError,
     InputDiffers,
     LeaseLost,
+    NotAccepted,
     RunFailed,
     RunNotFound,
     UnknownWorkflow,
 )
-from fsmworkflow.machine import WATCH, Drive, first, may_go_on
-from fsmworkflow.records import Run, Status, replace
+from fsmworkflow.explain import explained, forked
+from fsmworkflow.machine import WATCH, first, known_event, may_go_on
+from fsmworkflow.records import Event, Run, Status, replace
 from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.store.writer import whole
 from fsmworkflow.worker import Worker, first_of
-from fsmworkflow.workflow import Workflow, name_problem
+from fsmworkflow.workflow import Workflow, name_problem, nearest
 
 __all__ = ["Engine"]
 
 log = logging.getLogger("fsmworkflow")
 
 T = TypeVar("T")
+
+STEERED = 0.02
+"""Seconds between two looks at what has become of a steering event."""
 
 CHUNK = 2_000
 """How many runs one claim takes at the most."""
@@ -42,7 +53,7 @@ Different = Literal["log", "refuse"]
 class Driving:
     """A run that this engine sees to: `started` once it is durable, `done` when it rests."""
 
-    __slots__ = ("done", "error", "retry", "run", "started", "workflow")
+    __slots__ = ("done", "drive", "error", "retry", "run", "started", "workflow")
 
     def __init__(self, workflow: Workflow, run: Run, retry: bool) -> None:
         self.workflow = workflow
@@ -50,6 +61,7 @@ class Driving:
         self.retry = retry
         self.started: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self.done: asyncio.Future[Run] | None = None
+        self.drive: Drive | None = None
         self.error: BaseException | None = None
 
 
@@ -70,22 +82,35 @@ class Engine:
             run = await engine.run(article, {"topic": "databases"}, key="article-1")
 
     `store` is a URL or a Store. Nothing is opened before `async with`. `lease` is for how many seconds other machines
-    take this engine for alive without hearing of it; `grace` how long leaving waits for steps that are running.
+    take this engine for alive without hearing of it; `poll` how often it looks for events that other processes sent and
+    for times that have come; `grace` how long leaving waits for steps that are running.
     """
 
     def __init__(
-        self, store: str | Store, *, workflows: Iterable[Workflow] = (), lease: float = 10.0, grace: float = 10.0
+        self,
+        store: str | Store,
+        *,
+        workflows: Iterable[Workflow] = (),
+        lease: float = 10.0,
+        poll: float = 0.5,
+        grace: float = 10.0,
     ) -> None:
-        self.store: Store = open_store(store) if isinstance(store, str) else store
+        self.store: Store = _as_store(store)
         self.grace = grace
         self._workflows: dict[str, Workflow] = {}
         self._worker = Worker(self.store, lease=lease)
         self._drives: dict[tuple[str, str], Driving] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._held: dict[tuple[str, str], Drive] = {}  # runs of ours that rest
+        self._busy: dict[tuple[str, str], Drive] = {}  # those that an event is just moving
+        self._poll = poll
+        self._polling: asyncio.Task[None] | None = None
         for workflow in workflows:
             self._known(workflow)
 
     async def __aenter__(self) -> Self:
+        if self._worker.token:
+            raise EngineOpen("this engine is open already: make one for each `async with`")
         for workflow in self._workflows.values():
             workflow.check()
         await self.store.open()
@@ -94,6 +119,7 @@ class Engine:
         except BaseException:
             await self.store.close()
             raise
+        self._polling = asyncio.create_task(self._poll_for_ever(), name="fsmworkflow-poll")
         return self
 
     async def __aexit__(
@@ -104,6 +130,12 @@ class Engine:
     async def close(self, *, grace: float | None = None) -> None:
         """Let running steps end for up to `grace` seconds, give back what is driven, and close the store."""
         self._worker.stopping = True
+        if self._polling is not None:
+            self._polling.cancel()
+            self._polling = None
+        for driving in self._drives.values():
+            if driving.drive is not None:
+                driving.drive.wake()
         tasks = list(self._tasks)
         try:
             if tasks:
@@ -114,10 +146,14 @@ class Engine:
     async def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            _, left = await asyncio.wait(tasks, timeout=LEFT_BEHIND)
+            if left:
+                log.warning("%d runs do not stop: their steps swallow cancellation, and are left behind", len(left))
         for driving in list(self._drives.values()):
             if driving.done is not None:
                 driving.done.cancel()  # it was claimed, and waits in line: closing gives it back
+        self._held.clear()
         try:
             await self._worker.close()
         finally:
@@ -140,8 +176,7 @@ class Engine:
         log, or InputDiffers. Cancelling this call stops the waiting, not the run.
         """
         driving = await self._begin(workflow, data, key, different, retry=True)
-        assert driving.done is not None
-        run = await asyncio.shield(driving.done)
+        run = await self._rested(driving)
         if run.status == "failed":
             raise RunFailed(self._shown(run)) from driving.error
         return self._shown(run)
@@ -169,8 +204,10 @@ class Engine:
             if driving is not None and driving.done is not None:
                 await asyncio.wait([driving.done])
             run = await self._load(name, key)
-            if not may_go_on(run, retry=False) or self._worker.stopping:
+            if not may_go_on(run, self.store.now(), retry=False):
                 return self._shown(run)
+            if self._worker.stopping:
+                raise EngineClosed(f"the engine was closed while run {name}/{key} went on: resume it")
             await asyncio.sleep(WATCH)
 
     async def get(self, workflow: Workflow | str, key: str) -> Run:
@@ -208,6 +245,8 @@ class Engine:
         `concurrency` of them at once, oldest first. Returns how many. One that fails stays failed, and stops no other.
         Cancelling this call claims no more; what was claimed is driven on.
         """
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be 1 or more, not {concurrency!r}")
         line = Line()
         drivers = [self._task(self._drive_in_line(line)) for _ in range(concurrency)]
         try:
@@ -215,6 +254,139 @@ class Engine:
         finally:
             line.ended = True
         return len(line.seen)
+
+    # -- events and steering ----------------------------------------------------------------------------------------
+
+    async def send(
+        self,
+        workflow: Workflow | str,
+        key: str,
+        event: str,
+        payload: Any = None,
+        *,
+        event_id: str | None = None,
+        visit: int | None = None,
+        due: float | None = None,
+    ) -> Event:
+        """Send an event to a run, from any process. Durable when it returns; the Event says what became of it so far.
+
+        What no active state accepts waits. `event_id` makes repeats of one event one; a known one is answered as it now
+        is. With `visit` (of the run as the sender saw it) it is good for that visit only; `due` (seconds since the
+        epoch) delivers it later. Raises UnknownEvent, RunNotFound, RunOver, and CodecError for the payload.
+        """
+        self._worker.check()
+        definition = self._known(workflow).check()
+        known_event(definition, event)
+        encode(payload, "payload", limit=definition.codec.limit)
+        made = Event(name=event, payload=payload, id=event_id or uuid.uuid4().hex, visit=visit, due=due)
+        if event_id is None and visit is None and due is None:
+            sent = await self._send_now((definition.name, key), made)
+            if sent is not None:
+                return sent
+        return await self._post(definition, key, made)
+
+    async def _send_now(self, name: tuple[str, str], event: Event) -> Event | None:
+        """Event and move in one commit, where the run rests here. None where it is to be posted."""
+        drive = self._held.pop(name, None)
+        if drive is None:
+            return None
+        self._busy[name] = drive
+        try:
+            sent = await drive.send(event)
+        except LeaseLost:
+            return None  # another owner has it: the event is posted to that one
+        finally:
+            del self._busy[name]  # and where this was cancelled, nobody here holds it any more
+        if not drive.idle or drive.run.actions:
+            self._redrive(drive)
+        elif drive.run.owner is not None:
+            self._held[name] = drive
+        return sent
+
+    async def _post(self, definition: Workflow, key: str, event: Event) -> Event:
+        posted = await self.store.post(definition.name, key, event)
+        if posted.status == "waiting" and (posted.due is None or posted.due <= self.store.now()):
+            name = (definition.name, key)
+            if name in self._drives or name in self._busy or name in self._held:
+                self._wake(name, event.name)
+            else:
+                driving = Driving(definition, await self._load(*name), retry=False)
+                if name not in self._drives:
+                    driving.started.set_result(driving.run)
+                    self._see_to(driving, self._task(self._watch_and_drive(driving)))
+        return posted
+
+    async def event(self, workflow: Workflow | str, key: str, event_id: str) -> Event:
+        """What has become of an event: `.status` is accepted, rejected, waiting or dropped. Raises EventNotFound."""
+        run = await self._load(self._name(workflow), key)
+        found = await self.store.event(run, event_id)
+        if found is None:
+            raise EventNotFound(f"run {run.workflow}/{run.key} has no event with the id {event_id!r}")
+        return found
+
+    async def cancel(self, workflow: Workflow | str, key: str) -> Run:
+        """Cancel a run: its steps are stopped, and what finished is undone. Raises RunOver for a run that has ended."""
+        return await self._steer(workflow, key, CANCEL)
+
+    async def pause(self, workflow: Workflow | str, key: str) -> Run:
+        """Stop a run after the step that is on, until `unpause`. Its timers run on, and strike then."""
+        return await self._steer(workflow, key, PAUSE)
+
+    async def unpause(self, workflow: Workflow | str, key: str) -> Run:
+        """Let a paused run go on."""
+        return await self._steer(workflow, key, UNPAUSE)
+
+    async def retry(self, workflow: Workflow | str, key: str) -> Run:
+        """Let a failed or parked run go on in the same visit: same key, remembered calls kept, attempts anew.
+
+        Raises RunOver where it has ended, or its undoing has begun.
+        """
+        return await self._steer(workflow, key, RETRY)
+
+    async def rerun(self, workflow: Workflow | str, key: str, *, state: str) -> Run:
+        """Let a run that is not over go on in a new visit of `state`: nothing is remembered there."""
+        definition = self._known(workflow).check()
+        if state not in definition.states:
+            raise DefinitionError(definition.name, [f"there is no state {state!r}{nearest(state, definition.states)}"])
+        return await self._steer(definition, key, RERUN, state)
+
+    async def _steer(self, workflow: Workflow | str, key: str, name: str, payload: Any = None) -> Run:
+        """Post one of the engine's own events, and wait until the run's owner has taken it."""
+        self._worker.check()
+        definition = self._known(workflow).check()
+        posted = await self._post(definition, key, Event(name=name, payload=payload, id=uuid.uuid4().hex))
+        while posted.status == "waiting" and not self._worker.stopping:
+            await asyncio.sleep(STEERED)
+            posted = await self.event(definition, key, posted.id)
+        run = await self._load(definition.name, key)
+        if posted.status == "rejected":
+            raise NotAccepted(
+                f"run {run.workflow}/{run.key} is {run.status}: {name.removeprefix('$')} says nothing to it"
+            )
+        return self._shown(run)
+
+    async def fork(
+        self, workflow: Workflow | str, key: str, *, new_key: str, at: int | None = None, data: Any = None
+    ) -> Run:
+        """Start a new run in the state, and with the data, that a run had at a version; `data` replaces fields of it.
+
+        Nothing is remembered. Raises RunNotFound, and ValueError for a version that history does not have.
+        """
+        definition = self._known(workflow).check()
+        run = await self._load(definition.name, key)
+        made = forked(definition, run, await self.store.history(run), new_key, at, data, now=self.store.now())
+        driving = Driving(definition, made, retry=False)
+        self._see_to(driving, self._task(self._start_and_drive(driving)))
+        there = await asyncio.shield(driving.started)
+        if there.input != made.input:
+            _tell(there, "refuse")
+        return self._shown(there)
+
+    async def explain(self, workflow: Workflow | str, key: str) -> str:
+        """In words: why the run is where it is, and what it waits for. Raises RunNotFound."""
+        definition = self._known(workflow).check()
+        run = await self._load(definition.name, key)
+        return explained(definition, run, await self.store.history(run), now=self.store.now())
 
     # -- driving ----------------------------------------------------------------------------------------------------
 
@@ -230,14 +402,53 @@ class Engine:
             raise DefinitionError(definition.name, problems)
         key = key or uuid.uuid4().hex
         fresh = await first(definition, self.store, key, data)
-        driving = self._drives.get((definition.name, key))
-        if driving is None or (driving.done is not None and driving.done.done()):
-            driving = Driving(definition, fresh, retry)
-            self._see_to(driving, self._task(self._start_and_drive(driving, None if data is None else different)))
+        if data is not None and different == "refuse":
+            there = await self.store.load(definition.name, key)
+            if there is not None and there.input != fresh.input:
+                _tell(there, different)
+        driving = await self._driving(definition, fresh, retry)
         there = await asyncio.shield(driving.started)
+        if retry and not driving.retry and there.status == "failed" and not there.over and driving.done is not None:
+            await asyncio.wait([driving.done])  # of a `start`, which lets a failed run be
+            driving = await self._driving(definition, fresh, retry)
         if data is not None and there.input != fresh.input:
             _tell(there, different)
         return driving
+
+    async def _driving(self, definition: Workflow, fresh: Run, retry: bool) -> Driving:
+        """How this engine sees to a run: as it does already, as to one that rests here, or by beginning to."""
+        name = (fresh.workflow, fresh.key)
+        while name in self._busy:  # for the time of one commit
+            await asyncio.sleep(STEERED)  # noqa: ASYNC110
+        driving = self._drives.get(name)
+        if driving is not None and not (driving.done is not None and driving.done.done()):
+            if driving.drive is not None and driving.drive.within(asyncio.current_task()):
+                raise FSMWorkflowError(
+                    f"a step of run {name[0]}/{name[1]} waits for its own run, which waits for the step"
+                )
+            return driving
+        driving = Driving(definition, fresh, retry)
+        if name in self._held:
+            driving.run = self._held[name].run
+            driving.started.set_result(driving.run)
+            driving.done = asyncio.get_running_loop().create_future()
+            driving.done.set_result(driving.run)
+        else:
+            self._see_to(driving, self._task(self._start_and_drive(driving)))
+        return driving
+
+    async def _rested(self, driving: Driving) -> Run:
+        """The run once it rests. Raises EngineClosed where this engine was closed before."""
+        assert driving.done is not None
+        try:
+            run = await asyncio.shield(driving.done)
+        except asyncio.CancelledError:
+            if not driving.done.cancelled():
+                raise
+            run = driving.run
+        if self._worker.stopping and may_go_on(run, self.store.now(), retry=False):
+            raise EngineClosed(f"the engine was closed while run {run.workflow}/{run.key} went on: resume it")
+        return run
 
     def _task(self, life: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that closing waits for."""
@@ -259,19 +470,16 @@ class Engine:
 
         done.add_done_callback(over)
 
-    async def _start_and_drive(self, driving: Driving, different: Different | None) -> Run:
+    async def _start_and_drive(self, driving: Driving) -> Run:
         try:
             mine = replace(driving.run, owner=self._worker.token, epoch=1)
             driving.run, created = await self.store.create(mine)
             created = created or first_of(driving.run, self._worker.token)
-            refused = different == "refuse" and driving.run.input != mine.input
         except BaseException as error:
             driving.started.set_exception(error)
             driving.started.exception()  # whoever waits for it is told; where nobody does, the log is
             raise
         driving.started.set_result(driving.run)
-        if refused:
-            return driving.run
         if created and await self._drive(driving, driving.run, fresh=True):
             return driving.run
         return await self._watch_and_drive(driving)
@@ -279,7 +487,8 @@ class Engine:
     async def _watch_and_drive(self, driving: Driving) -> Run:
         """Drive a run that is there; while a live owner does, watch it, and take over where that one ends."""
         run = driving.run
-        while not self._worker.stopping and may_go_on(run, retry=driving.retry):
+        driving.retry = driving.retry and run.status == "failed"  # a failure that was waited for is its result
+        while not self._worker.stopping and may_go_on(run, self.store.now(), retry=driving.retry):
             claimed = await self._worker.claim_one(run.workflow, run.key)
             if claimed is not None:
                 if await self._drive(driving, claimed):
@@ -291,14 +500,65 @@ class Engine:
 
     async def _drive(self, driving: Driving, run: Run, *, fresh: bool = False) -> bool:
         """Drive a claimed run until it rests. False where another owner has claimed it meanwhile."""
-        drive = Drive(driving.workflow, run, self._worker, fresh=fresh)
+        driving.drive = Drive(driving.workflow, run, self._worker, fresh=fresh, retry=driving.retry, hold=True)
+        return await self._go_on(driving, driving.drive)
+
+    async def _go_on(self, driving: Driving, drive: Drive) -> bool:
+        name = (driving.run.workflow, driving.run.key)
         try:
             driving.run = await drive.go()
+            while drive.run.owner is not None and not drive.idle and not self._worker.stopping:
+                driving.run = await drive.go()  # an event came while it was about to rest
         except LeaseLost as error:
             log.warning("%s", error)
             return False
         driving.error = drive.error
+        if drive.run.owner is not None and not self._worker.stopping:
+            self._held[name] = drive
         return True
+
+    async def _again(self, driving: Driving, drive: Drive) -> Run:
+        """Drive a held run on, to which something has happened."""
+        if not await self._go_on(driving, drive):
+            return await self._watch_and_drive(driving)
+        return driving.run
+
+    def _wake(self, name: tuple[str, str], event: str | None = None) -> None:
+        """Something was posted to a run, or a time has come for it: have it looked at, if it is ours."""
+        driving = self._drives.get(name)
+        if driving is not None and driving.drive is not None:
+            driving.drive.wake(event)
+        elif name in self._busy:
+            self._busy[name].wake(event)
+        elif name in self._held:
+            drive = self._held.pop(name)
+            drive.wake(event)
+            self._redrive(drive)
+
+    def _redrive(self, drive: Drive) -> None:
+        driving = Driving(drive.workflow, drive.run, retry=False)
+        driving.started.set_result(drive.run)
+        driving.drive = drive
+        self._see_to(driving, self._task(self._again(driving, drive)))
+
+    async def _poll_for_ever(self) -> None:
+        """Look for what other processes have posted to runs of ours, and for timers of runs that rest here."""
+        since = self.store.now()
+        while True:
+            await asyncio.sleep(self._poll)
+            now = self.store.now()
+            for name, drive in list(self._held.items()):
+                if not drive.idle:
+                    self._wake(name)
+            if not self._held and not self._drives:
+                since = now
+                continue
+            try:
+                for name in await self.store.woken(self._worker.token, since - self._poll):
+                    self._wake(name)
+                since = now
+            except FSMWorkflowError as error:
+                log.warning("the engine could not look for events: %s", error)
 
     async def _drive_in_line(self, line: Line) -> None:
         """Drive one claimed run after another, and claim more when the line is empty."""
@@ -371,16 +631,27 @@ class Engine:
             return run
 
 
+def _as_store(given: Any) -> Store:
+    """The store of an engine, from a URL, a Store, or a DBConfig."""
+    if isinstance(given, str):
+        return open_store(given)
+    store = getattr(given, "store", given)  # a DBConfig holds one
+    if not hasattr(store, "claim_one"):
+        raise TypeError(f"an engine needs a URL, a Store or a DBConfig, not {given!r}")
+    found: Store = store
+    return found
+
+
 def _tell(run: Run, different: Different) -> None:
     """The key was taken by a run with another input."""
-    message = f"run {run.workflow}/{run.key} is there with a different input: it goes on with its own"
+    message = f"run {run.workflow}/{run.key} was started with a different input"
     if different == "refuse":
-        raise InputDiffers(message)
-    log.warning("%s", message)
+        raise InputDiffers(f"{message}: nothing was done")
+    log.warning("%s: it goes on with its own", message)
 
 
 def _report(driving: Driving) -> None:
     """An error that stopped a drive is in the log, also where nobody waits for it."""
     done = driving.done
     if done is not None and not done.cancelled() and (error := done.exception()) is not None:
-        log.error("run %s/%s is left where it is: %s", driving.run.workflow, driving.run.key, error)
+        log.error("run %s/%s is left where it is: %r", driving.run.workflow, driving.run.key, error)

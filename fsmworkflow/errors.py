@@ -10,6 +10,7 @@ FSMWorkflowError
 ├── StepTimeout (TimeoutError)          a step took longer than it may
 ├── RunFailed                           a run that was waited for has failed
 ├── RunNotFound (LookupError)           no run of that workflow and key
+├── RunOver                             the run has ended for good, and takes no more events
 ├── UnknownWorkflow (LookupError)       the engine was not given this workflow
 ├── DefinitionChanged                   the run's state or data no longer fits the workflow
 ├── InputDiffers                        the key is taken by a run with another input
@@ -17,7 +18,8 @@ FSMWorkflowError
 └── StoreError                          the store cannot do its work
     ├── StoreUnavailable                it may again: waited for, then retried
     ├── SchemaError                     the tables are newer than this code, or not ours
-    └── LeaseLost                       another owner has claimed the run: nothing was written
+    ├── LeaseLost                       another owner has claimed the run: nothing was written
+    └── Stale                           an older event has been posted meanwhile: nothing was written
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ __all__ = [
     "DefinitionError",
     "EndlessLoop",
     "EngineClosed",
+    "EngineOpen",
+    "EventNotFound",
     "FSMWorkflowError",
     "InputDiffers",
     "LeaseLost",
@@ -44,10 +48,13 @@ __all__ = [
     "NotAccepted",
     "RunFailed",
     "RunNotFound",
+    "RunOver",
     "SchemaError",
+    "Stale",
     "StepTimeout",
     "StoreError",
     "StoreUnavailable",
+    "UnknownEvent",
     "UnknownWorkflow",
 ]
 
@@ -146,6 +153,28 @@ class RunNotFound(FSMWorkflowError, LookupError):
         super().__init__(f"there is no run {key!r} of workflow {workflow!r}")
 
 
+class EventNotFound(FSMWorkflowError, LookupError):
+    """The run has no event of that id."""
+
+    code = "event_not_found"
+
+
+class UnknownEvent(FSMWorkflowError, LookupError):
+    """No transition of the workflow has a trigger of that name. Names that begin with `$` are the engine's own."""
+
+    code = "unknown_event"
+
+
+class RunOver(FSMWorkflowError):
+    """The run has ended for good, so that it takes no more events. `.status` says how it ended."""
+
+    code = "run_over"
+
+    def __init__(self, workflow: str, key: str, status: str) -> None:
+        self.workflow, self.key, self.status = workflow, key, status
+        super().__init__(f"run {key!r} of workflow {workflow!r} is {status}: it takes no more events")
+
+
 class UnknownWorkflow(FSMWorkflowError, LookupError):
     """The engine was not given a workflow of that name; pass it in `Engine(workflows=[...])`."""
 
@@ -174,6 +203,12 @@ class EngineClosed(FSMWorkflowError):
     code = "engine_closed"
 
 
+class EngineOpen(FSMWorkflowError):
+    """The engine is open already, and cannot be entered again."""
+
+    code = "engine_open"
+
+
 class StoreError(FSMWorkflowError):
     """The store cannot do its work, for a reason that waiting does not mend."""
 
@@ -196,3 +231,12 @@ class LeaseLost(StoreError):
     """Another owner has claimed this run, so nothing was written. Its work here is stopped; the other one goes on."""
 
     code = "lease_lost"
+
+
+class Stale(StoreError):
+    """A move was decided without an event that had been posted meanwhile, or its own was known already.
+
+    Nothing was written; the caller reads the inbox and decides again.
+    """
+
+    code = "stale"

@@ -1,259 +1,25 @@
-"""PersistentWorkflowStateMachine: the loop of one run. Claim, act, decide, commit, again, until it rests.
-
-The loop never chooses a state: that is `decide`. It never writes: that is the store. An error of the store is never
-the step's error.
-"""
+"""PersistentWorkflowStateMachine: one run of a workflow, driven in the caller's own task."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
-from collections.abc import Callable
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from typing import Any, Self
 
-from fsmworkflow.codec import Data
-from fsmworkflow.context import Calls, WorkflowContext
-from fsmworkflow.decide import DONE, ERROR, RETRY, begin, decide, failure, fit
-from fsmworkflow.errors import (
-    CodecError,
-    DefinitionError,
-    EndlessLoop,
-    FSMWorkflowError,
-    RunFailed,
-    StepTimeout,
-    StoreError,
-)
-from fsmworkflow.records import Active, Event, Move, Run, replace
-from fsmworkflow.retry import Retry, seconds
+import msgspec
+
+from fsmworkflow.codec import fields_of, text_of
+from fsmworkflow.decide import begin, decide
+from fsmworkflow.drive import Drive
+from fsmworkflow.errors import CodecError, DefinitionError, EngineClosed, RunFailed, UnknownEvent
+from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.writer import whole
-from fsmworkflow.threads import is_async
 from fsmworkflow.worker import Worker
-from fsmworkflow.workflow import State, Workflow, WorkflowDefinition, name_problem
+from fsmworkflow.workflow import Workflow, WorkflowDefinition, name_problem, nearest
 
-__all__ = ["Drive", "PersistentWorkflowStateMachine"]
-
-log = logging.getLogger("fsmworkflow")
-
-LOOP = 1_000
-ACTION_RETRY = Retry(attempts=3, first_delay=0.2, max_delay=2.0)
-
-
-class Drive:
-    """Drives one claimed run until it rests. `error` is what its step raised, where it failed here."""
-
-    __slots__ = ("_fresh", "_idle", "error", "run", "store", "worker", "workflow")
-
-    def __init__(self, workflow: Workflow, run: Run, worker: Worker, *, fresh: bool = False) -> None:
-        self.workflow = workflow
-        self.run = run
-        self.worker = worker
-        self.store = worker.store
-        self.error: BaseException | None = None
-        self._fresh = fresh  # whether the visit began here, so that it has no remembered calls yet
-        self._idle: list[str] = []  # the states passed since the last step: a cycle of them never rests
-
-    async def go(self) -> Run:
-        """Drive the run until it ends, fails or rests, and return it. Raises LeaseLost where another has claimed it.
-
-        When cancelled, or when the worker is stopping, the run is given back and may be resumed at once.
-        """
-        try:
-            fit(self.workflow, self.run)
-            if self.run.status == "failed":
-                await self._move(Event(name=RETRY))
-            while True:
-                if self.run.actions and self.run.due is not None:
-                    await self._act_after()
-                if self.run.status != "running" or self.worker.stopping:
-                    break
-                if self.run.due is not None and self.run.due > self.store.now():
-                    await self._pause(self.run.due)
-                    continue
-                if self.worker.lapsed:
-                    await self.worker.renew()
-                await self._move(await self._event(self.run.state))
-        finally:
-            if self.run.owner is not None:
-                await self._give_up()
-        return self.run
-
-    async def _give_up(self) -> None:
-        """Release a run that is still ours; where this task is being cancelled, the writer does it all the same."""
-        release = asyncio.ensure_future(self.store.release(self.run))
-        try:
-            await asyncio.shield(release)
-        except StoreError as error:
-            log.warning("run %s/%s could not be given back: %s", self.run.workflow, self.run.key, error)
-        self.run = replace(self.run, owner=None)
-
-    async def _pause(self, until: float) -> None:
-        """Wait for a retry, in pieces, so that a stopping worker need not wait for it."""
-        await asyncio.sleep(min(until - self.store.now(), 0.25))
-
-    async def _move(self, event: Event) -> None:
-        move = await decide(self.workflow, self.run, event, now=self.store.now())
-        await self.store.commit(move)
-        self._fresh = move.after.active is not move.before.active or self._fresh
-        self.run = move.after
-        if move.error is not None:
-            self.error = move.error
-        _log(move)
-
-    # -- a state ----------------------------------------------------------------------------------------------------
-
-    async def _event(self, name: str) -> Event:
-        """What happens next in this state: its step ends or fails, or it is only asked where it leads."""
-        state = self.workflow.states[name]
-        stay = self.run.active[name]
-        if state.step is None:
-            return self._passing(name)
-        self._idle.clear()
-        calls = Calls(
-            self.store,
-            self.worker.threads,
-            self.run,
-            name,
-            stay.visit,
-            fresh=self._fresh and stay.visit == self.run.version,
-            limit=self.workflow.codec.limit,
-        )
-        event = await self._step(state, stay, calls)
-        return event if calls.used else replace(event, remembered=False)
-
-    def _passing(self, name: str) -> Event:
-        self._idle.append(name)
-        if len(self._idle) <= LOOP:
-            return Event(name=DONE, state=name)
-        first = len(self._idle) - 2 - self._idle[-2::-1].index(name)
-        cycle = " -> ".join(self._idle[first:])
-        error = EndlessLoop(f"{LOOP:,} moves without a step, an event or time between them: {cycle}")
-        return Event(name=ERROR, state=name, error=error)
-
-    async def _step(self, state: State, stay: Active, calls: Calls) -> Event:
-        began = self.store.now()
-        codec = self.workflow.codec
-        data = Data(self.run.fields) if codec.kind is None else codec.decode(self.run.fields)
-        ctx: WorkflowContext[Any] = WorkflowContext(data, run=self.run, state=state.name, stay=stay, calls=calls)
-        try:
-            trigger, data = _outcome(await self._within(state, ctx), ctx)
-            changes, removed = codec.changes(data, self.run.fields)
-        except StoreError:
-            raise
-        except Exception as error:
-            return self._failed(error, state, began)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            return self._failed(error, state, began)  # the step cancelled itself: nobody asked this run to stop
-        return Event(name=DONE, state=state.name, trigger=trigger, changes=changes, removed=removed, began=began)
-
-    def _failed(self, error: BaseException, state: State, began: float) -> Event:
-        found = failure(error, self.run, state.name)
-        return Event(name=ERROR, state=state.name, error=error, failure=found, began=began)
-
-    async def _within(self, state: State, ctx: WorkflowContext[Any]) -> Any:
-        """The step's result, within its timeout where it has one."""
-        step = state.step
-        assert step is not None
-        assert step.execute is not None
-        if step.timeout is None:
-            return await self._called(state.name, step.execute, ctx)
-        limit = seconds(step.timeout)
-        scope = asyncio.timeout(limit)
-        try:
-            async with scope:
-                return await self._called(state.name, step.execute, ctx)
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            raise StepTimeout(f"state {state.name!r} took longer than {limit:g} s, and was cancelled") from error
-
-    async def _called(self, name: str, fn: Callable[..., Any], ctx: WorkflowContext[Any]) -> Any:
-        known = self.workflow.asynchronous
-        direct = known.get(name)
-        if direct is None:
-            direct = known[name] = is_async(fn)
-        return await (fn(ctx) if direct else self.worker.threads.invoke(fn, ctx))
-
-    # -- after the commit -------------------------------------------------------------------------------------------
-
-    async def _act_after(self) -> None:
-        """Do what the last move named, at least once. The next commit strikes it off, or one of its own."""
-        before = self.run
-        failed: BaseException | None = None
-        for action in before.actions:
-            try:
-                await self._act(action.name)
-            except StoreError:
-                raise
-            except Exception as error:
-                failed = error
-                break
-        self.run = replace(before, actions=())
-        if before.status != "running":
-            await self._settle(before, failed)
-        elif failed is not None:
-            self.run = before  # the row keeps its actions
-            await self._move(Event(name=ERROR, state=before.state, failure=failure(failed, before, before.state)))
-            self.error = failed
-
-    async def _act(self, name: str) -> None:
-        action = self.workflow.actions.get(name)
-        if action is None:
-            raise FSMWorkflowError(f"there is no action {name!r} in workflow {self.workflow.name!r} any more")
-        attempt = 1
-        while True:
-            data = self.workflow.codec.decode(self.run.fields)
-            shown = MappingProxyType(data) if isinstance(data, dict) else data
-            ctx: WorkflowContext[Any] = WorkflowContext(shown, run=self.run, state=self.run.state)
-            try:
-                await self.worker.threads.invoke(action, ctx)
-                return
-            except Exception as error:
-                if not ACTION_RETRY.again(attempt, error):
-                    raise
-            await asyncio.sleep(ACTION_RETRY.delay(attempt, 1.0))
-            attempt += 1
-
-    async def _settle(self, before: Run, failed: BaseException | None) -> None:
-        """An ended run's actions are over: it is let go. What failed for good stays listed, as the row's error."""
-        after = replace(self.run, owner=None, due=None)
-        if failed is not None:
-            # A failed run with an error is one that may go on; one that ended as failed has none.
-            error = failure(failed, before, before.state) if before.status == "done" else None
-            after = replace(after, actions=before.actions, error=error)
-        await self.store.settle(before, after)
-        self.run = after
-
-
-def _outcome(result: Any, ctx: WorkflowContext[Any]) -> tuple[str | None, Any]:
-    """The trigger and the data of what a step returned."""
-    if result is None:
-        return None, ctx.data
-    if isinstance(result, str):
-        return result, ctx.data
-    if isinstance(result, WorkflowContext):
-        return None, result.data
-    if isinstance(result, tuple) and len(result) == 2:
-        context, trigger = result
-        if isinstance(context, WorkflowContext) and (trigger is None or isinstance(trigger, str)):
-            return trigger, context.data
-    raise TypeError(
-        f"a step returns nothing, a trigger, its context, or (context, trigger), not a {type(result).__name__}: "
-        "what is to be kept goes into ctx.data"
-    )
-
-
-def _log(move: Move) -> None:
-    run = move.after
-    if log.isEnabledFor(logging.DEBUG):
-        log.debug("%s/%s %s: %s -> %s", run.workflow, run.key, move.event.name, move.before.state, run.state)
-    if run.status == "failed" and run.error is not None:
-        log.warning("run %s/%s failed in state %r: %s", run.workflow, run.key, run.state, run.error.type)
+__all__ = ["PersistentWorkflowStateMachine"]
 
 
 class PersistentWorkflowStateMachine:
@@ -275,6 +41,8 @@ class PersistentWorkflowStateMachine:
         self.run: Run | None = None
         self._db = db if hasattr(db, "acquire") else Home.of(db)
         self._input = data
+        self._drive: Drive | None = None
+        self._snapshot: Run | None = None
 
     @property
     def state(self) -> str | None:
@@ -307,6 +75,103 @@ class PersistentWorkflowStateMachine:
         finally:
             await self._db.release()
 
+    # -- one entity ---------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Start the run or take it up, drive it until it rests, and hold it: for one entity that answers events.
+
+        Raises what `run_workflow` raises.
+        """
+        definition = self.definition
+        workflow = definition.check() if isinstance(definition, Workflow) else definition.build(self.steps, self)
+        worker: Worker = await self._db.acquire()
+        try:
+            key = self.key or await _next_key(workflow, worker)
+            if self._snapshot is not None:
+                await worker.store.create(self._snapshot)
+            run, fresh = await take_up(workflow, worker, key, self._input, wait=True, rest=True)
+            self._drive = Drive(workflow, run, worker, fresh=fresh, retry=True, hold=True)
+            await self._go()
+        except BaseException:
+            self._drive = None
+            await self._db.release()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        drive, self._drive = self._drive, None
+        try:
+            if drive is not None and drive.run.owner is not None:
+                await drive.store.release(drive.run)
+        finally:
+            await self._db.release()
+
+    async def send(self, event: str, payload: Any = None, *, event_id: str | None = None) -> Event:
+        """Send an event, and drive the run until it rests. Returns what became of it: `.status`.
+
+        One that no active state accepts waits in the inbox. Raises RunOver for a run that has ended, UnknownEvent for
+        a name that no transition has, and what a step raised that failed the run for good.
+        """
+        drive = self._held()
+        known_event(drive.workflow, event)
+        posted = Event(name=event, payload=payload, id=event_id or uuid.uuid4().hex)
+        sent = None if event_id else await drive.send(posted)
+        if sent is None:
+            sent = await drive.store.post(drive.run.workflow, drive.run.key, posted)
+            drive.wake()
+        await self._go()
+        return await drive.store.event(drive.run, posted.id) or sent
+
+    async def _go(self) -> None:
+        drive = self._held()
+        if not drive.idle or drive.run.actions:
+            try:
+                await drive.go()
+            finally:
+                self.run = drive.run
+        self.run = drive.run
+        if drive.error is not None and self.run.status == "failed":
+            error, drive.error = drive.error, None
+            raise error
+
+    def may(self, event: str, payload: Any = None) -> bool:
+        """Whether this event would now be accepted, its conditions asked. Nothing is sent. Not for async conditions."""
+        drive = self._held()
+        if drive.run.over or not drive.workflow.chart.accepted(drive.run.active, event):
+            return False
+        return (
+            _by_hand(
+                decide(drive.workflow, drive.run, Event(name=event, payload=payload), now=drive.store.now())
+            ).answer
+            == "accepted"
+        )
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run has ended for good."""
+        return self.run is not None and self.run.over
+
+    def snapshot(self) -> dict[str, Any]:
+        """The run as plain values, for a place of your own; `from_snapshot` makes a machine of it again."""
+        run = self._held().run
+        return {**msgspec.to_builtins(replace(run, fields={}, owner=None, id=0)), "data": text_of(run.fields).decode()}
+
+    @classmethod
+    def from_snapshot(cls, db: Any, definition: Any, snapshot: Mapping[str, Any]) -> Self:
+        """A machine whose run is as it was when `snapshot()` was made, unless the store has a run of that key."""
+        plain = {key: value for key, value in snapshot.items() if key != "data"}
+        run: Run = msgspec.convert(plain, Run)
+        machine = cls(db, definition, key=run.key)
+        machine._snapshot = replace(run, fields=fields_of(snapshot["data"]), epoch=0)
+        return machine
+
+    def _held(self) -> Drive:
+        if self._drive is None:
+            raise EngineClosed("this machine holds no run: use it inside `async with machine:`")
+        return self._drive
+
+    # -- one run ------------------------------------------------------------------------------------------------------
+
     async def _run(self, workflow: Workflow, worker: Worker) -> Run:
         while True:
             key = self.key or await _next_key(workflow, worker)
@@ -327,7 +192,7 @@ class PersistentWorkflowStateMachine:
             self.run = run
             if run.owner is None:
                 return run, None
-            drive = Drive(workflow, run, worker, fresh=fresh)
+            drive = Drive(workflow, run, worker, fresh=fresh, retry=True)
             try:
                 self.run = await drive.go()
             finally:
@@ -336,6 +201,17 @@ class PersistentWorkflowStateMachine:
         finally:
             del worker.driven[workflow.name, key]
             done.cancel()
+
+
+def _by_hand(decision: Coroutine[Any, Any, Move]) -> Move:
+    """The result of a decision that awaits nothing. Raises TypeError where a guard is async."""
+    try:
+        decision.send(None)
+    except StopIteration as done:
+        move: Move = done.value
+        return move
+    decision.close()
+    raise TypeError("an async condition can only be asked by an event: send it")
 
 
 def _ended(run: Run, error: BaseException | None) -> Run:
@@ -370,19 +246,23 @@ async def first(workflow: Workflow, store: Store, key: str, data: Any) -> Run:
         return there
 
 
-async def take_up(workflow: Workflow, worker: Worker, key: str, data: Any, *, wait: bool) -> tuple[Run, bool]:
+async def take_up(
+    workflow: Workflow, worker: Worker, key: str, data: Any, *, wait: bool, rest: bool = False
+) -> tuple[Run, bool]:
     """Start a run, or claim the one that is there. Returns it and whether it is new.
 
-    One that is over has no owner; nor has one that a live owner drives, unless `wait` says to wait for its end.
+    One that is over has no owner, nor, unless `rest`, one that rests; nor has one that a live owner drives, unless
+    `wait` says to wait for its end.
     """
     store = worker.store
     fresh = await first(workflow, store, key, data)
     there, created = await worker.create(fresh)
     if created:
         return there, True
-    while may_go_on(there):
+    retry = there.status == "failed"  # a failure that was waited for is not tried again
+    while may_go_on(there, store.now(), retry=retry) or (rest and not there.over):
         claimed = await worker.claim_one(workflow.name, key)
-        if claimed is not None and may_go_on(claimed):
+        if claimed is not None and (rest or may_go_on(claimed, store.now(), retry=retry)):
             return claimed, False
         if claimed is not None:  # it ended just before
             await store.release(claimed)
@@ -399,11 +279,18 @@ WATCH = 0.1
 """Seconds between two looks at a run that another process drives."""
 
 
-def may_go_on(run: Run, *, retry: bool = True) -> bool:
-    """Whether driving a run can move it: it is unfinished, or, with `retry`, failed in a step and keeps its place."""
-    if run.status == "failed" and run.error is not None and run.due is None:
+def may_go_on(run: Run, now: float, *, retry: bool = True) -> bool:
+    """Whether driving a run can move it now: it does not rest, or, with `retry`, it failed and keeps its place."""
+    if run.status == "failed" and not run.over and run.due is None:
         return retry
-    return run.due is not None
+    return run.due is not None and (run.status in ("running", "compensating") or run.due <= now)
+
+
+def known_event(workflow: Workflow, event: str) -> None:
+    """Raise UnknownEvent unless a transition of the workflow has this trigger."""
+    triggers = workflow.check().chart.triggers
+    if event not in triggers:
+        raise UnknownEvent(f"workflow {workflow.name!r} has no event {event!r}{nearest(str(event), triggers)}")
 
 
 class Home:

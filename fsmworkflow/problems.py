@@ -28,7 +28,7 @@ COMPOSITE = frozenset({"state", "parallel", "region"})
 
 
 def problems_of(workflow: Workflow) -> list[str]:
-    """Every problem of a workflow, as sentences that name the place. Paths are followed only where all else is right."""
+    """Every problem of a workflow, each with its place. Paths are followed only where all else is right."""
     problems = name_problem(workflow.name, "workflow name") + _duration(workflow.deadline, "deadline")
     for state in workflow.states.values():
         problems += [] if "." in state.name else name_problem(state.name, "state name")

@@ -82,6 +82,7 @@ class Chart:
                 self._arcs[source, trigger] = arcs
         self.triggers = tuple(t for t in machine.events if not t.startswith("$"))
         self.delays = _delays(workflow)
+        self._listening = {s for s, trigger in self._arcs if not trigger.startswith("$")} | self.delays.keys()
         self.initial = self.entered((workflow.initial,), "")
         self.structure = _hash(workflow)
 
@@ -155,6 +156,10 @@ class Chart:
     def outward(self, state: str) -> tuple[str, ...]:
         """A state and those around it, from inside outwards."""
         return (state, *self.around[state])
+
+    def listens(self, state: str) -> bool:
+        """Whether an event or a time can come between while the step of this state runs."""
+        return any(one in self._listening for one in self.outward(state))
 
     def accepted(self, active: Iterable[str], trigger: str) -> bool:
         """Whether an active state, or one around it, has a transition for this trigger, whatever its conditions."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from fsmworkflow.records import Call, Move, Owner, Run
+from fsmworkflow.records import Call, Event, Move, Owner, Run
 from fsmworkflow.retry import Duration, seconds
-from fsmworkflow.store import Calls, Entries, Names, Owners, Runs, Store
+from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Runs, Store
 
 __all__ = ["Clock", "Crash", "CrashingStore"]
 
@@ -48,8 +48,8 @@ class CrashingStore:
         async with Engine(store.inner, workflows=[article]) as engine:  # the restarted process
             run = await engine.run(article, key="article-1")
 
-    Writes are create, commit, settle, release and remember. The one that stops raises Crash in whoever drives, and from
-    then on everything but `close` does. `writes` counts what was asked for; `crashed` says whether it has stopped.
+    Writes are create, commit, settle, release, remember and post. The one that stops raises Crash in whoever drives;
+    from then on everything but `close` does. `writes` counts what was asked for; `crashed` says whether it has stopped.
     With `at=None` it never stops, and only counts.
     """
 
@@ -110,6 +110,9 @@ class CrashingStore:
     async def remember(self, run: Run, call: Call) -> None:
         await self._write(self.inner.remember, run, call)
 
+    async def post(self, workflow: str, key: str, event: Event) -> Event:
+        return await self._write(self.inner.post, workflow, key, event)
+
     # -- everything else --------------------------------------------------------------------------------------------
 
     @property
@@ -145,6 +148,15 @@ class CrashingStore:
 
     async def history(self, run: Run) -> Entries:
         return await self._other(self.inner.history, run)
+
+    async def inbox(self, run: Run) -> tuple[int, Events]:
+        return await self._other(self.inner.inbox, run)
+
+    async def event(self, run: Run, event_id: str) -> Event | None:
+        return await self._other(self.inner.event, run, event_id)
+
+    async def woken(self, owner: str, since: float) -> Keys:
+        return await self._other(self.inner.woken, owner, since)
 
     async def enrol(self, owner: Owner) -> None:
         await self._other(self.inner.enrol, owner)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import threading
 from collections.abc import Callable
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 def is_async(fn: Callable[..., Any]) -> bool:
     """Whether calling it gives an awaitable, as far as can be told without calling it."""
-    while hasattr(fn, "func") and not inspect.iscoroutinefunction(fn):
+    while isinstance(fn, functools.partial):
         fn = fn.func
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError
 from fsmworkflow.records import Owner, Run, replace
 from fsmworkflow.store import Store
+from fsmworkflow.store.memory import lost
 from fsmworkflow.store.writer import whole
 from fsmworkflow.threads import Threads
 
@@ -126,6 +127,18 @@ class Worker:
             log.warning("this owner was taken for dead; it is made known again")
             await self._enrol()
 
+    async def hold(self, run: Run) -> None:
+        """Make sure that a run is still ours, before something is done in its name. Raises LeaseLost.
+
+        Asks the store only where the lease has lapsed, which gave others the right to claim.
+        """
+        if not self.lapsed:
+            return
+        await self.renew()
+        row = await self.store.load(run.workflow, run.key)
+        if row is None or (row.owner, row.epoch) != (run.owner, run.epoch):
+            raise lost(run)
+
     @property
     def lapsed(self) -> bool:
         """Whether the lease has ended by this process's own clock, so that others may have claimed."""
@@ -184,6 +197,8 @@ class Worker:
 
     def check(self) -> None:
         """Raise EngineClosed unless open."""
+        if self.stopping and self.token:
+            raise EngineClosed("the engine is closing: nothing new is begun")
         if not self.token:
             raise EngineClosed("the engine is not open: use it inside `async with Engine(...) as engine:`")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
 
@@ -114,6 +114,10 @@ class Scope:
     workflow: Workflow
     path: str = ""
 
+    @overload
+    def step(self, name: Fn, /) -> Fn: ...
+
+    @overload
     def step(
         self,
         name: str | None = None,
@@ -129,7 +133,24 @@ class Scope:
         undo: Retry = UNDO,
         enter: Callable[..., Any] | None = None,
         exit: Callable[..., Any] | None = None,
-    ) -> Callable[[Fn], Fn]:
+    ) -> Callable[[Fn], Fn]: ...
+
+    def step(
+        self,
+        name: Any = None,
+        *,
+        initial: bool = False,
+        then: Any = None,
+        on: Targets | None = None,
+        after: Targets | None = None,
+        on_error: Targets | None = None,
+        retry: Retry | None = None,
+        timeout: float | str | None = None,
+        compensate: Callable[..., Any] | None = None,
+        undo: Retry = UNDO,
+        enter: Callable[..., Any] | None = None,
+        exit: Callable[..., Any] | None = None,
+    ) -> Any:
         """Declare a state that does something: the decorated function, whose name it takes unless `name` is given.
 
         An event of `on` that comes while the step runs is decided at once, and cancels it where it leads out.
@@ -144,6 +165,9 @@ class Scope:
             self._lead(simple, then=then, on=on, after=after, on_error=on_error)
             return fn
 
+        if callable(name):  # written without parentheses
+            function, name = name, None
+            return declare(function)
         return declare
 
     def wait(
@@ -157,7 +181,7 @@ class Scope:
         enter: Callable[..., Any] | None = None,
         exit: Callable[..., Any] | None = None,
     ) -> None:
-        """Declare a state that waits for an event or a time. `then` is asked on entry and after each move of the run."""
+        """Declare a state that waits for an event or a time. `then` is asked on entry and after each move."""
         self._declare(name, "wait", initial, enter=enter, exit=exit)
         self._lead(name, then=then, on=on, after=after)
 

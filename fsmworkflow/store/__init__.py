@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from fsmworkflow.errors import StoreError
-from fsmworkflow.records import Call, Entry, Move, Owner, Run
+from fsmworkflow.records import Call, Entry, Event, Move, Owner, Run
 
 __all__ = ["Store", "open_store"]
 
@@ -17,7 +17,9 @@ Runs = list[Run]
 Owners = list[Owner]
 Entries = list[Entry]
 Calls = list[Call]
+Events = list[Event]
 Names = list[str]
+Keys = list[tuple[str, str]]
 
 
 class Store(Protocol):
@@ -43,12 +45,39 @@ class Store(Protocol):
         """Insert a run unless its key is taken. Returns the run that is there, and whether it is the one given."""
 
     async def commit(self, move: Move) -> None:
-        """Write one move: row, history, remembered calls that go. Raises LeaseLost, and then nothing was written."""
+        """Write one move: row, history, inbox, remembered calls that go. Raises LeaseLost, and then wrote nothing.
+
+        An event of the inbox (it has a `number`) is marked with the move's `answer` and version. One with an id and no
+        number is new: it is inserted so, and counted in `posted`, if no other has been posted since `before`. Raises
+        Stale where one has, where its id is known, or where an event of the inbox is spent, and then wrote nothing.
+        A move that ends the run for good drops what still waits. Where an event was posted since `before`, a run is
+        left due now, whatever the move says.
+        """
 
     async def settle(self, before: Run, after: Run) -> None:
         """Write what is no move: the `actions`, `owner` (kept or None), `due` and `error` of `after`. Raises LeaseLost.
 
-        The row must still be at the version of `before`, held by its owner and epoch.
+        The row must still be at the version of `before`, held by its owner and epoch. Where the run is over, what still
+        waits in its inbox is dropped; where an event was posted since `before`, it is left due now.
+        """
+
+    async def post(self, workflow: str, key: str, event: Event) -> Event:
+        """Put an event into a run's inbox; durable when it returns, with its `number` and when it is due.
+
+        A known id is answered with the Event as it now is, also where the run has ended, and nothing is written. Raises
+        RunNotFound, RunOver for a run that has ended for good, and CodecError for what cannot be stored.
+        """
+
+    async def inbox(self, run: Run) -> tuple[int, Events]:
+        """How many events were ever posted to a run, and those that wait, the first due first. Raises RunNotFound."""
+
+    async def event(self, run: Run, event_id: str) -> Event | None:
+        """One event of a run as it now is, or None."""
+
+    async def woken(self, owner: str, since: float) -> Keys:
+        """The (workflow, key) of runs held by this owner in whose inbox something waits that was posted since then.
+
+        An event bears the time at which its write began, so it may show some time after it: overlap the times.
         """
 
     async def release(self, run: Run) -> None:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 
 from fsmworkflow.codec import decode
-from fsmworkflow.errors import LeaseLost, StoreError
-from fsmworkflow.records import Call, Entry, Move, Owner, Run, replace
-from fsmworkflow.store import Calls, Entries, Names, Owners, Runs
+from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError
+from fsmworkflow.records import Call, Entry, Event, Move, Owner, Run, replace
+from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Runs
+from fsmworkflow.store.rows import drops, is_new, opened, posted, sealed, sealed_move
 
 
 class MemoryStore:
@@ -29,6 +30,8 @@ class MemoryStore:
         self._keys: dict[tuple[str, str], int] = {}
         self._moves: dict[int, list[Entry]] = {}
         self._calls: dict[tuple[int, str, int], dict[tuple[str, int], Call]] = {}
+        self._events: dict[int, dict[str, Event]] = {}
+        self._created: list[float] = []  # when each event was posted, by its number
         self._owners: dict[str, Owner] = getattr(self, "_owners", {})
 
     async def open(self) -> None:
@@ -55,9 +58,12 @@ class MemoryStore:
 
     async def commit(self, move: Move) -> None:
         self._open()
+        move = sealed_move(move)
         row = self._held(move.before)
-        due = move.after.due if row.posted == move.before.posted else min(row.due or move.at, move.at)
-        self._runs[row.id] = replace(move.after, posted=row.posted, due=due)
+        due = move.after.due if row.posted == move.before.posted else _sooner(row.due, move.at)
+        posted = self._taken(row, move) if move.event.id else row.posted
+        self._runs[row.id] = replace(move.after, posted=posted, due=due, later=None)
+        self._drop(move.before, move.after)
         self._moves[row.id].append(_entry(move))
         for state, visit in move.forget:
             self._calls.pop((row.id, state, visit), None)
@@ -65,8 +71,9 @@ class MemoryStore:
     async def settle(self, before: Run, after: Run) -> None:
         self._open()
         row = self._held(before)
-        due = after.due if row.posted == before.posted else min(row.due or self._clock(), self._clock())
+        due = after.due if row.posted == before.posted else _sooner(row.due, self._clock())
         self._runs[row.id] = replace(row, actions=after.actions, owner=after.owner, error=after.error, due=due)
+        self._drop(before, after)
 
     async def release(self, run: Run) -> None:
         self._open()
@@ -80,6 +87,42 @@ class MemoryStore:
         if row.owner != run.owner or row.epoch != run.epoch:
             raise lost(run)
         self._calls.setdefault((call.run, call.state, call.visit), {}).setdefault((call.name, call.nth), call)
+
+    async def post(self, workflow: str, key: str, event: Event) -> Event:
+        self._open()
+        event = sealed(event)
+        row = await self.load(workflow, key)
+        if row is None:
+            raise RunNotFound(workflow, key)
+        known = self._events.get(row.id, {}).get(event.id)
+        if known is None:
+            if row.over:
+                raise RunOver(workflow, key, row.status)
+            known = self._insert(row, event, self._clock())
+            self._runs[row.id] = replace(row, posted=row.posted + 1, due=_sooner(row.due, known.due))
+        return opened(known)
+
+    def _insert(self, run: Run, event: Event, now: float) -> Event:
+        self._created.append(now)
+        return self._events.setdefault(run.id, {}).setdefault(event.id, posted(event, len(self._created), now))
+
+    def _taken(self, row: Run, move: Move) -> int:
+        """Mark or insert the event of a move. Returns how many were ever posted. Raises Stale."""
+        known, new = self._events.get(row.id, {}).get(move.event.id), is_new(move)
+        if new and known is None and row.posted == move.before.posted:
+            known = self._insert(row, move.event, move.at)
+        elif new or known is None or known.status != "waiting":
+            raise stale(row)
+        self._events[row.id][known.id] = replace(known, status=move.answer, version=move.after.version)
+        return row.posted + new
+
+    def _drop(self, before: Run, after: Run) -> None:
+        if drops(before, after):
+            for event in self._waiting(before):
+                self._events[before.id][event.id] = replace(event, status="dropped", version=after.version)
+
+    def _waiting(self, run: Run) -> Events:
+        return [event for event in self._events.get(run.id, {}).values() if event.status == "waiting"]
 
     def _held(self, run: Run) -> Run:
         row = self._runs.get(run.id)
@@ -114,6 +157,24 @@ class MemoryStore:
         self._open()
         return list(self._moves[run.id])
 
+    async def inbox(self, run: Run) -> tuple[int, Events]:
+        self._open()
+        row = self._runs.get(run.id)
+        if row is None:
+            raise RunNotFound(run.workflow, run.key)
+        return row.posted, [opened(e) for e in sorted(self._waiting(run), key=lambda e: (e.due, e.number))]
+
+    async def event(self, run: Run, event_id: str) -> Event | None:
+        self._open()
+        event = self._events.get(run.id, {}).get(event_id)
+        return None if event is None else opened(event)
+
+    async def woken(self, owner: str, since: float) -> Keys:
+        self._open()
+        mine = [run for run in self._runs.values() if run.owner == owner]
+        new = (run for run in mine if any(self._created[e.number - 1] >= since for e in self._waiting(run)))
+        return [(run.workflow, run.key) for run in new]
+
     # -- claims -----------------------------------------------------------------------------------------------------
 
     def _free(self, run: Run) -> bool:
@@ -137,7 +198,7 @@ class MemoryStore:
     async def oldest(self, workflow: str, but: Names) -> str | None:
         self._open()
         for run in self._runs.values():
-            may = run.status in ("running", "waiting") or (run.status == "failed" and run.error is not None)
+            may = run.status in ("running", "waiting") or (run.status == "failed" and not run.over)
             if run.workflow == workflow and run.key not in but and may and self._free(run):
                 return run.key
         return None
@@ -175,6 +236,18 @@ def lost(run: Run) -> LeaseLost:
         f"run {run.workflow}/{run.key} was claimed by another owner since version {run.version}, epoch {run.epoch}: "
         "nothing was written, the other one goes on"
     )
+
+
+def stale(run: Run) -> Stale:
+    """The error of a decision that came too early or too late."""
+    return Stale(
+        f"the inbox of run {run.workflow}/{run.key} is not as it was when this move was decided, at version "
+        f"{run.version}: nothing was written, read it and decide again"
+    )
+
+
+def _sooner(due: float | None, then: float | None) -> float | None:
+    return due if then is None else then if due is None else min(due, then)
 
 
 def _start(run: Run) -> Entry:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from fsmworkflow.codec import Codec, decode, digests
-from fsmworkflow.errors import CodecError, SchemaError, StoreError, StoreUnavailable
-from fsmworkflow.records import Active, Call, Move, Owner, Run, replace
-from fsmworkflow.store import Calls, Entries, Names, Owners, Runs, rows
-from fsmworkflow.store.memory import lost
+from fsmworkflow.errors import CodecError, RunNotFound, RunOver, SchemaError, StoreError, StoreUnavailable
+from fsmworkflow.records import Active, Call, Event, Move, Owner, Run, replace
+from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Runs, rows
+from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, missing, queries
 from fsmworkflow.store.writer import Write, Writer, beside, in_task, patiently, whole
 
@@ -259,7 +259,7 @@ class PostgresStore:
         return there
 
     async def commit(self, move: Move) -> None:
-        await self._put("move", move, move.before)
+        await self._put("move", rows.sealed_move(move) if move.event.id else move, move.before)
 
     async def settle(self, before: Run, after: Run) -> None:
         await self._put("settle", after, before)
@@ -269,6 +269,10 @@ class PostgresStore:
 
     async def remember(self, run: Run, call: Call) -> None:
         await self._put("call", call, run)
+
+    async def post(self, workflow: str, key: str, event: Event) -> Event:
+        there: Event = await self._put("post", (workflow, key, rows.sealed(event)))
+        return there
 
     def _put(self, kind: Any, record: Any, run: Run | None = None) -> asyncio.Future[Any]:
         self._check()
@@ -293,12 +297,14 @@ class PostgresStore:
         for write in batch:
             write.error = None
             kinds.setdefault(write.kind, []).append(write)
-        several = len(kinds) > 1 or (len(batch) > 1 and kinds.keys().isdisjoint(("move", "create")))
+        several = len(kinds) > 1 or (len(batch) > 1 and kinds.keys().isdisjoint(("move", "create", "post")))
         async with self._transaction(connection, several=several):
             if created := kinds.pop("create", None):
                 await _create(connection, created)
             if several:
-                await connection.execute(SQL["lock"], [w.run.id for writes in kinds.values() for w in writes])
+                held = [w.run.id for writes in kinds.values() for w in writes if w.run is not None]
+                named = [w.record[:2] for w in kinds.get("post", ())]
+                await connection.execute(SQL["lock"], held, *_arrays(named, 2))
             for kind, write_all in _KINDS.items():
                 if kind in kinds:
                     await write_all(connection, kinds[kind], now)
@@ -318,6 +324,19 @@ class PostgresStore:
 
     async def history(self, run: Run) -> Entries:
         return await self._ask(lambda db: _history(db, run.id))
+
+    async def inbox(self, run: Run) -> tuple[int, Events]:
+        found = await self._ask(lambda db: db.fetch(SQL["inbox"], run.id))
+        if not found:
+            raise RunNotFound(run.workflow, run.key)
+        return found[0]["posted"], [rows.event_of(row) for row in found if row["id"] is not None]
+
+    async def event(self, run: Run, event_id: str) -> Event | None:
+        row = await self._ask(lambda db: db.fetchrow(SQL["event"], run.id, event_id))
+        return None if row is None else rows.event_of(row)
+
+    async def woken(self, owner: str, since: float) -> Keys:
+        return [(w, k) for w, k in await self._ask(lambda db: db.fetch(SQL["woken"], since, owner))]
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
@@ -421,6 +440,11 @@ def _columns(values: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
     return list(zip(*values, strict=True))
 
 
+def _arrays(values: Sequence[Sequence[Any]], many: int) -> list[tuple[Any, ...]]:
+    """Rows, or none, as so many arrays."""
+    return _columns(values) or [()] * many
+
+
 def _packed(values: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
     """Moves as arrays, without what says nothing: the driver takes half a microsecond for each element of an array."""
     columns: list[tuple[Any, ...]] = []
@@ -441,8 +465,15 @@ async def _advance(connection: Connection, writes: list[Write], now: float) -> N
     values = [rows.step_values(move) for move in moves]
     large = [v for m in moves if m.changes and m.after.hashes for v in rows.large_fields(m.after, m.changes)]
     forget = [(m.after.id, state, visit) for m in moves for state, visit in m.forget]
-    if large or forget:
-        beside = (_columns(large) or [()] * 3) + (_columns(forget) or [()] * 3)
+    events = [m for m in moves if m.event.id]
+    ended = [(m.after.version, m.before.id) for m in moves if rows.drops(m.before, m.after)]
+    if len(moves) == 1 and events and rows.is_new(moves[0]) and not large and not ended:
+        _, event_id, _, *event, _, _ = rows.new_values(moves[0])
+        done = await connection.execute(SQL["advance_new"], *values[0], event_id, *event, *_arrays(forget, 3))
+    elif large or forget or events or ended:
+        new = [rows.new_values(m) for m in events if rows.is_new(m)]
+        old = [rows.taken_values(m) for m in events if not rows.is_new(m)]
+        beside = [*_arrays(large, 3), *_arrays(forget, 3), *_arrays(new, 10), *_arrays(old, 4), *_arrays(ended, 2)]
         done = await connection.execute(SQL["advance_with"], *_packed(values), *beside)
     elif len(values) == 1:
         done = await connection.execute(SQL["advance"], *values[0])
@@ -456,8 +487,12 @@ async def _resolve(connection: Connection, writes: list[Write]) -> None:
     """Not every move hit its row. One that is in the history was made, now or by a COMMIT whose answer was lost."""
     mine = [(w.run.id, w.record.after.version, w.run.owner, w.run.epoch) for w in writes]
     there = {row[0] for row in await connection.fetch(SQL["moved"], *_columns(mine))}
+    missed = [w.run for w in writes if w.run.id not in there]
+    as_it_was = [(run.id, run.version, run.owner, run.epoch) for run in missed]
+    held = {row[0] for row in await connection.fetch(SQL["held"], *_arrays(as_it_was, 4))}
     for write in writes:
-        write.error = None if write.run.id in there else lost(write.run)
+        number = write.run.id
+        write.error = None if number in there else stale(write.run) if number in held else lost(write.run)
 
 
 async def _create(connection: Connection, writes: list[Write]) -> None:
@@ -466,7 +501,7 @@ async def _create(connection: Connection, writes: list[Write]) -> None:
         first.setdefault((write.record.workflow, write.record.key), write)
     runs: list[Run] = [write.record for write in first.values()]
     large = [(r.workflow, r.key, h, text) for r in runs for _, h, text in rows.large_fields(r, r.hashes)]
-    values = _columns([rows.create_values(run) for run in runs]) + (_columns(large) or [()] * 4)
+    values = _columns([rows.create_values(run) for run in runs]) + _arrays(large, 4)
     made = {(w, k): number for number, w, k in await connection.fetch(SQL["create"], *values)}
     for name, write in first.items():
         write.result = (replace(write.record, id=made[name]), True) if name in made else None
@@ -488,7 +523,8 @@ async def _look_up(connection: Connection, writes: list[Write]) -> None:
 
 async def _settle(connection: Connection, writes: list[Write], now: float) -> None:
     values = _columns([rows.settle_values(write.run, write.record, now) for write in writes])
-    hit = {row[0] for row in await connection.fetch(SQL["settle"], *values)}
+    ended = [(w.record.version, w.run.id) for w in writes if rows.drops(w.run, w.record)]
+    hit = {row[0] for row in await connection.fetch(SQL["settle"], *values, *_arrays(ended, 2))}
     late = [write for write in writes if write.run.id not in hit]
     if not late:
         return
@@ -513,11 +549,43 @@ async def _remember(connection: Connection, writes: list[Write], now: float) -> 
             write.error = lost(write.run)
 
 
+async def _post(connection: Connection, writes: list[Write], now: float) -> None:
+    """Events into inboxes. Those of them that were there, or have no inbox to go to, are looked up."""
+    first: dict[tuple[str, str, str], Write] = {}
+    for write in writes:
+        workflow, key, event = write.record
+        first.setdefault((workflow, key, event.id), write)
+    values = [(*rows.event_values(w.record[2], now), *w.record[:2]) for w in first.values()]
+    made = {(w, k, e): number for w, k, e, number in await connection.fetch(SQL["post"], *_columns(values), now)}
+    for name, number in made.items():
+        first[name].result = rows.opened(rows.posted(first[name].record[2], number, now))
+    others = [w for w in writes if (name := (*w.record[:2], w.record[2].id)) not in made or first[name] is not w]
+    if others:
+        await _addressed(connection, others)
+
+
+async def _addressed(connection: Connection, writes: list[Write]) -> None:
+    names = [(w.record[0], w.record[1], w.record[2].id) for w in writes]
+    found = await connection.fetch(SQL["addressed"], *_columns(names))
+    there = {(row["to_workflow"], row["to_key"], row["wanted"]): row for row in found}
+    for write, (workflow, key, event_id) in zip(writes, names, strict=True):
+        row = there.get((workflow, key, event_id))
+        if row is None:
+            write.error = RunNotFound(workflow, key)
+        elif row["id"] is not None:
+            write.result = rows.event_of(row)
+        elif row["over"]:
+            write.error = RunOver(workflow, key, row["run_status"])
+        else:
+            raise StoreUnavailable(f"run {workflow}/{key} was made while an event was posted to it")
+
+
 _KINDS: dict[str, Callable[[Connection, list[Write], float], Awaitable[None]]] = {
     "call": _remember,
     "move": _advance,
     "settle": _settle,
     "release": _release,
+    "post": _post,  # last: what was decided without it is not made stale by it
 }
 
 

@@ -7,20 +7,22 @@ from typing import Any, Protocol
 
 import msgspec
 
-from fsmworkflow.codec import Fields, fields_of, text_of
+from fsmworkflow.codec import Fields, encode, fields_of, text_of
 from fsmworkflow.codec import decode as value_of
 from fsmworkflow.conditions import Seen
-from fsmworkflow.records import Action, Active, Entry, Failure, Move, Run, replace
+from fsmworkflow.records import Action, Active, Entry, Event, Failure, Move, Run, Undoing, replace
 
 _encode = msgspec.json.Encoder().encode
 _active = msgspec.json.Decoder(dict[str, Active]).decode
 _actions = msgspec.json.Decoder(tuple[Action, ...]).decode
+_undoing = msgspec.json.Decoder(Undoing).decode
 _failure = msgspec.json.Decoder(Failure).decode
 _any = msgspec.json.Decoder().decode
 _asked = msgspec.json.Decoder(tuple[Seen, ...]).decode
 _Raw = msgspec.Raw
 
 REFERENCE = b'{"$field":"'
+NOTHING = Undoing()
 
 Value = str | int | float | None
 
@@ -52,6 +54,10 @@ def references(fields: Fields) -> dict[str, str]:
     return found
 
 
+def _undo(run: Run) -> str | None:
+    return None if run.undo == NOTHING else text(run.undo)
+
+
 def advance_values(move: Move) -> tuple[Value, ...]:
     """The parameters of the block `advance`."""
     run, before, at = move.after, move.before, move.at
@@ -70,7 +76,8 @@ def advance_values(move: Move) -> tuple[Value, ...]:
         run.owner,
         None if run.error is None else text(run.error),
         text(run.actions) if run.actions else None,
-        text(run.undo) if run.undo else None,
+        _undo(run),
+        run.deadline,
         run.deaths,
         run.updated,
         run.id,
@@ -89,6 +96,7 @@ def stays_running(move: Move) -> bool:
         and after.owner == before.owner
         and after.structure == before.structure
         and after.definition == before.definition
+        and after.deadline == before.deadline
     )
 
 
@@ -102,7 +110,7 @@ def running_values(move: Move) -> tuple[Value, ...]:
         run.version,
         None if run.error is None else text(run.error),
         text(run.actions) if run.actions else None,
-        text(run.undo) if run.undo else None,
+        _undo(run),
         run.deaths,
         run.updated,
         run.id,
@@ -148,7 +156,8 @@ def step_values(move: Move) -> tuple[Value, ...]:
     """
     run, before, event = move.after, move.before, move.event
     stay = before.active.get(event.state)
-    keeps = run.owner == before.owner and run.due == before.due
+    # Posting may have made a row due earlier than `before` knows: one that was posted to is told when it is due.
+    keeps = run.owner == before.owner and run.due == before.due and not before.posted
     error = None if run.error is None else text(run.error)
     return (
         run.id,
@@ -172,7 +181,7 @@ def step_values(move: Move) -> tuple[Value, ...]:
         None if keeps else run.owner,
         error,
         text(run.actions) if run.actions else None,
-        text(run.undo) if run.undo else None,
+        _undo(run),
         None if run.updated == move.at else run.updated,
         event.began,
         event.trigger,
@@ -180,6 +189,7 @@ def step_values(move: Move) -> tuple[Value, ...]:
         text(move.removed) if move.removed else None,
         text(move.asked) if move.asked else None,
         error if run.error is not before.error else None,
+        run.deadline,
     )
 
 
@@ -196,6 +206,7 @@ def create_values(run: Run) -> tuple[Value, ...]:
     return (
         run.workflow, run.key, run.definition, run.structure, run.status, run.state, text(run.active),
         stored(run.fields, run.hashes), run.version, run.due, run.owner, run.epoch, run.input, run.created, run.updated,
+        text(run.actions) if run.actions else None, run.deadline,
     )  # fmt: skip
 
 
@@ -221,6 +232,82 @@ def large_fields(run: Run, changes: Iterable[str]) -> list[tuple[int, str, str]]
     return [(run.id, run.hashes[k], bytes(run.fields[k]).decode()) for k in changes if k in run.hashes]
 
 
+def sealed(event: Event) -> Event:
+    """An event whose payload is JSON text, as stores keep it. Raises CodecError for what would not come back equal."""
+    if not event.id:
+        raise ValueError(f"event {event.name!r} has no id: by it a repeated one is known")
+    encode([event.id, event.name, event.state], "event")
+    return event if event.payload is None else replace(event, payload=_Raw(encode(event.payload, "payload")))
+
+
+def is_new(move: Move) -> bool:
+    """Whether a move takes an event from outside that is not in the inbox yet."""
+    return bool(move.event.id) and not move.event.number
+
+
+def sealed_move(move: Move) -> Move:
+    """A move whose event, where it is new, can be stored. Raises CodecError before anything is written."""
+    return replace(move, event=sealed(move.event)) if is_new(move) else move
+
+
+def drops(before: Run, after: Run) -> bool:
+    """Whether what still waits in the inbox goes with this write: the run is over, and something was posted to it."""
+    return before.posted > 0 and after.over
+
+
+def taken_values(move: Move) -> tuple[Value, ...]:
+    """The parameters of the block `take`."""
+    return move.answer, move.after.version, move.event.number, move.before.id
+
+
+def event_values(event: Event, now: float) -> tuple[Value, ...]:
+    """What both dialects store of an event that is sealed, save its run and what became of it."""
+    due = now if event.due is None else event.due
+    payload = None if event.payload is None else bytes(event.payload).decode()
+    return event.id, event.name, payload, due, event.state or None, event.visit
+
+
+def new_values(move: Move) -> tuple[Value, ...]:
+    """The parameters of the block `event_taken`: a new event with what the move made of it."""
+    return move.before.id, *event_values(move.event, move.at), move.answer, move.after.version, move.at
+
+
+def posted(event: Event, number: int, now: float) -> Event:
+    """A sealed event as it stands in the inbox from now."""
+    due = now if event.due is None else event.due
+    return replace(event, number=number, due=due, status="waiting", version=None)
+
+
+def opened(event: Event) -> Event:
+    """A sealed event as one reads it: its payload a private copy, and nothing in it that is not stored."""
+    return Event(
+        name=event.name,
+        payload=None if event.payload is None else value_of(event.payload),
+        id=event.id,
+        state=event.state,
+        visit=event.visit,
+        due=event.due,
+        status=event.status,
+        version=event.version,
+        number=event.number,
+    )
+
+
+def event_of(row: Row) -> Event:
+    """A row of fsm_events as an Event."""
+    return Event(
+        name=row["name"],
+        payload=None if row["payload"] is None else value_of(row["payload"]),
+        id=row["event_id"],
+        state=row["state"] or "",
+        visit=row["visit"],
+        due=row["due"],
+        status=row["status"],
+        version=row["version"],
+        number=row["id"],
+    )
+
+
 def run_of(row: Row) -> Run:
     """A row of fsm_runs as a Run; references to large fields still stand in it."""
     fields = fields_of(row["data"])
@@ -241,6 +328,8 @@ def run_of(row: Row) -> Run:
         posted=row["posted"],
         error=None if row["error"] is None else _failure(row["error"]),
         actions=() if row["actions"] is None else _actions(row["actions"]),
+        undo=NOTHING if row["undo"] is None else _undoing(row["undo"]),
+        deadline=row["deadline"],
         input=row["input"],
         parent=row["parent"],
         deaths=row["deaths"],

@@ -20,10 +20,10 @@ from urllib.parse import unquote
 import aiosqlite
 
 from fsmworkflow.codec import decode
-from fsmworkflow.errors import SchemaError, StoreError, StoreUnavailable
-from fsmworkflow.records import Call, Move, Owner, Run, replace
-from fsmworkflow.store import Calls, Entries, Names, Owners, Runs, rows
-from fsmworkflow.store.memory import lost
+from fsmworkflow.errors import RunNotFound, RunOver, SchemaError, StoreError, StoreUnavailable
+from fsmworkflow.records import Call, Event, Move, Owner, Run, replace
+from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Runs, rows
+from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, missing, queries, statements
 from fsmworkflow.store.writer import Done, Write, Writer, patiently, whole
 
@@ -147,7 +147,7 @@ class SQLiteStore:
         return there
 
     async def commit(self, move: Move) -> None:
-        await self._put("move", move, move.before)
+        await self._put("move", rows.sealed_move(move) if move.event.id else move, move.before)
 
     async def settle(self, before: Run, after: Run) -> None:
         await self._put("settle", after, before)
@@ -157,6 +157,10 @@ class SQLiteStore:
 
     async def remember(self, run: Run, call: Call) -> None:
         await self._put("call", call, run)
+
+    async def post(self, workflow: str, key: str, event: Event) -> Event:
+        there: Event = await self._put("post", (workflow, key, rows.sealed(event)))
+        return there
 
     def _put(self, kind: Any, record: Any, run: Run | None = None) -> asyncio.Future[Any]:
         if self._write is None:
@@ -196,6 +200,18 @@ class SQLiteStore:
 
     async def history(self, run: Run) -> Entries:
         return await self._ask(lambda db: _history(db, run.id))
+
+    async def inbox(self, run: Run) -> tuple[int, Events]:
+        found = await self._ask(lambda db: _mappings(db.execute(SQL["inbox"], (run.id,))))
+        if not found:
+            raise RunNotFound(run.workflow, run.key)
+        return found[0]["posted"], [rows.event_of(row) for row in found if row["id"] is not None]
+
+    async def event(self, run: Run, event_id: str) -> Event | None:
+        return await self._ask(lambda db: _event(db, run.id, event_id))
+
+    async def woken(self, owner: str, since: float) -> Keys:
+        return await self._ask(lambda db: db.execute(SQL["woken"], (since, owner)).fetchall())
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
@@ -271,9 +287,12 @@ def _write(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
 def _batch(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
     """All writes of a batch, those of one kind together. Raises _Mixed where a row was not hit."""
     moves: list[Move] = []
+    posts: list[Write] = []
     for write in batch:
         if write.kind == "move":
             moves.append(write.record)
+        elif write.kind == "post":
+            posts.append(write)
         else:
             write.error = None
             _SINGLE[write.kind](db, write, now)
@@ -281,19 +300,40 @@ def _batch(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
                 raise _Mixed
     if moves:
         _advance(db, moves)
+    for write in posts:  # after the moves: what was decided without it is not made stale by it
+        write.error = None
+        _single_post(db, write, now)
 
 
 def _advance(db: sqlite3.Connection, moves: list[Move]) -> None:
-    running = [rows.running_values(m) for m in moves if rows.stays_running(m)]
-    others = [rows.advance_values(m) for m in moves if not rows.stays_running(m)] if len(running) < len(moves) else []
-    for block, values in (("advance_running", running), ("advance", others)):
-        if values and db.executemany(SQL[block], values).rowcount != len(values):
-            raise _Mixed
+    if events := [m for m in moves if m.event.id]:
+        _take(db, events)
+    known = [m for m in moves if not rows.is_new(m)] if events else moves
+    running = [rows.running_values(m) for m in known if rows.stays_running(m)]
+    others = [rows.advance_values(m) for m in known if not rows.stays_running(m)] if len(running) < len(known) else []
+    _each(db, "advance_running", running)
+    _each(db, "advance", others)
+    if ended := [(m.after.version, m.before.id) for m in moves if rows.drops(m.before, m.after)]:
+        db.executemany(SQL["drop"], ended)
     db.executemany(SQL["move"], [rows.move_values(m) for m in moves])
     if large := [v for m in moves if m.changes and m.after.hashes for v in rows.large_fields(m.after, m.changes)]:
         db.executemany(SQL["field"], large)
     if forget := [(m.after.id, state, visit) for m in moves for state, visit in m.forget]:
         db.executemany(SQL["forget"], forget)
+
+
+def _take(db: sqlite3.Connection, moves: list[Move]) -> None:
+    """Mark events of the inbox; new ones are inserted, and their runs moved."""
+    new = [m for m in moves if rows.is_new(m)]
+    _each(db, "take", [rows.taken_values(m) for m in moves if not rows.is_new(m)])
+    _each(db, "advance_new", [(*rows.advance_values(m), m.event.id) for m in new])
+    _each(db, "event_taken", [rows.new_values(m) for m in new])
+
+
+def _each(db: sqlite3.Connection, block: str, values: Sequence[Sequence[Any]]) -> None:
+    """One statement for each. Raises _Mixed where one of them hit no row."""
+    if values and db.executemany(SQL[block], values).rowcount != len(values):
+        raise _Mixed
 
 
 def _singly(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
@@ -302,18 +342,22 @@ def _singly(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
         write.error = None
         try:
             _transaction(db, lambda db, write=write: _SINGLE[write.kind](db, write, now))  # type: ignore[misc]
+        except _Mixed:
+            write.error = _missed(db, write.run)
         except (sqlite3.DataError, sqlite3.IntegrityError, OverflowError) as error:
             write.error = StoreError(f"SQLite: {error}")
 
 
 def _single_move(db: sqlite3.Connection, write: Write, now: float) -> None:
-    try:
-        _advance(db, [write.record])
-    except _Mixed:
-        before = write.run
-        mine = (before.id, before.version + 1, before.owner, before.epoch)
-        if db.execute(SQL["moved"], mine).fetchone() is None:
-            write.error = lost(before)
+    _advance(db, [write.record])
+
+
+def _missed(db: sqlite3.Connection, before: Run) -> StoreError | None:
+    """Why a move was not made. One that is in the history was, by a COMMIT whose answer was lost."""
+    if db.execute(SQL["moved"], (before.id, before.version + 1, before.owner, before.epoch)).fetchone():
+        return None
+    mine = (before.id, before.version, before.epoch, before.owner)
+    return stale(before) if db.execute(SQL["settled"], mine).fetchone() and before.owner else lost(before)
 
 
 def _single_create(db: sqlite3.Connection, write: Write, now: float) -> None:
@@ -334,6 +378,8 @@ def _single_settle(db: sqlite3.Connection, write: Write, now: float) -> None:
         done = (after.id, after.version, after.epoch, after.owner)
         if after.owner == before.owner or db.execute(SQL["settled"], done).fetchone() is None:
             write.error = lost(before)
+    elif rows.drops(before, after):
+        db.execute(SQL["drop"], (after.version, before.id))
 
 
 def _single_release(db: sqlite3.Connection, write: Write, now: float) -> None:
@@ -348,12 +394,32 @@ def _single_call(db: sqlite3.Connection, write: Write, now: float) -> None:
         write.error = lost(run)
 
 
+def _single_post(db: sqlite3.Connection, write: Write, now: float) -> None:
+    workflow, key, event = write.record
+    row = db.execute(SQL["addressed"], (workflow, key)).fetchone()
+    if row is None:
+        write.error = RunNotFound(workflow, key)
+        return
+    run, status, over = row
+    write.result = _event(db, run, event.id)
+    if write.result is not None:
+        return
+    if over:
+        write.error = RunOver(workflow, key, status)
+        return
+    (number,) = db.execute(SQL["post"], (*rows.event_values(event, now), run, now)).fetchone()
+    event = rows.posted(event, number, now)
+    db.execute(SQL["posted"], (run, event.due))
+    write.result = rows.opened(event)
+
+
 _SINGLE: dict[str, Callable[[sqlite3.Connection, Write, float], None]] = {
     "move": _single_move,
     "create": _single_create,
     "settle": _single_settle,
     "release": _single_release,
     "call": _single_call,
+    "post": _single_post,
 }
 
 
@@ -370,6 +436,11 @@ def _runs(db: sqlite3.Connection, sql: str, values: Sequence[Any] | Mapping[str,
         return found
     texts = {(run, h): text for run, h, text in db.execute(SQL["fields"], (json.dumps(wanted),))}
     return [rows.filled(run, texts) for run in found]
+
+
+def _event(db: sqlite3.Connection, run: int, event_id: str) -> Event | None:
+    found = _mappings(db.execute(SQL["event"], (run, event_id)))
+    return rows.event_of(found[0]) if found else None
 
 
 def _history(db: sqlite3.Connection, run: int) -> Entries:

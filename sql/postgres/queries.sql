@@ -10,7 +10,7 @@ WITH hit AS (
        SET status = $2, state = $3, active = $4, data = $5, version = $6, definition = $7, structure = $8,
            due = CASE WHEN posted <> $9 THEN least(coalesce(due, $11), $11) WHEN $10 THEN due ELSE $18 END,
            owner = CASE WHEN $10 THEN owner ELSE $19 END,
-           error = $20, actions = $21, undo = $22, deaths = $12, updated = coalesce($23, $11)
+           error = $20, actions = $21, undo = $22, deaths = $12, updated = coalesce($23, $11), deadline = $30
      WHERE id = $1 AND version = $6 - 1 AND owner = $13 AND epoch = $14
     RETURNING id)
 INSERT INTO fsm_moves
@@ -33,7 +33,7 @@ hit AS (
                       WHEN keeps THEN fsm_runs.due ELSE move.due END,
            owner = CASE WHEN keeps THEN mover ELSE move.owner END,
            error = move.error, actions = move.actions, undo = move.undo, deaths = move.deaths,
-           updated = coalesce(move.updated, at)
+           updated = coalesce(move.updated, at), deadline = move.deadline
       FROM
           (SELECT run, coalesce(status, ($2::text[])[1]) AS status, coalesce(state, ($3::text[])[1]) AS state,
                   coalesce(active, ($4::text[])[1]) AS active, coalesce(data, ($5::text[])[1]) AS data,
@@ -44,15 +44,15 @@ hit AS (
                   coalesce(deaths, ($12::bigint[])[1]) AS deaths, coalesce(mover, ($13::text[])[1]) AS mover,
                   coalesce(epoch, ($14::bigint[])[1]) AS epoch, coalesce(event, ($15::text[])[1]) AS event,
                   coalesce(source, ($16::text[])[1]) AS source, coalesce(attempt, ($17::bigint[])[1]) AS attempt,
-                  due, owner, error, actions, undo, updated, began, trigger, changes, removed, asked, failure
+                  due, owner, error, actions, undo, updated, began, trigger, changes, removed, asked, failure, deadline
              FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
                          $7::bigint[], $8::text[], $9::bigint[], $10::bool[], $11::float8[], $12::bigint[],
                          $13::text[], $14::bigint[], $15::text[], $16::text[], $17::bigint[], $18::float8[],
                          $19::text[], $20::text[], $21::text[], $22::text[], $23::float8[], $24::float8[],
-                         $25::text[], $26::text[], $27::text[], $28::text[], $29::text[])
+                         $25::text[], $26::text[], $27::text[], $28::text[], $29::text[], $30::float8[])
                   AS move (run, status, state, active, data, version, definition, structure, seen, keeps, at,
                            deaths, mover, epoch, event, source, attempt, due, owner, error, actions, undo,
-                           updated, began, trigger, changes, removed, asked, failure)) AS move
+                           updated, began, trigger, changes, removed, asked, failure, deadline)) AS move
      WHERE (SELECT count(*) FROM held) > 0
        AND id = run AND fsm_runs.version = move.version - 1 AND fsm_runs.owner = mover AND fsm_runs.epoch = move.epoch
     RETURNING move.*)
@@ -63,19 +63,53 @@ SELECT run, version, at, began, event, trigger, source, state, status,
        attempt, mover, epoch, changes, removed, asked, failure
   FROM hit;
 
+-- name: advance_new
+-- The same for a move that takes an event which is in no inbox yet: none other must have been posted meanwhile.
+WITH hit AS (
+    UPDATE fsm_runs
+       SET status = $2, state = $3, active = $4, data = $5, version = $6, definition = $7, structure = $8,
+           posted = posted + 1, due = CASE WHEN $10 THEN due ELSE $18 END, owner = CASE WHEN $10 THEN owner ELSE $19 END,
+           error = $20, actions = $21, undo = $22, deaths = $12, updated = coalesce($23, $11::float8),
+           deadline = $30
+     WHERE id = $1 AND version = $6 - 1 AND owner = $13 AND epoch = $14 AND posted = $9
+       AND NOT EXISTS (SELECT FROM fsm_events WHERE run = $1 AND event_id = $31)
+    RETURNING id),
+taken AS (
+    INSERT INTO fsm_events (run, event_id, name, payload, due, state, visit, status, version, created)
+    SELECT id, $31, $15, $32, $33, $34, $35, $36, $6, $11 FROM hit),
+forgotten AS (
+    DELETE FROM fsm_calls
+     USING unnest($37::bigint[], $38::text[], $39::bigint[]) AS gone (run, state, visit), hit
+     WHERE fsm_calls.run = gone.run AND fsm_calls.state = gone.state AND fsm_calls.visit = gone.visit)
+INSERT INTO fsm_moves
+       (run, version, at, began, event, trigger, source, dest, status,
+        attempt, owner, epoch, changes, removed, asked, error)
+SELECT id, $6, $11, $24, $15, $25, $16, $3, $2,
+       $17, $13, $14, $26, $27, $28, $29
+  FROM hit;
+
 -- name: advance_with
--- The same, with large fields to keep and remembered calls to forget.
-WITH held AS MATERIALIZED (
+-- advance_many, with large fields to keep, remembered calls to forget, new events to insert and those of the inbox to
+-- mark, and inboxes to empty. What was posted since this statement began is not seen here: it leaves the run due.
+WITH new AS MATERIALIZED (
+    SELECT *
+      FROM unnest($37::bigint[], $38::text[], $39::text[], $40::text[], $41::float8[], $42::text[], $43::bigint[],
+                  $44::text[], $45::bigint[], $46::float8[])
+           AS new (run, event_id, name, payload, due, state, visit, status, version, created)),
+old AS MATERIALIZED (
+    SELECT * FROM unnest($47::text[], $48::bigint[], $49::bigint[], $50::bigint[]) AS old (status, version, id, run)),
+held AS MATERIALIZED (
     SELECT id FROM fsm_runs WHERE id = ANY ($1::bigint[]) ORDER BY id FOR NO KEY UPDATE),
 hit AS (
     UPDATE fsm_runs
        SET status = move.status, state = move.state, active = move.active, data = move.data, version = move.version,
            definition = move.definition, structure = move.structure,
+           posted = posted + CASE WHEN fsm_runs.id IN (SELECT new.run FROM new) THEN 1 ELSE 0 END,
            due = CASE WHEN posted <> seen THEN least(coalesce(fsm_runs.due, at), at)
                       WHEN keeps THEN fsm_runs.due ELSE move.due END,
            owner = CASE WHEN keeps THEN mover ELSE move.owner END,
            error = move.error, actions = move.actions, undo = move.undo, deaths = move.deaths,
-           updated = coalesce(move.updated, at)
+           updated = coalesce(move.updated, at), deadline = move.deadline
       FROM
           (SELECT run, coalesce(status, ($2::text[])[1]) AS status, coalesce(state, ($3::text[])[1]) AS state,
                   coalesce(active, ($4::text[])[1]) AS active, coalesce(data, ($5::text[])[1]) AS data,
@@ -86,28 +120,45 @@ hit AS (
                   coalesce(deaths, ($12::bigint[])[1]) AS deaths, coalesce(mover, ($13::text[])[1]) AS mover,
                   coalesce(epoch, ($14::bigint[])[1]) AS epoch, coalesce(event, ($15::text[])[1]) AS event,
                   coalesce(source, ($16::text[])[1]) AS source, coalesce(attempt, ($17::bigint[])[1]) AS attempt,
-                  due, owner, error, actions, undo, updated, began, trigger, changes, removed, asked, failure
+                  due, owner, error, actions, undo, updated, began, trigger, changes, removed, asked, failure, deadline
              FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
                          $7::bigint[], $8::text[], $9::bigint[], $10::bool[], $11::float8[], $12::bigint[],
                          $13::text[], $14::bigint[], $15::text[], $16::text[], $17::bigint[], $18::float8[],
                          $19::text[], $20::text[], $21::text[], $22::text[], $23::float8[], $24::float8[],
-                         $25::text[], $26::text[], $27::text[], $28::text[], $29::text[])
+                         $25::text[], $26::text[], $27::text[], $28::text[], $29::text[], $30::float8[])
                   AS move (run, status, state, active, data, version, definition, structure, seen, keeps, at,
                            deaths, mover, epoch, event, source, attempt, due, owner, error, actions, undo,
-                           updated, began, trigger, changes, removed, asked, failure)) AS move
+                           updated, began, trigger, changes, removed, asked, failure, deadline)) AS move
      WHERE (SELECT count(*) FROM held) > 0
        AND id = run AND fsm_runs.version = move.version - 1 AND fsm_runs.owner = mover AND fsm_runs.epoch = move.epoch
+       AND (posted = seen OR fsm_runs.id NOT IN (SELECT new.run FROM new))
+       AND fsm_runs.id NOT IN (SELECT run FROM new JOIN fsm_events USING (run, event_id))
+       AND fsm_runs.id NOT IN (SELECT old.run FROM old LEFT JOIN fsm_events AS there
+                                   ON there.id = old.id AND there.run = old.run AND there.status = 'waiting'
+                                WHERE there.id IS NULL)
     RETURNING move.*),
 kept AS (
     INSERT INTO fsm_fields (run, hash, text)
     SELECT field.run, field.hash, field.text
-      FROM unnest($30::bigint[], $31::text[], $32::text[]) AS field (run, hash, text) JOIN hit ON hit.run = field.run
+      FROM unnest($31::bigint[], $32::text[], $33::text[]) AS field (run, hash, text) JOIN hit ON hit.run = field.run
         ON CONFLICT DO NOTHING),
 forgotten AS (
     DELETE FROM fsm_calls
-     USING unnest($33::bigint[], $34::text[], $35::bigint[]) AS gone (run, state, visit), hit
+     USING unnest($34::bigint[], $35::text[], $36::bigint[]) AS gone (run, state, visit), hit
      WHERE fsm_calls.run = gone.run AND fsm_calls.state = gone.state AND fsm_calls.visit = gone.visit
-       AND hit.run = gone.run)
+       AND hit.run = gone.run),
+inserted AS (
+    INSERT INTO fsm_events (run, event_id, name, payload, due, state, visit, status, version, created)
+    SELECT new.* FROM new JOIN hit ON hit.run = new.run),
+marked AS (
+    UPDATE fsm_events SET status = old.status, version = old.version
+      FROM old JOIN hit ON hit.run = old.run
+     WHERE fsm_events.id = old.id),
+dropped AS (
+    UPDATE fsm_events SET status = 'dropped', version = ended.version
+      FROM unnest($51::bigint[], $52::bigint[]) AS ended (version, run) JOIN hit ON hit.run = ended.run
+     WHERE fsm_events.run = ended.run AND fsm_events.status = 'waiting'
+       AND fsm_events.id NOT IN (SELECT old.id FROM old))
 INSERT INTO fsm_moves
        (run, version, at, began, event, trigger, source, dest, status,
         attempt, owner, epoch, changes, removed, asked, error)
@@ -116,8 +167,13 @@ SELECT run, version, at, began, event, trigger, source, state, status,
   FROM hit;
 
 -- name: lock
--- All rows that a transaction of several statements writes, in the order of their ids.
-SELECT id FROM fsm_runs WHERE id = ANY ($1::bigint[]) ORDER BY id FOR NO KEY UPDATE;
+-- All rows that a transaction of several statements writes, by id or by name, in the order of their ids.
+SELECT id FROM fsm_runs
+ WHERE id IN (SELECT unnest($1::bigint[])
+              UNION
+              SELECT there.id
+                FROM unnest($2::text[], $3::text[]) AS named (workflow, key) JOIN fsm_runs AS there USING (workflow, key))
+ ORDER BY id FOR NO KEY UPDATE;
 
 -- name: create
 -- New runs, with their first row of history and their large fields. Those whose key was free come back. Ids are given
@@ -125,13 +181,14 @@ SELECT id FROM fsm_runs WHERE id = ANY ($1::bigint[]) ORDER BY id FOR NO KEY UPD
 WITH run AS MATERIALIZED (
     SELECT nextval('fsm_runs_id_seq') AS id, run.*
       FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                  $9::bigint[], $10::float8[], $11::text[], $12::bigint[], $13::text[], $14::float8[], $15::float8[])
+                  $9::bigint[], $10::float8[], $11::text[], $12::bigint[], $13::text[], $14::float8[], $15::float8[],
+                  $16::text[], $17::float8[])
            AS run (workflow, key, definition, structure, status, state, active, data,
-                   version, due, owner, epoch, input, created, updated)),
+                   version, due, owner, epoch, input, created, updated, actions, deadline)),
 made AS (
     INSERT INTO fsm_runs
            (id, workflow, key, definition, structure, status, state, active, data,
-            version, due, owner, epoch, input, created, updated)
+            version, due, owner, epoch, input, created, updated, actions, deadline)
     SELECT * FROM run ORDER BY workflow, key
         ON CONFLICT (workflow, key) DO NOTHING
     RETURNING *),
@@ -141,23 +198,29 @@ begun AS (
 kept AS (
     INSERT INTO fsm_fields (run, hash, text)
     SELECT made.id, field.hash, field.text
-      FROM unnest($16::text[], $17::text[], $18::text[], $19::text[]) AS field (workflow, key, hash, text)
+      FROM unnest($18::text[], $19::text[], $20::text[], $21::text[]) AS field (workflow, key, hash, text)
       JOIN made ON made.workflow = field.workflow AND made.key = field.key
         ON CONFLICT DO NOTHING)
 SELECT id, workflow, key FROM made;
 
 -- name: settle
--- What is no move: actions that were done are struck off, and the run is released. The version stays. The runs that
--- were hit come back.
-UPDATE fsm_runs
-   SET actions = done.actions, owner = done.owner, error = done.error,
-       due = CASE WHEN posted = done.seen THEN done.due ELSE least(coalesce(fsm_runs.due, done.at), done.now) END
-  FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::float8[], $6::float8[], $7::float8[],
-              $8::bigint[], $9::bigint[], $10::text[], $11::bigint[])
-       AS done (actions, owner, error, seen, due, at, now, run, version, mover, epoch)
- WHERE id = done.run AND fsm_runs.version = done.version
-   AND fsm_runs.owner = done.mover AND fsm_runs.epoch = done.epoch
-RETURNING id;
+-- What is no move: actions that were done are struck off, and the run is released. The version stays. What still waits
+-- in the inboxes of runs that are over is dropped. The runs that were hit come back.
+WITH hit AS (
+    UPDATE fsm_runs
+       SET actions = done.actions, owner = done.owner, error = done.error,
+           due = CASE WHEN posted = done.seen THEN done.due ELSE least(coalesce(fsm_runs.due, done.at), done.now) END
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::float8[], $6::float8[], $7::float8[],
+                  $8::bigint[], $9::bigint[], $10::text[], $11::bigint[])
+           AS done (actions, owner, error, seen, due, at, now, run, version, mover, epoch)
+     WHERE id = done.run AND fsm_runs.version = done.version
+       AND fsm_runs.owner = done.mover AND fsm_runs.epoch = done.epoch
+    RETURNING id),
+dropped AS (
+    UPDATE fsm_events SET status = 'dropped', version = ended.version
+      FROM unnest($12::bigint[], $13::bigint[]) AS ended (version, run) JOIN hit ON hit.id = ended.run
+     WHERE fsm_events.run = ended.run AND fsm_events.status = 'waiting')
+SELECT id FROM hit;
 
 -- name: release
 UPDATE fsm_runs SET owner = NULL
@@ -195,6 +258,65 @@ SELECT id
   FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[]) AS done (run, version, epoch, owner)
   JOIN fsm_runs ON id = done.run AND fsm_runs.version = done.version AND fsm_runs.epoch = done.epoch
    AND fsm_runs.owner IS NOT DISTINCT FROM done.owner;
+
+-- name: post
+-- Events into inboxes, a repeated one once. Posting adds to `posted`, never to `version`: a move that was decided
+-- meanwhile holds, and leaves the run due now. Those that were new come back.
+WITH event AS MATERIALIZED (
+    SELECT *
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bigint[],
+                  $7::text[], $8::text[])
+           WITH ORDINALITY AS event (event_id, name, payload, due, state, visit, workflow, key, place)),
+run AS MATERIALIZED (
+    SELECT id, workflow, key FROM fsm_runs
+     WHERE (workflow, key) IN (SELECT event.workflow, event.key FROM event)
+       AND NOT (status IN ('done', 'cancelled')
+            OR (status = 'failed' AND (error IS NULL OR undo::json ->> 'ends' IS NOT NULL)))
+     ORDER BY id FOR NO KEY UPDATE),
+made AS (
+    INSERT INTO fsm_events (run, event_id, name, payload, due, state, visit, created)
+    SELECT run.id, event_id, name, payload, due, state, visit, $9::float8
+      FROM event JOIN run USING (workflow, key)
+     ORDER BY place
+        ON CONFLICT (run, event_id) DO NOTHING
+    RETURNING id, run, event_id, due),
+counted AS (
+    UPDATE fsm_runs SET posted = posted + new.many, due = least(coalesce(fsm_runs.due, new.due), new.due)
+      FROM (SELECT run, count(*) AS many, min(due) AS due FROM made GROUP BY run) AS new
+     WHERE fsm_runs.id = new.run)
+SELECT run.workflow, run.key, made.event_id, made.id FROM made JOIN run ON run.id = made.run;
+
+-- name: addressed
+-- The runs that events are for, how they are and whether they have ended for good, and the events where they are known.
+SELECT workflow AS to_workflow, key AS to_key, wanted, run.status AS run_status, over, fsm_events.*
+  FROM unnest($1::text[], $2::text[], $3::text[]) AS event (workflow, key, wanted)
+  JOIN (SELECT id, workflow, key, status,
+               status IN ('done', 'cancelled')
+                   OR (status = 'failed' AND (error IS NULL OR undo::json ->> 'ends' IS NOT NULL)) AS over
+          FROM fsm_runs) AS run USING (workflow, key)
+  LEFT JOIN fsm_events ON fsm_events.run = run.id AND fsm_events.event_id = wanted;
+
+-- name: inbox
+-- How many events were ever posted, and those that wait, in one row where there are none.
+SELECT posted, fsm_events.*
+  FROM fsm_runs LEFT JOIN fsm_events ON run = fsm_runs.id AND fsm_events.status = 'waiting'
+ WHERE fsm_runs.id = $1
+ ORDER BY fsm_events.due, fsm_events.id;
+
+-- name: event
+SELECT * FROM fsm_events WHERE run = $1 AND event_id = $2;
+
+-- name: woken
+SELECT DISTINCT workflow, key
+  FROM fsm_events JOIN fsm_runs ON fsm_runs.id = run
+ WHERE fsm_events.status = 'waiting' AND fsm_events.created >= $1 AND owner = $2;
+
+-- name: held
+-- Which runs still are as they were, at this version, with this owner and epoch.
+SELECT id
+  FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[]) AS mine (run, version, owner, epoch)
+  JOIN fsm_runs ON id = run AND fsm_runs.version = mine.version
+   AND fsm_runs.owner = mine.owner AND fsm_runs.epoch = mine.epoch;
 
 -- name: load
 SELECT * FROM fsm_runs WHERE workflow = $1 AND key = $2;
@@ -238,7 +360,7 @@ RETURNING *;
 -- The oldest run of a workflow that is unfinished, or failed and may go on, and that no live owner holds.
 SELECT key FROM fsm_runs
  WHERE workflow = $1
-   AND (status IN ('running', 'waiting') OR (status = 'failed' AND error IS NOT NULL))
+   AND (status IN ('running', 'waiting') OR (status = 'failed' AND error IS NOT NULL AND undo::json ->> 'ends' IS NULL))
    AND (owner IS NULL
         OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())))
    AND key <> ALL ($2::text[])

@@ -5,8 +5,17 @@
 UPDATE fsm_runs
    SET status = ?, state = ?, active = ?, data = ?, version = ?, definition = ?, structure = ?,
        due = CASE WHEN posted = ? THEN ? ELSE min(coalesce(due, ?), ?) END,
-       owner = ?, error = ?, actions = ?, undo = ?, deaths = ?, updated = ?
+       owner = ?, error = ?, actions = ?, undo = ?, deadline = ?, deaths = ?, updated = ?
  WHERE id = ? AND version = ? AND owner = ? AND epoch = ?;
+
+-- name: advance_new
+-- As advance, for a move that takes an event which is in no inbox yet: none other must have been posted meanwhile.
+UPDATE fsm_runs
+   SET status = ?1, state = ?2, active = ?3, data = ?4, version = ?5, definition = ?6, structure = ?7,
+       posted = posted + 1, due = ?9, owner = ?12, error = ?13, actions = ?14, undo = ?15, deadline = ?16,
+       deaths = ?17, updated = ?18
+ WHERE id = ?19 AND version = ?20 AND owner = ?21 AND epoch = ?22 AND posted = ?8
+   AND NOT EXISTS (SELECT 1 FROM fsm_events WHERE run = ?19 AND event_id = ?23);
 
 -- name: advance_running
 -- As advance, for a run that was and stays running: no column of an index is named, so no index page is written.
@@ -19,6 +28,19 @@ INSERT INTO fsm_moves
        (run, version, at, began, event, trigger, source, dest, status, attempt, owner, epoch, changes, removed, asked, error)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
+-- name: event_taken
+-- A new event, with what the move that took it made of it.
+INSERT INTO fsm_events (run, event_id, name, payload, due, state, visit, status, version, created)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: take
+-- An event of the inbox is spent.
+UPDATE fsm_events SET status = ?, version = ? WHERE id = ? AND run = ? AND status = 'waiting';
+
+-- name: drop
+-- What still waits when a run is over.
+UPDATE fsm_events SET status = 'dropped', version = ? WHERE run = ? AND status = 'waiting';
+
 -- name: settle
 -- What is no move: actions that were done are struck off, and the run is released. The version stays.
 UPDATE fsm_runs
@@ -27,8 +49,9 @@ UPDATE fsm_runs
 
 -- name: create
 INSERT INTO fsm_runs
-       (workflow, key, definition, structure, status, state, active, data, version, due, owner, epoch, input, created, updated)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+       (workflow, key, definition, structure, status, state, active, data, version, due, owner, epoch, input, created, updated,
+        actions, deadline)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (workflow, key) DO NOTHING
 RETURNING id;
 
@@ -56,6 +79,36 @@ SELECT 1 FROM fsm_moves WHERE run = ? AND version = ? AND owner = ? AND epoch = 
 
 -- name: settled
 SELECT 1 FROM fsm_runs WHERE id = ? AND version = ? AND epoch = ? AND owner IS ?;
+
+-- name: addressed
+-- The run that an event is for, and whether it has ended for good.
+SELECT id, status, (status IN ('done', 'cancelled')
+        OR (status = 'failed' AND (error IS NULL OR undo ->> 'ends' IS NOT NULL)))
+  FROM fsm_runs WHERE workflow = ? AND key = ?;
+
+-- name: post
+INSERT INTO fsm_events (event_id, name, payload, due, state, visit, run, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+RETURNING id;
+
+-- name: posted
+-- Posting adds to `posted`, never to `version`: a move that was decided meanwhile holds, and leaves the run due now.
+UPDATE fsm_runs SET posted = posted + 1, due = min(coalesce(due, ?2), ?2) WHERE id = ?1;
+
+-- name: inbox
+-- How many events were ever posted, and those that wait, in one row where there are none.
+SELECT posted, fsm_events.*
+  FROM fsm_runs LEFT JOIN fsm_events ON run = fsm_runs.id AND fsm_events.status = 'waiting'
+ WHERE fsm_runs.id = ?
+ ORDER BY fsm_events.due, fsm_events.id;
+
+-- name: event
+SELECT * FROM fsm_events WHERE run = ? AND event_id = ?;
+
+-- name: woken
+-- CROSS JOIN fixes the order: what was posted since is little, what one owner holds may be much.
+SELECT DISTINCT workflow, key
+  FROM fsm_events CROSS JOIN fsm_runs ON fsm_runs.id = run
+ WHERE fsm_events.status = 'waiting' AND fsm_events.created >= ? AND owner = ?;
 
 -- name: load
 SELECT * FROM fsm_runs WHERE workflow = ? AND key = ?;
@@ -88,7 +141,7 @@ RETURNING *;
 -- The oldest run of a workflow that is unfinished, or failed and may go on, and that no live owner holds.
 SELECT key FROM fsm_runs
  WHERE workflow = :workflow
-   AND (status IN ('running', 'waiting') OR (status = 'failed' AND error IS NOT NULL))
+   AND (status IN ('running', 'waiting') OR (status = 'failed' AND error IS NOT NULL AND undo ->> 'ends' IS NULL))
    AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
    AND key NOT IN (SELECT value FROM json_each(:but))
  ORDER BY id LIMIT 1;

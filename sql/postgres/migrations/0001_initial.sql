@@ -8,7 +8,7 @@ CREATE TABLE fsm_runs (
     structure    text             NOT NULL,           -- a hash of its states and transitions
     status       text             NOT NULL,
     state        text             NOT NULL,           -- the active leaf states, as text
-    active       text             NOT NULL,           -- {"state": [visit, attempt]} in document order
+    active       text             NOT NULL,           -- {"state": {"visit": n, "attempt": n, ...}} in document order
     data         text             NOT NULL,           -- a field over 4 KB stands as {"$field": hash}
     version      bigint           NOT NULL,           -- the number of moves so far
     due          double precision,
@@ -18,7 +18,7 @@ CREATE TABLE fsm_runs (
     posted       bigint           NOT NULL DEFAULT 0, -- the number of events ever posted to it
     error        text,
     actions      text,                                -- what is still to be done after the last commit
-    undo         text,                                -- finished visits that can be compensated
+    undo         text,                                -- {"left": [finished visits that can be compensated], "ends": ..., "lost": [...]}
     input        text             NOT NULL,           -- a hash of the data it was started with
     parent       bigint,
     parent_state text,
@@ -52,6 +52,7 @@ CREATE TABLE fsm_events (
     UNIQUE (run, event_id)
 );
 CREATE INDEX fsm_events_waiting ON fsm_events (run, due, id) WHERE status = 'waiting';
+CREATE INDEX fsm_events_new ON fsm_events (created) WHERE status = 'waiting';
 
 CREATE TABLE fsm_moves (
     run     bigint           NOT NULL,

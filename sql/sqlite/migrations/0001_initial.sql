@@ -8,7 +8,7 @@ CREATE TABLE fsm_runs (
     structure    TEXT    NOT NULL,           -- a hash of its states and transitions
     status       TEXT    NOT NULL,
     state        TEXT    NOT NULL,           -- the active leaf states, as text
-    active       TEXT    NOT NULL,           -- {"state": [visit, attempt]} in document order
+    active       TEXT    NOT NULL,           -- {"state": {"visit": n, "attempt": n, ...}} in document order
     data         TEXT    NOT NULL,           -- a field over 4 KB stands as {"$field": hash}
     version      INTEGER NOT NULL,           -- the number of moves so far
     due          REAL,
@@ -18,7 +18,7 @@ CREATE TABLE fsm_runs (
     posted       INTEGER NOT NULL DEFAULT 0, -- the number of events ever posted to it
     error        TEXT,
     actions      TEXT,                       -- what is still to be done after the last commit
-    undo         TEXT,                       -- finished visits that can be compensated
+    undo         TEXT,                       -- {"left": [finished visits that can be compensated], "ends": ..., "lost": [...]}
     input        TEXT    NOT NULL,           -- a hash of the data it was started with
     parent       INTEGER,
     parent_state TEXT,
@@ -52,6 +52,7 @@ CREATE TABLE fsm_events (
     UNIQUE (run, event_id)
 );
 CREATE INDEX fsm_events_waiting ON fsm_events (run, due, id) WHERE status = 'waiting';
+CREATE INDEX fsm_events_new ON fsm_events (created) WHERE status = 'waiting';
 
 CREATE TABLE fsm_moves (
     run     INTEGER NOT NULL,

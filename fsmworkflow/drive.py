@@ -1,0 +1,389 @@
+"""Drive: the loop of one run. Look, act, decide, commit, again, until it rests.
+
+It never chooses a state: that is `decide`. It never writes: that is the store. One commit of a run is in flight at a
+time; steps of several active states may run beside each other, and beside the events that come in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from fsmworkflow.acting import Acting, act_after
+from fsmworkflow.decide import DONE, ERROR, RETRY, STEERING, decide, due_next, failure, fit, resting_due
+from fsmworkflow.errors import EndlessLoop, Stale, StoreError
+from fsmworkflow.records import Event, Move, Run, replace
+from fsmworkflow.worker import Worker
+from fsmworkflow.workflow import Workflow
+
+__all__ = ["Drive"]
+
+log = logging.getLogger("fsmworkflow")
+
+LOOP = 1_000
+LEFT_BEHIND = 10.0
+"""Seconds that a cancelled step has to end, before the move that leaves its state is committed without it."""
+PAUSE = 0.25
+
+
+class Drive:
+    """Drives one claimed run until it rests. `error` is what its step raised, where it failed here.
+
+    With `hold` a run that rests stays ours, so that the next event costs one commit; else it is let go.
+    """
+
+    __slots__ = (
+        "_acting", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_steps", "_unread", "_woken",
+        "error", "hold", "inbox", "retry", "run", "store", "worker", "workflow",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        run: Run,
+        worker: Worker,
+        *,
+        fresh: bool = False,
+        retry: bool = False,
+        hold: bool = False,
+    ) -> None:
+        self.workflow = workflow
+        self.run = run
+        self.worker = worker
+        self.store = worker.store
+        self.hold = hold
+        self.retry = retry
+        self.error: BaseException | None = None
+        self.inbox: list[Event] = []
+        self._acting = Acting(workflow, worker)
+        self._fresh = fresh  # whether the visits began here, so that they have no remembered calls yet
+        self._unread = run.posted > 0  # whether the inbox may hold what was not looked at
+        self._asked: int | None = None  # the version at which waiting states were asked whether they lead on
+        self._idle: list[str] = []  # the states passed since the last step: a cycle of them never rests
+        self._steps: dict[tuple[str, int], asyncio.Task[Event]] = {}
+        self._entered_by: dict[int, Event] = {}
+        self._woken: asyncio.Future[None] | None = None
+        self._inline: asyncio.Task[object] | None = None
+
+    # -- from outside -----------------------------------------------------------------------------------------------
+
+    def wake(self, event: str | None = None) -> None:
+        """Something was posted to this run: look at the inbox as soon as possible. `event` is its name, where known."""
+        self._unread = True
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+        if event in STEERING and self._inline is not None:
+            self._inline.cancel()  # a step that accepts nothing runs in our own task: only a steering hand stops it
+
+    def within(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether a task is one in which a step of this run runs."""
+        return task is not None and (task is self._inline or task in self._steps.values())
+
+    async def send(self, event: Event) -> Event | None:
+        """Take a new event at once, in the commit that makes it durable. Only of a held run, while it rests.
+
+        Returns the event as it then is; None where it cannot be taken now and is to be posted: no active state accepts
+        it, or an older event is due, or (Stale) has been posted meanwhile.
+        """
+        if self._unread or self.inbox or self.run.status != "waiting":
+            return None
+        if not self.workflow.chart.accepted(self.run.active, event.name):
+            return None
+        try:
+            move = await decide(self.workflow, self.run, event, now=self.store.now())
+            await self.commit(move)
+        except Stale:
+            self._unread = True
+            return None
+        return replace(event, status=move.answer, version=move.after.version)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a held run rests, and nothing that was posted to it waits to be looked at."""
+        run = self.run
+        return not self._unread and run.status != "running" and (run.due is None or run.due > self.store.now())
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    async def go(self) -> Run:
+        """Drive the run until it ends, fails or rests, and return it. Raises LeaseLost where another has claimed it.
+
+        When cancelled, or when the worker is stopping, the run is given back and may be resumed at once.
+        """
+        kept = False
+        try:
+            fit(self.workflow, self.run)
+            if self.retry and self.run.status == "failed" and not self.run.over:
+                await self._take(Event(name=RETRY))
+            self.retry = False
+            while await self._turn():
+                pass
+            kept = self.hold and not self.worker.stopping
+            if self.run.owner is not None:
+                await self._rest(kept)
+        finally:
+            await self._stop(list(self._steps))
+            if self.run.owner is not None and not kept:
+                await self._give_up()
+        return self.run
+
+    async def _turn(self) -> bool:
+        """One turn: whatever is next. False when nothing is, and nothing is on its way."""
+        if self._unread:
+            await self._look()
+        run = self.run
+        if run.actions and run.due is not None:
+            await self._after()
+            return True
+        if self.worker.stopping and not self._steps:
+            return False
+        event = await self._next(self.store.now())
+        if event is not None:
+            await self._take(event)
+            return True
+        if self._steps or self._again() is not None:
+            await self._wait()
+            return True
+        return False
+
+    async def _next(self, now: float) -> Event | None:
+        """The next event: what the run has due, a step that has ended, the oldest that is accepted, a new step."""
+        run = self.run
+        if run.status == "compensating":
+            again = run.undo.left[-1].again if run.undo.left else None
+            if again is not None and again > now:
+                return None
+            await self.worker.hold(run)
+            return await self._acting.undo(run)
+        event = due_next(self.workflow, run, now, asked=self._asked)
+        if event is not None:
+            return self._counted(event)
+        event = self._ended_step() or self._accepted(now)
+        if event is not None or self.worker.stopping or run.status != "running":
+            return event
+        return await self._begin_steps(now)
+
+    def _counted(self, event: Event) -> Event:
+        """A state passed without a step, an event or a time. More than 1,000 of them in a row are a cycle."""
+        if event.name != DONE:
+            self._idle.clear()
+            return event
+        self._idle.append(event.state)
+        if len(self._idle) <= LOOP:
+            return event
+        before = [place for place, state in enumerate(self._idle[:-1]) if state == event.state]
+        cycle = " -> ".join(self._idle[before[-1] if before else -20 :])
+        error = EndlessLoop(f"{LOOP:,} moves without a step, an event or time between them: {cycle}")
+        return Event(name=ERROR, state=event.state, error=error, failure=failure(error, self.run, event.state))
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    async def _begin_steps(self, now: float) -> Event | None:
+        """Begin the steps of all active states. One that nothing can interrupt is run here, and its end returned."""
+        run, workflow = self.run, self.workflow
+        ready = [
+            state
+            for state, stay in run.active.items()
+            if workflow.states[state].step is not None
+            and (state, stay.visit) not in self._steps
+            and (stay.again is None or stay.again <= now)
+        ]
+        if not ready:
+            return None
+        await self.worker.hold(run)
+        self._idle.clear()
+        if len(run.active) == 1 and not workflow.chart.listens(ready[0]) and run.deadline is None:
+            return await self._alone(ready[0])
+        for state in ready:
+            stay = run.active[state]
+            self._steps[state, stay.visit] = asyncio.create_task(self._step(run, state), name=f"step {state}")
+        return None
+
+    async def _step(self, run: Run, state: str) -> Event:
+        stay = run.active[state]
+        fresh = self._fresh and stay.attempt == 1 and stay.visit == run.version
+        return await self._acting.step(run, state, stay, fresh=fresh, event=await self._entered(stay.visit))
+
+    async def _entered(self, visit: int) -> Event | None:
+        """The event that led into this visit, also after a crash."""
+        if self.run.posted and visit and visit not in self._entered_by:
+            found = await self.store.taken(self.run, visit)
+            if found is not None:
+                self._entered_by[visit] = found
+        return self._entered_by.get(visit)
+
+    async def _alone(self, state: str) -> Event | None:
+        """A step that accepts no event needs no task of its own. None where a steering hand has stopped it."""
+        self._inline = task = asyncio.current_task()
+        try:
+            return await self._step(self.run, state)
+        except asyncio.CancelledError:
+            if not self._unread or task is None or task.uncancel() > 0:
+                raise
+            return None
+        finally:
+            self._inline = None
+
+    def _ended_step(self) -> Event | None:
+        for name, task in list(self._steps.items()):
+            if task.done():
+                del self._steps[name]
+                if not task.cancelled():
+                    return task.result()
+        return None
+
+    def _again(self) -> float | None:
+        """When the next attempt of a step or of an undoing is due: a retry's pause is no rest."""
+        if self.run.status == "compensating":
+            return self.run.undo.left[-1].again if self.run.undo.left else None
+        if self.run.status != "running":
+            return None
+        return min((stay.again for stay in self.run.active.values() if stay.again is not None), default=None)
+
+    async def _wait(self) -> None:
+        """Wait until a step ends, something is posted, or a time has come; in pieces, as the worker may be stopping."""
+        now = self.store.now()
+        times = [t for t in (self._again(), resting_due(self.workflow, self.run)) if t is not None and t > now]
+        limit = min(times) - now if times else None
+        if not self._steps:
+            limit = PAUSE if limit is None else min(limit, PAUSE)
+        self._woken = asyncio.get_running_loop().create_future()
+        if self._unread:
+            return
+        try:
+            waited: set[asyncio.Future[Any]] = {*self._steps.values(), self._woken}
+            await asyncio.wait(waited, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._woken.cancel()
+            self._woken = None
+
+    async def _stop(self, names: list[tuple[str, int]]) -> None:
+        """Cancel steps and wait until they have ended; after 10 s they are left behind, and what they do is dropped."""
+        tasks = [self._steps.pop(name) for name in names]
+        if not tasks:
+            return
+        for task in tasks:
+            task.cancel()
+        _, left = await asyncio.wait(tasks, timeout=LEFT_BEHIND)
+        for task in tasks:
+            if task not in left and not task.cancelled():
+                task.exception()
+        for task in left:
+            log.warning(
+                "%s of run %s/%s does not end: it is left behind", task.get_name(), self.run.workflow, self.run.key
+            )
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        self._unread = False
+        posted, self.inbox = await self.store.inbox(self.run)
+        self._note(posted)
+
+    def _note(self, posted: int) -> None:
+        now = self.store.now()
+        later = min((e.due for e in self.inbox if e.due is not None and e.due > now), default=None)
+        self.run = replace(self.run, posted=posted, later=later)
+
+    def _accepted(self, now: float) -> Event | None:
+        """The oldest due event that the run accepts."""
+        run, chart = self.run, self.workflow.chart
+        visits = {stay.visit for stay in run.active.values()}
+        for event in self.inbox:
+            if event.due is not None and event.due > now:
+                continue
+            if event.visit is not None and event.visit not in visits:
+                continue
+            if event.name in STEERING:
+                return event
+            if run.status in ("running", "waiting") and chart.accepted(run.active, event.name):
+                return event
+        return None
+
+    async def _take(self, event: Event) -> None:
+        """Decide and commit. Steps whose states the move leaves are ended before its commit."""
+        move = await decide(self.workflow, self.run, event, now=self.store.now())
+        if move.after is move.before:
+            self._asked = self.run.version
+            return
+        if self._steps:
+            live = move.after.active if move.after.status in ("running", "waiting") else {}
+            gone = [(s, v) for s, v in self._steps if s not in live or live[s].visit != v]
+            await self._stop(gone)
+        await self.commit(move)
+
+    async def commit(self, move: Move) -> None:
+        """Write a move, and go on from there."""
+        await self.store.commit(move)
+        event = move.event
+        if event.id:
+            self._idle.clear()
+            self._entered_by[move.after.version] = event
+            self.inbox = [e for e in self.inbox if e.id != event.id]
+        self._fresh = self._fresh or move.after.active is not move.before.active
+        posted = move.after.posted + (1 if event.id and not event.number else 0)
+        self.run = replace(move.after, posted=posted) if posted != move.after.posted else move.after
+        if event.id:
+            self._note(posted)
+        if move.error is not None:
+            self.error = move.error
+        _log(move)
+
+    # -- resting ----------------------------------------------------------------------------------------------------
+
+    async def _rest(self, kept: bool) -> None:
+        """Write when somebody has to look at the run again, where the row says something else, and let it go."""
+        run = self.run
+        due = (
+            resting_due(self.workflow, run) if run.status == "waiting" else run.due if run.status == "running" else None
+        )
+        if due != run.due or not kept:
+            after = replace(run, due=due, owner=run.owner if kept else None)
+            await self.store.settle(run, after)
+            self.run = after
+
+    async def _give_up(self) -> None:
+        """Release a run that is still ours; where this task is being cancelled, the writer does it all the same."""
+        release = asyncio.ensure_future(self.store.release(self.run))
+        try:
+            await asyncio.shield(release)
+        except StoreError as error:
+            log.warning("run %s/%s could not be given back: %s", self.run.workflow, self.run.key, error)
+        self.run = replace(self.run, owner=None)
+
+    async def _after(self) -> None:
+        """Do what the last move named, at least once. The next commit strikes it off, or one of its own."""
+        before = self.run
+        await self.worker.hold(before)
+        failed = await act_after(self.workflow, before, self.worker)
+        if before.status in ("running", "waiting", "compensating"):
+            if failed is None:
+                self.run = replace(before, actions=())
+            else:
+                move = await decide(self.workflow, before, _broken(before, failed), now=self.store.now())
+                await self._stop(list(self._steps))
+                await self.commit(move)
+                self.error = failed
+            return
+        after = replace(before, actions=(), owner=None, due=None)
+        if failed is not None:
+            # A failed run with an error is one that may go on; one that ended as failed has none.
+            error = failure(failed, before, before.state) if before.status == "done" else None
+            after = replace(after, actions=before.actions, error=error)
+        await self.store.settle(before, after)
+        self.run = after
+
+
+def _broken(run: Run, error: BaseException) -> Event:
+    """An action that failed for good fails the run; no retry of a step is meant by it."""
+    leaf = next(reversed(run.active))
+    return Event(name=ERROR, state=leaf, failure=failure(error, run, leaf))
+
+
+def _log(move: Move) -> None:
+    run = move.after
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s/%s %s: %s -> %s", run.workflow, run.key, move.event.name, move.before.state, run.state)
+    if run.status == "failed" and run.error is not None:
+        log.warning("run %s/%s failed in state %r: %s", run.workflow, run.key, run.state, run.error.type)

@@ -1,0 +1,84 @@
+"""Reading a run's history: why it is where it is, and what it was at an earlier version."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from fsmworkflow.codec import encode
+from fsmworkflow.decide import begin
+from fsmworkflow.records import Entry, Run
+from fsmworkflow.workflow import Workflow
+
+__all__ = ["explained", "forked"]
+
+
+def explained(workflow: Workflow, run: Run, history: Sequence[Entry], *, now: float) -> str:
+    """In words: how the run came to where it is, what its last decision saw, and what it waits for."""
+    last = history[-1]
+    lines = [f"{run.workflow}/{run.key} is {run.status} in state {run.state}, at version {run.version}."]
+    lines.append(f"Last, {_event(last)} led from {last.source or 'nowhere'} to {last.dest}, at {_clock(last.at)}.")
+    for seen in last.asked:
+        saw = ", ".join(f"{name} = {value}" for name, value in seen.values.items())
+        lines.append(f"  asked: {seen.condition} -> {seen.answer}{f' ({saw})' if saw else ''}")
+    if run.error is not None:
+        error = run.error
+        lines.append(f"Its last error, in state {error.state}, attempt {error.attempt}: {error.type}: {error.message}")
+    lines += _waits(workflow, run, now)
+    if run.undo.lost:
+        lines.append("Could not be undone: " + ", ".join(f"{u.state} (visit {u.visit})" for u in run.undo.lost) + ".")
+    return "\n".join(lines)
+
+
+def _event(entry: Entry) -> str:
+    names = {"$start": "the start", "$done": "the end of its step", "$error": "an error", "$timeout": "a timer"}
+    return names.get(entry.event, f"the event {entry.event}")
+
+
+def _waits(workflow: Workflow, run: Run, now: float) -> list[str]:
+    if run.over or run.status in ("failed", "parked"):
+        return ["It has ended." if run.over else "It keeps its place: run or retry lets it go on."]
+    lines = []
+    if accepts := workflow.accepts(run):
+        lines.append(f"It accepts: {', '.join(accepts)}.")
+    for state, stay in run.active.items():
+        lines += [f"A timer of {state} is due {_clock(due)}, {_left(due - now)}." for due in stay.timers.values()]
+        if stay.again is not None:
+            lines.append(f"Attempt {stay.attempt} of {state} is due {_clock(stay.again)}, {_left(stay.again - now)}.")
+    if run.owner is not None and run.status == "running":
+        lines.append("An engine drives it now.")
+    elif run.status == "running":
+        lines.append("No engine drives it: resume does.")
+    return lines
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+
+
+def _left(seconds: float) -> str:
+    return f"in {seconds:,.0f} s" if seconds >= 0 else f"{-seconds:,.0f} s ago"
+
+
+def forked(
+    workflow: Workflow, run: Run, history: Sequence[Entry], key: str, at: int | None, data: Any, *, now: float
+) -> Run:
+    """A new run with the state and data that `run` had at version `at` (now, where None), folded from its history.
+
+    Raises ValueError for a version that is not there, CodecError for data that does not fit.
+    """
+    at = run.version if at is None else at
+    if not 0 <= at <= run.version:
+        raise ValueError(f"run {run.workflow}/{run.key} has versions 0 to {run.version}, not {at}")
+    values: dict[str, Any] = {}
+    for entry in history[: at + 1]:
+        for name in entry.removed:
+            values.pop(name, None)
+        values.update(entry.changes)
+    values.update(data or {})
+    fields = {name: msgspec.Raw(encode(value, f"data.{name}")) for name, value in values.items()}
+    workflow.codec.decode(fields)
+    return begin(workflow, key, fields, now=now, states=workflow.chart.entered(history[at].dest.split(", "), ""))
