@@ -20,7 +20,7 @@ import msgspec
 
 from fsmworkflow.errors import CodecError
 
-__all__ = ["Codec", "Data", "Fields", "decode", "digests", "encode", "fields_of", "text_of"]
+__all__ = ["Codec", "Data", "Fields", "decode", "digests", "encode", "fields_of", "read_back", "text_of"]
 
 Fields = dict[str, msgspec.Raw]
 """Data as it is stored: each top-level field with its JSON text, in the order of the data."""
@@ -28,6 +28,8 @@ Fields = dict[str, msgspec.Raw]
 LIMIT = 16 * 2**20
 DEPTH = 100
 LARGE = 4096
+REFERENCE = b'{"$field":"'
+"""How a row refers to a field whose text is kept apart, followed by its hash."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -47,8 +49,15 @@ def fields_of(text: bytes | str) -> Fields:
 
 
 def digests(fields: Fields) -> dict[str, str]:
-    """The hash of each field over 4 KB: a store keeps such a text once for all moves of a run."""
-    return {k: hashlib.blake2b(v, digest_size=16).hexdigest() for k, v in fields.items() if len(memoryview(v)) > LARGE}
+    """The hash of each field over 4 KB: a store keeps such a text once for all moves of a run.
+
+    Also of one that is spelled like the reference to such a text, which typed data may be: so none is taken for one.
+    """
+    return {k: hashlib.blake2b(v, digest_size=16).hexdigest() for k, v in fields.items() if _apart(memoryview(v))}
+
+
+def _apart(text: memoryview) -> bool:
+    return len(text) > LARGE or text[: len(REFERENCE)] == REFERENCE
 
 
 # -- plain values ---------------------------------------------------------------------------------------------------
@@ -124,6 +133,8 @@ def _tagged(value: Any, path: Path, known: _Known) -> dict[str, str]:
     # A named zone would come back as a fixed offset, which is another value the day the clocks change.
     if zone is not None and (type(zone) is not dt.timezone or repr(zone) != repr(dt.timezone(zone.utcoffset(None)))):
         raise CodecError(_spelled(path), "a named time zone does not read back: use datetime.timezone, without a name")
+    if isinstance(value, Decimal) and value.is_nan():
+        raise CodecError(_spelled(path), f"{value!r} is not equal to itself, so nothing that reads back is")
     text = write(value)
     known.charge(len(text), path)
     return {tag: text}
@@ -247,6 +258,14 @@ def decode(text: bytes | str | msgspec.Raw) -> Any:
         raw = text.encode() if isinstance(text, str) else bytes(text)
         return _revive(value) if b'"$' in raw else value
     return value
+
+
+def read_back(text: bytes | str | msgspec.Raw) -> Any:
+    """As `decode`; but what is spelled like a tagged value and is none, as typed data may be, comes as it is written."""
+    try:
+        return decode(text)
+    except (ValueError, TypeError, ArithmeticError):
+        return _decode(text)
 
 
 # -- data -----------------------------------------------------------------------------------------------------------

@@ -418,8 +418,8 @@ class Engine:
     async def _driving(self, definition: Workflow, fresh: Run, retry: bool) -> Driving:
         """How this engine sees to a run: as it does already, as to one that rests here, or by beginning to."""
         name = (fresh.workflow, fresh.key)
-        while name in self._busy:  # for the time of one commit
-            await asyncio.sleep(STEERED)  # noqa: ASYNC110
+        while name in self._busy:  # noqa: ASYNC110 (for the time of one commit)
+            await asyncio.sleep(STEERED)
         driving = self._drives.get(name)
         if driving is not None and not (driving.done is not None and driving.done.done()):
             if driving.drive is not None and driving.drive.within(asyncio.current_task()):

@@ -30,8 +30,12 @@ COMPOSITE = frozenset({"state", "parallel", "region"})
 def problems_of(workflow: Workflow) -> list[str]:
     """Every problem of a workflow, each with its place. Paths are followed only where all else is right."""
     problems = name_problem(workflow.name, "workflow name") + _duration(workflow.deadline, "deadline")
+    version: Any = workflow.version
+    if type(version) is not int or version < 1:
+        problems.append(f"version {version!r} must be a whole number from 1")
+    problems += [f"merge {key!r}: {fn!r} is no function" for key, fn in workflow.merge.items() if not callable(fn)]
     for state in workflow.states.values():
-        problems += [] if "." in state.name else name_problem(state.name, "state name")
+        problems += name_problem(state.name, "state name")
         problems += _state_problems(state)
     problems += _initial_problems(workflow)
     problems += [p for t in workflow.transitions for p in _transition_problems(workflow, t)]
@@ -42,20 +46,32 @@ def problems_of(workflow: Workflow) -> list[str]:
 def _initial_problems(workflow: Workflow) -> list[str]:
     """Every scope but a parallel state has one initial state; a parallel state has regions, and enters them all."""
     problems = []
-    for path in ["", *(s.name for s in workflow.states.values() if s.kind in COMPOSITE)]:
-        inner = [s for s in workflow.states.values() if s.name.rpartition(".")[0] == path]
+    inside: dict[str, list[State]] = {"": []}
+    for state in workflow.states.values():
+        inside.setdefault(str(state.name).rpartition(".")[0], []).append(state)
+        if state.kind in COMPOSITE:
+            inside.setdefault(state.name, [])
+    for path, inner in inside.items():
         where = f" in {path!r}" if path else ""
-        if path and workflow.states[path].kind == "parallel":
+        if path and path not in workflow.states:
+            # A name with a dot in it was refused already where it was declared.
+            found = [f"state {s.name!r} stands in {path!r}, which is no state" for s in inner]
+            problems += [] if workflow._problems else found
+        elif path and workflow.states[path].kind == "parallel":
             problems += [] if inner else [f"parallel state {path!r} has no region"]
-            continue
-        first = [s.name for s in inner if s.initial]
-        if len(first) > 1:
-            problems.append(f"two initial states{where}: {', '.join(map(repr, first))}")
-        elif not first:
-            problems.append(f"no state is initial{where}")
-        elif workflow.states[first[0]].kind == "final" and path:
-            problems.append(f"state {first[0]!r} is initial and final: {path!r} would do nothing")
+        else:
+            problems += _first_problems(path, where, [s for s in inner if s.initial])
     return problems
+
+
+def _first_problems(path: str, where: str, first: list[State]) -> list[str]:
+    if len(first) > 1:
+        return [f"two initial states{where}: {', '.join(repr(s.name) for s in first)}"]
+    if not first:
+        return [f"no state is initial{where}: give one of them initial=True"]
+    if first[0].kind == "final" and path:
+        return [f"state {first[0].name!r} is initial and final: {path!r} would do nothing"]
+    return []
 
 
 def _duration(value: Any, where: str) -> list[str]:
@@ -184,6 +200,9 @@ class _Paths:
     def __init__(self, workflow: Workflow) -> None:
         self.workflow = workflow
         self.states = workflow.states
+        self.inside: dict[str, list[State]] = {}
+        for state in workflow.states.values():
+            self.inside.setdefault(state.name.rpartition(".")[0], []).append(state)
         self.arcs: dict[str, list[tuple[Transition, str | None]]] = {name: [] for name in workflow.states}
         for t in workflow.transitions:
             for source in sources_of(workflow, t):
@@ -198,7 +217,7 @@ class _Paths:
         ]
 
     def _inner(self, path: str) -> list[State]:
-        return [s for s in self.states.values() if s.name.rpartition(".")[0] == path]
+        return self.inside.get(path, [])
 
     def _entered(self, path: str) -> Iterable[str]:
         """What becomes active when a state is entered: it, what is around it, and what it holds at first."""
@@ -231,32 +250,45 @@ class _Paths:
         return any(s.kind == "final" and s.name in reached for s in inner)
 
     def _reached(self) -> set[str]:
-        reached = set(self._entered(self.workflow.initial))
-        before = 0
-        while len(reached) > before:
-            before = len(reached)
-            for name in list(reached):
-                composite = self.states[name].kind in COMPOSITE
-                for t, dest in self.arcs[name]:
-                    by_itself = t.trigger is None and t.delay is None and t.error is None
-                    if dest is not None and not (composite and by_itself and not self._done(name, reached)):
-                        reached.update(self._entered(dest))
+        reached: set[str] = set()
+        todo = list(self._entered(self.workflow.initial))
+        while todo:
+            name = todo.pop()
+            if name not in reached:
+                reached.add(name)
+                todo += [s for dest in self._ways(name, reached) for s in self._entered(dest) if s not in reached]
+                # What is around it may be complete now, and lead on by itself.
+                around = name
+                while self.states[name].kind == "final" and (around := around.rpartition(".")[0]):
+                    todo += [s for dest in self._ways(around, reached) for s in self._entered(dest) if s not in reached]
         return reached
+
+    def _ways(self, name: str, reached: set[str]) -> list[str]:
+        """Where a state that is reached leads; one that holds others leads on by itself only when it can complete."""
+        composite = self.states[name].kind in COMPOSITE
+        complete = not composite or self._done(name, reached)
+        return [dest for t, dest in self.arcs[name] if dest is not None and (complete or not _by_itself(t))]
 
     def _ending(self) -> set[str]:
         """The states from which an end can be reached, or the end of what is around them."""
-        ending = {s.name for s in self.states.values() if s.ends or (s.kind == "final" and "." not in s.name)}
-        before = -1
-        while len(ending) > before:
-            before = len(ending)
-            ending.update(name for name in self.states if name not in ending and self._ends(name, ending))
+        todo = [s.name for s in self.states.values() if s.ends or (s.kind == "final" and "." not in s.name)]
+        back: dict[str, list[str]] = {}
+        for name in self.states:
+            for t, dest in self._leading(name):
+                if dest is None or t.after == ENDS:
+                    todo.append(name)
+                if dest is not None:
+                    back.setdefault(dest, []).append(name)
+            for state in self._inner(name):
+                if state.initial or self.states[name].kind == "parallel":
+                    back.setdefault(state.name, []).append(name)
+        ending: set[str] = set()
+        while todo:
+            name = todo.pop()
+            if name not in ending:
+                ending.add(name)
+                todo += back.get(name, [])
         return ending
-
-    def _ends(self, name: str, ending: set[str]) -> bool:
-        if any(dest is None or t.after == ENDS or dest in ending for t, dest in self._leading(name)):
-            return True
-        held = [s.name for s in self._inner(name) if s.initial or self.states[name].kind == "parallel"]
-        return bool(held) and any(inner in ending for inner in held)
 
     def _leading(self, name: str) -> Iterable[tuple[Transition, str | None]]:
         """Its own transitions, those of the states around it, and, of a final state, what its completion takes."""
@@ -264,7 +296,11 @@ class _Paths:
         around, complete = name.rpartition(".")[0], self.states[name].kind == "final"
         while around:
             for t, dest in self.arcs[around]:
-                if complete or not (t.trigger is None and t.delay is None and t.error is None):
+                if complete or not _by_itself(t):
                     yield t, dest
             complete = complete and self.states[around].kind == "region"
             around = around.rpartition(".")[0]
+
+
+def _by_itself(t: Transition) -> bool:
+    return t.trigger is None and t.delay is None and t.error is None

@@ -16,7 +16,7 @@ from transitions.extensions.nesting import HierarchicalMachine, NestedState, Nes
 
 from fsmworkflow.conditions import Guard, as_guard
 from fsmworkflow.retry import seconds
-from fsmworkflow.workflow import ENDS, Transition, action_name, sources_of
+from fsmworkflow.workflow import ENDS, State, Transition, action_name, sources_of
 
 if TYPE_CHECKING:
     from fsmworkflow.workflow import Workflow
@@ -182,7 +182,7 @@ def _around(state: str) -> list[str]:
 
 
 def _build(workflow: Workflow) -> Any:
-    machine = _Machine(model=None, states=_tree(workflow, ""), initial=workflow.initial, auto_transitions=False)
+    machine = _Machine(model=None, states=_tree(workflow), initial=workflow.initial, auto_transitions=False)
     for number, t in enumerate(workflow.transitions):
         # A transition whose dest is None ends the run where it is; in the library's table it leads back there.
         dest = "=" if t.dest is None else t.dest
@@ -192,24 +192,25 @@ def _build(workflow: Workflow) -> Any:
     return machine
 
 
-def _tree(workflow: Workflow, path: str) -> list[Any]:
-    """The states below a path, as the library takes them."""
-    tree: list[Any] = []
+def _tree(workflow: Workflow) -> list[Any]:
+    """The states as the library takes them: each with what it holds, and with what it enters at first."""
+    inside: dict[str, list[State]] = {}
     for state in workflow.states.values():
-        around, _, name = state.name.rpartition(".")
-        if around != path:
-            continue
-        inner = _tree(workflow, state.name)
+        inside.setdefault(state.name.rpartition(".")[0], []).append(state)
+
+    def below(path: str) -> list[Any]:
+        return [described(state) for state in inside.get(path, ())]
+
+    def described(state: State) -> Any:
+        name, inner = state.name.rpartition(".")[2], below(state.name)
         if state.kind == "parallel":
-            tree.append({"name": name, "parallel": inner})
-        elif inner:
-            first = next(
-                s.name for s in workflow.states.values() if s.initial and s.name.rpartition(".")[0] == state.name
-            )
-            tree.append({"name": name, "children": inner, "initial": first.rpartition(".")[2]})
-        else:
-            tree.append(name)
-    return tree
+            return {"name": name, "parallel": inner}
+        if not inner:
+            return name
+        first = next(s.name for s in inside[state.name] if s.initial)
+        return {"name": name, "children": inner, "initial": first.rpartition(".")[2]}
+
+    return below("")
 
 
 def _triggers(t: Transition) -> list[str]:

@@ -470,7 +470,8 @@ async def test_the_next_success_forgets_the_error() -> None:
 
 async def test_a_failed_run_goes_on_in_the_same_visit_with_attempts_anew() -> None:
     workflow = judged()
-    run = at(workflow, "draft", {"n": 1}, active={"draft": Active(4, 3)}, status="failed", due=None)
+    error = Failure("OSError", "no paper")
+    run = at(workflow, "draft", {"n": 1}, active={"draft": Active(4, 3)}, status="failed", due=None, error=error)
     after = (await moved(workflow, run, Event(name=RETRY))).after
     assert (after.status, after.state, after.visit, after.attempt, after.data) == ("running", "draft", 4, 1, {"n": 1})
     assert after.due == NOW

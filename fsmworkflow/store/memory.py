@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from fsmworkflow.codec import decode
+from fsmworkflow.codec import read_back
 from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError
 from fsmworkflow.records import Call, Entry, Event, Move, Owner, Run, replace
 from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Runs
@@ -62,9 +62,10 @@ class MemoryStore:
         row = self._held(move.before)
         due = move.after.due if row.posted == move.before.posted else _sooner(row.due, move.at)
         posted = self._taken(row, move) if move.event.id else row.posted
+        entry = _entry(move)
         self._runs[row.id] = replace(move.after, posted=posted, due=due, later=None)
         self._drop(move.before, move.after)
-        self._moves[row.id].append(_entry(move))
+        self._moves[row.id].append(entry)
         for state, visit in move.forget:
             self._calls.pop((row.id, state, visit), None)
 
@@ -198,7 +199,8 @@ class MemoryStore:
     async def oldest(self, workflow: str, but: Names) -> str | None:
         self._open()
         for run in self._runs.values():
-            may = run.status in ("running", "waiting") or (run.status == "failed" and not run.over)
+            due = run.due is not None and run.due <= self._clock()
+            may = due or run.status == "running" or (run.status == "failed" and not run.over)
             if run.workflow == workflow and run.key not in but and may and self._free(run):
                 return run.key
         return None
@@ -253,7 +255,7 @@ def _sooner(due: float | None, then: float | None) -> float | None:
 def _start(run: Run) -> Entry:
     return Entry(
         version=0, event="$start", source="", dest=run.state, status=run.status, at=run.created, owner=run.owner,
-        epoch=run.epoch, changes={k: decode(v) for k, v in run.fields.items()},
+        epoch=run.epoch, changes={k: read_back(v) for k, v in run.fields.items()},
     )  # fmt: skip
 
 
@@ -271,7 +273,7 @@ def _entry(move: Move) -> Entry:
         attempt=before.attempt if stay is None else stay.attempt,
         owner=before.owner,
         epoch=before.epoch,
-        changes={k: decode(v) for k, v in move.changes.items()},
+        changes={k: read_back(v) for k, v in move.changes.items()},
         removed=move.removed,
         asked=move.asked,
         error=after.error if after.error is not before.error else None,

@@ -467,9 +467,8 @@ async def _advance(connection: Connection, writes: list[Write], now: float) -> N
     forget = [(m.after.id, state, visit) for m in moves for state, visit in m.forget]
     events = [m for m in moves if m.event.id]
     ended = [(m.after.version, m.before.id) for m in moves if rows.drops(m.before, m.after)]
-    if len(moves) == 1 and events and rows.is_new(moves[0]) and not large and not ended:
-        _, event_id, _, *event, _, _ = rows.new_values(moves[0])
-        done = await connection.execute(SQL["advance_new"], *values[0], event_id, *event, *_arrays(forget, 3))
+    if len(moves) == 1 and events and len(forget) < 2 and not large and not ended:
+        done = await connection.execute(SQL["advance_event"], *values[0], *rows.taking_values(moves[0]))
     elif large or forget or events or ended:
         new = [rows.new_values(m) for m in events if rows.is_new(m)]
         old = [rows.taken_values(m) for m in events if not rows.is_new(m)]

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from fsmworkflow.codec import Fields, encode, fields_of, text_of
-from fsmworkflow.codec import decode as value_of
+from fsmworkflow.codec import REFERENCE, Fields, encode, fields_of, text_of
+from fsmworkflow.codec import read_back as value_of
 from fsmworkflow.conditions import Seen
 from fsmworkflow.records import Action, Active, Entry, Event, Failure, Move, Run, Undoing, replace
 
@@ -21,7 +21,6 @@ _any = msgspec.json.Decoder().decode
 _asked = msgspec.json.Decoder(tuple[Seen, ...]).decode
 _Raw = msgspec.Raw
 
-REFERENCE = b'{"$field":"'
 NOTHING = Undoing()
 
 Value = str | int | float | None
@@ -253,6 +252,15 @@ def sealed_move(move: Move) -> Move:
 def drops(before: Run, after: Run) -> bool:
     """Whether what still waits in the inbox goes with this write: the run is over, and something was posted to it."""
     return before.posted > 0 and after.over
+
+
+def taking_values(move: Move) -> tuple[Value, ...]:
+    """The parameters of the block `advance_event` after those of the move: of an event of the inbox only the answer."""
+    forget = move.forget[0] if move.forget else (None, None)
+    if move.event.number:
+        return None, None, None, None, None, move.answer, *forget, move.event.number
+    event_id, _, *event = event_values(move.event, move.at)
+    return event_id, *event, move.answer, *forget, None
 
 
 def taken_values(move: Move) -> tuple[Value, ...]:

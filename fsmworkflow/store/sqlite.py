@@ -33,6 +33,12 @@ BUSY_SECONDS, OPEN_SECONDS = 5.0, 15.0
 PASSING = ("locked", "busy", "disk is full", "disk i/o error")
 
 
+REFUSED = (
+    sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError, ValueError
+)  # fmt: skip
+"""What SQLite does not take of a write, and never will."""
+
+
 class _Mixed(Exception):
     """A row of the batch was not hit: it is rolled back and made row by row."""
 
@@ -179,6 +185,8 @@ class SQLiteStore:
                 _write(connection._conn, batch, now)
             except (sqlite3.Error, ValueError) as failed:  # ValueError: the connection was closed meanwhile
                 error = self._named(failed)
+            except BaseException as failed:  # whatever it is, those who wait must hear of it
+                error = failed
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile: nobody waits any more
                 loop.call_soon_threadsafe(done, error)
 
@@ -280,7 +288,7 @@ def _write(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
     """A batch whole, or, where a row of it was not hit or not taken, write by write."""
     try:
         _transaction(db, lambda db: _batch(db, batch, now))
-    except (_Mixed, sqlite3.DataError, sqlite3.IntegrityError, OverflowError):
+    except (_Mixed, *REFUSED):
         _singly(db, batch, now)
 
 
@@ -344,7 +352,7 @@ def _singly(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
             _transaction(db, lambda db, write=write: _SINGLE[write.kind](db, write, now))  # type: ignore[misc]
         except _Mixed:
             write.error = _missed(db, write.run)
-        except (sqlite3.DataError, sqlite3.IntegrityError, OverflowError) as error:
+        except REFUSED as error:
             write.error = StoreError(f"SQLite: {error}")
 
 

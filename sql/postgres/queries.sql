@@ -63,24 +63,31 @@ SELECT run, version, at, began, event, trigger, source, state, status,
        attempt, mover, epoch, changes, removed, asked, failure
   FROM hit;
 
--- name: advance_new
--- The same for a move that takes an event which is in no inbox yet: none other must have been posted meanwhile.
+-- name: advance_event
+-- advance, for a move that takes an event from outside. One of the inbox is number $39, and still waits. One without a
+-- number is new: none other must have been posted meanwhile. The remembered calls of one visit
+-- may go along.
 WITH hit AS (
     UPDATE fsm_runs
        SET status = $2, state = $3, active = $4, data = $5, version = $6, definition = $7, structure = $8,
-           posted = posted + 1, due = CASE WHEN $10 THEN due ELSE $18 END, owner = CASE WHEN $10 THEN owner ELSE $19 END,
-           error = $20, actions = $21, undo = $22, deaths = $12, updated = coalesce($23, $11::float8),
-           deadline = $30
-     WHERE id = $1 AND version = $6 - 1 AND owner = $13 AND epoch = $14 AND posted = $9
-       AND NOT EXISTS (SELECT FROM fsm_events WHERE run = $1 AND event_id = $31)
+           posted = posted + CASE WHEN $39::bigint IS NULL THEN 1 ELSE 0 END,
+           due = CASE WHEN posted <> $9 THEN least(coalesce(due, $11), $11) WHEN $10 THEN due ELSE $18 END,
+           owner = CASE WHEN $10 THEN owner ELSE $19 END,
+           error = $20, actions = $21, undo = $22, deaths = $12, updated = coalesce($23, $11), deadline = $30
+     WHERE id = $1 AND version = $6 - 1 AND owner = $13 AND epoch = $14
+       AND CASE WHEN $39::bigint IS NULL
+                THEN posted = $9 AND NOT EXISTS (SELECT FROM fsm_events WHERE run = $1 AND event_id = $31)
+                ELSE EXISTS (SELECT FROM fsm_events
+                              WHERE fsm_events.id = $39 AND run = $1 AND fsm_events.status = 'waiting') END
     RETURNING id),
-taken AS (
+inserted AS (
     INSERT INTO fsm_events (run, event_id, name, payload, due, state, visit, status, version, created)
-    SELECT id, $31, $15, $32, $33, $34, $35, $36, $6, $11 FROM hit),
+    SELECT id, $31, $15, $32, $33, $34, $35, $36, $6, $11 FROM hit WHERE $39::bigint IS NULL),
+marked AS (
+    UPDATE fsm_events SET status = $36, version = $6 FROM hit WHERE fsm_events.id = $39),
 forgotten AS (
-    DELETE FROM fsm_calls
-     USING unnest($37::bigint[], $38::text[], $39::bigint[]) AS gone (run, state, visit), hit
-     WHERE fsm_calls.run = gone.run AND fsm_calls.state = gone.state AND fsm_calls.visit = gone.visit)
+    DELETE FROM fsm_calls USING hit
+     WHERE fsm_calls.run = hit.id AND fsm_calls.state = $37 AND fsm_calls.visit = $38)
 INSERT INTO fsm_moves
        (run, version, at, began, event, trigger, source, dest, status,
         attempt, owner, epoch, changes, removed, asked, error)
@@ -357,10 +364,11 @@ UPDATE fsm_runs SET owner = $1, epoch = epoch + 1
 RETURNING *;
 
 -- name: oldest
--- The oldest run of a workflow that is unfinished, or failed and may go on, and that no live owner holds.
+-- The oldest run of a workflow that is running or due, or failed and may go on, and that no live owner holds.
 SELECT key FROM fsm_runs
  WHERE workflow = $1
-   AND (status IN ('running', 'waiting') OR (status = 'failed' AND error IS NOT NULL AND undo::json ->> 'ends' IS NULL))
+   AND (status = 'running' OR due <= extract(epoch FROM clock_timestamp())
+        OR (status = 'failed' AND error IS NOT NULL AND undo::json ->> 'ends' IS NULL))
    AND (owner IS NULL
         OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())))
    AND key <> ALL ($2::text[])

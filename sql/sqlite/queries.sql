@@ -138,10 +138,10 @@ UPDATE fsm_runs SET owner = :owner, epoch = epoch + 1
 RETURNING *;
 
 -- name: oldest
--- The oldest run of a workflow that is unfinished, or failed and may go on, and that no live owner holds.
+-- The oldest run of a workflow that is running or due, or failed and may go on, and that no live owner holds.
 SELECT key FROM fsm_runs
  WHERE workflow = :workflow
-   AND (status IN ('running', 'waiting') OR (status = 'failed' AND error IS NOT NULL AND undo ->> 'ends' IS NULL))
+   AND (status = 'running' OR due <= :now OR (status = 'failed' AND error IS NOT NULL AND undo ->> 'ends' IS NULL))
    AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
    AND key NOT IN (SELECT value FROM json_each(:but))
  ORDER BY id LIMIT 1;
