@@ -261,7 +261,7 @@ def decode(text: bytes | str | msgspec.Raw) -> Any:
 
 
 def read_back(text: bytes | str | msgspec.Raw) -> Any:
-    """As `decode`; but what is spelled like a tagged value and is none, as typed data may be, comes as it is written."""
+    """As `decode`; but what is spelled like a tagged value and is none, as typed data may be, comes as written."""
     try:
         return decode(text)
     except (ValueError, TypeError, ArithmeticError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from fsmworkflow.conditions import Guard, as_guard
 from fsmworkflow.retry import Retry, seconds
@@ -31,16 +31,19 @@ def problems_of(workflow: Workflow) -> list[str]:
     """Every problem of a workflow, each with its place. Paths are followed only where all else is right."""
     problems = name_problem(workflow.name, "workflow name") + _duration(workflow.deadline, "deadline")
     version: Any = workflow.version
+    merge: dict[str, Any] = workflow.merge
     if type(version) is not int or version < 1:
         problems.append(f"version {version!r} must be a whole number from 1")
-    problems += [f"merge {key!r}: {fn!r} is no function" for key, fn in workflow.merge.items() if not callable(fn)]
+    problems += [f"merge {key!r}: {fn!r} is no function" for key, fn in merge.items() if not callable(fn)]
     for state in workflow.states.values():
         problems += name_problem(state.name, "state name")
         problems += _state_problems(state)
     problems += _initial_problems(workflow)
     problems += [p for t in workflow.transitions for p in _transition_problems(workflow, t)]
     problems += _action_problems(workflow)
-    return list(dict.fromkeys(problems)) or _Paths(workflow).problems()
+    if problems or workflow._problems:
+        return list(dict.fromkeys(problems))
+    return _Paths(workflow).problems()
 
 
 def _initial_problems(workflow: Workflow) -> list[str]:
@@ -177,12 +180,13 @@ def _way_problems(t: Transition) -> list[str]:
             seconds(t.delay)
         except (ValueError, TypeError) as error:
             problems.append(f"delay: {error}")
-    if t.error is not None and not (isinstance(t.error, type) and issubclass(t.error, BaseException)):
-        problems.append(f"{t.error!r} is no exception class")
-    if sum(way is not None for way in (t.trigger, t.delay, t.error)) > 1:
+    error, update = cast(Any, t.error), cast(Any, t.update)  # they may come from a file
+    if error is not None and not (isinstance(error, type) and issubclass(error, BaseException)):
+        problems.append(f"{error!r} is no exception class")
+    if sum(way is not None for way in (t.trigger, t.delay, error)) > 1:
         problems.append("a trigger, a delay and an error each need a transition of their own")
-    if t.update is not None and not callable(t.update):
-        problems.append(f"update {t.update!r} is no function")
+    if update is not None and not callable(update):
+        problems.append(f"update {update!r} is no function")
     return problems
 
 

@@ -155,6 +155,9 @@ class CrashingStore:
     async def event(self, run: Run, event_id: str) -> Event | None:
         return await self._other(self.inner.event, run, event_id)
 
+    async def taken(self, run: Run, version: int) -> Event | None:
+        return await self._other(self.inner.taken, run, version)
+
     async def woken(self, owner: str, since: float) -> Keys:
         return await self._other(self.inner.woken, owner, since)
 

@@ -152,7 +152,8 @@ async def test_every_condition_that_was_asked_stands_in_the_move_with_what_it_sa
     run = at(workflow, "judge", {"score": 3})
     asked = (await moved(workflow, run, done(run))).asked
     assert [(one.condition, one.values, one.answer) for one in asked] == [
-        ("score >= 8", {"score": "3"}, False), ("score == 0", {"score": "3"}, False), ("score < 8", {"score": "3"}, True),
+        ("score >= 8", {"score": "3"}, False), ("score == 0", {"score": "3"}, False),
+        ("score < 8", {"score": "3"}, True),
     ]  # fmt: skip
 
 

@@ -961,15 +961,20 @@ async def test_a_url_that_cannot_be_understood_is_told_without_the_password(url:
 async def test_a_pool_that_the_program_closed_is_opened_again(postgres_url: str) -> None:
     async with opened(postgres_url, pool={"max_size": 2}) as store:
         run = await made(store)
-        await reload(store, run)
         for end in ("close", "terminate"):
-            result = getattr(store.pool, end)()
+            result = getattr(await store.open_pool(), end)()
             if result is not None:
                 await result
             await store.commit(moved(await reload(store, run)))
-            assert store.pool is not None
-            assert not store.pool.is_closing()
+            assert not (await store.open_pool()).is_closing()
         assert await gapless(store, run) == 2
+
+
+async def test_a_program_that_holds_every_connection_of_its_pool_cannot_starve_the_store(postgres_url: str) -> None:
+    async with opened(postgres_url, pool={"max_size": 1}) as store:
+        run = await made(store)
+        async with (await store.open_pool()).acquire():
+            assert (await asyncio.wait_for(reload(store, run), 5)).id == run.id
 
 
 async def test_no_prepared_statement_is_kept_where_none_may_be(postgres_url: str) -> None:
@@ -997,8 +1002,7 @@ async def test_a_store_may_be_named_by_keywords(postgres_url: str) -> None:
     await store.open()
     run = await made(store)
     assert (await reload(store, run)).id == run.id
-    assert store.pool is not None
-    assert store.pool.get_max_size() == 3
+    assert (await store.open_pool()).get_max_size() == 3
     await store.close()
 
 

@@ -74,6 +74,9 @@ class Store(Protocol):
     async def event(self, run: Run, event_id: str) -> Event | None:
         """One event of a run as it now is, or None."""
 
+    async def taken(self, run: Run, version: int) -> Event | None:
+        """The event of the inbox that was accepted by the move of that version, or None."""
+
     async def woken(self, owner: str, since: float) -> Keys:
         """The (workflow, key) of runs held by this owner in whose inbox something waits that was posted since then.
 

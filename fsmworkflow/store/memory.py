@@ -170,6 +170,11 @@ class MemoryStore:
         event = self._events.get(run.id, {}).get(event_id)
         return None if event is None else opened(event)
 
+    async def taken(self, run: Run, version: int) -> Event | None:
+        self._open()
+        events = self._events.get(run.id, {}).values()
+        return next((opened(e) for e in events if e.version == version and e.status == "accepted"), None)
+
     async def woken(self, owner: str, since: float) -> Keys:
         self._open()
         mine = [run for run in self._runs.values() if run.owner == owner]

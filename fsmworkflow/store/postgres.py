@@ -335,6 +335,10 @@ class PostgresStore:
         row = await self._ask(lambda db: db.fetchrow(SQL["event"], run.id, event_id))
         return None if row is None else rows.event_of(row)
 
+    async def taken(self, run: Run, version: int) -> Event | None:
+        row = await self._ask(lambda db: db.fetchrow(SQL["taken"], run.id, version))
+        return None if row is None else rows.event_of(row)
+
     async def woken(self, owner: str, since: float) -> Keys:
         return [(w, k) for w, k in await self._ask(lambda db: db.fetch(SQL["woken"], since, owner))]
 

@@ -34,7 +34,8 @@ PASSING = ("locked", "busy", "disk is full", "disk i/o error")
 
 
 REFUSED = (
-    sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError, ValueError
+    sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
+    OverflowError, ValueError,
 )  # fmt: skip
 """What SQLite does not take of a write, and never will."""
 
@@ -216,7 +217,10 @@ class SQLiteStore:
         return found[0]["posted"], [rows.event_of(row) for row in found if row["id"] is not None]
 
     async def event(self, run: Run, event_id: str) -> Event | None:
-        return await self._ask(lambda db: _event(db, run.id, event_id))
+        return await self._ask(lambda db: _event(db, SQL["event"], (run.id, event_id)))
+
+    async def taken(self, run: Run, version: int) -> Event | None:
+        return await self._ask(lambda db: _event(db, SQL["taken"], (run.id, version)))
 
     async def woken(self, owner: str, since: float) -> Keys:
         return await self._ask(lambda db: db.execute(SQL["woken"], (since, owner)).fetchall())
@@ -409,7 +413,7 @@ def _single_post(db: sqlite3.Connection, write: Write, now: float) -> None:
         write.error = RunNotFound(workflow, key)
         return
     run, status, over = row
-    write.result = _event(db, run, event.id)
+    write.result = _event(db, SQL["event"], (run, event.id))
     if write.result is not None:
         return
     if over:
@@ -446,8 +450,8 @@ def _runs(db: sqlite3.Connection, sql: str, values: Sequence[Any] | Mapping[str,
     return [rows.filled(run, texts) for run in found]
 
 
-def _event(db: sqlite3.Connection, run: int, event_id: str) -> Event | None:
-    found = _mappings(db.execute(SQL["event"], (run, event_id)))
+def _event(db: sqlite3.Connection, sql: str, values: tuple[int, int | str]) -> Event | None:
+    found = _mappings(db.execute(sql, values))
     return rows.event_of(found[0]) if found else None
 
 

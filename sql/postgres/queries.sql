@@ -313,6 +313,9 @@ SELECT posted, fsm_events.*
 -- name: event
 SELECT * FROM fsm_events WHERE run = $1 AND event_id = $2;
 
+-- name: taken
+SELECT * FROM fsm_events WHERE run = $1 AND version = $2 AND status = 'accepted';
+
 -- name: woken
 SELECT DISTINCT workflow, key
   FROM fsm_events JOIN fsm_runs ON fsm_runs.id = run

@@ -104,6 +104,9 @@ SELECT posted, fsm_events.*
 -- name: event
 SELECT * FROM fsm_events WHERE run = ? AND event_id = ?;
 
+-- name: taken
+SELECT * FROM fsm_events WHERE run = ? AND version = ? AND status = 'accepted';
+
 -- name: woken
 -- CROSS JOIN fixes the order: what was posted since is little, what one owner holds may be much.
 SELECT DISTINCT workflow, key
