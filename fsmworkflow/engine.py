@@ -443,7 +443,7 @@ class Engine:
         try:
             run = await asyncio.shield(driving.done)
         except asyncio.CancelledError:
-            if not driving.done.cancelled():
+            if not (driving.done.cancelled() and self._worker.stopping):
                 raise
             run = driving.run
         if self._worker.stopping and may_go_on(run, self.store.now(), retry=False):

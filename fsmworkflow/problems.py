@@ -180,10 +180,10 @@ def _way_problems(t: Transition) -> list[str]:
             seconds(t.delay)
         except (ValueError, TypeError) as error:
             problems.append(f"delay: {error}")
-    error, update = cast(Any, t.error), cast(Any, t.update)  # they may come from a file
-    if error is not None and not (isinstance(error, type) and issubclass(error, BaseException)):
-        problems.append(f"{error!r} is no exception class")
-    if sum(way is not None for way in (t.trigger, t.delay, error)) > 1:
+    kind, update = cast(Any, t.error), cast(Any, t.update)  # they may come from a file
+    if kind is not None and not (isinstance(kind, type) and issubclass(kind, BaseException)):
+        problems.append(f"{kind!r} is no exception class")
+    if sum(way is not None for way in (t.trigger, t.delay, kind)) > 1:
         problems.append("a trigger, a delay and an error each need a transition of their own")
     if update is not None and not callable(update):
         problems.append(f"update {update!r} is no function")
