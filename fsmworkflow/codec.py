@@ -133,6 +133,8 @@ def _tagged(value: Any, path: Path, known: _Known) -> dict[str, str]:
     # A named zone would come back as a fixed offset, which is another value the day the clocks change.
     if zone is not None and (type(zone) is not dt.timezone or repr(zone) != repr(dt.timezone(zone.utcoffset(None)))):
         raise CodecError(_spelled(path), "a named time zone does not read back: use datetime.timezone, without a name")
+    if zone is not None and zone.utcoffset(None).microseconds:  # which Python 3.11 reads back as UTC
+        raise CodecError(_spelled(path), "an offset from UTC of a fraction of a second does not read back")
     if isinstance(value, Decimal) and value.is_nan():
         raise CodecError(_spelled(path), f"{value!r} is not equal to itself, so nothing that reads back is")
     text = write(value)

@@ -523,8 +523,9 @@ async def test_the_oldest_run_that_may_go_on_is_found(store: Store) -> None:
     await enrol(store, OTHER)
     error = Failure(type="E", message="m")
     for key, parts in {
-        "done": {"status": "done"},
-        "refused": {"status": "failed"},
+        "done": {"status": "done", "due": None},
+        "refused": {"status": "failed", "due": None},
+        "waits for an event": {"status": "waiting", "due": None},
         "held": {"owner": OTHER},
         "foreign": {"workflow": "another"},
         "failed": {"status": "running"},
@@ -539,6 +540,8 @@ async def test_the_oldest_run_that_may_go_on_is_found(store: Store) -> None:
     assert await store.oldest("w", ["failed"]) == "running"
     assert await store.oldest("w", ["failed", "running"]) == "waiting"
     assert await store.oldest("w", ["failed", "running", "waiting"]) is None
+    await made(store, "ended, with an action left", owner=None, status="done")
+    assert await store.oldest("w", ["failed", "running", "waiting"]) == "ended, with an action left"
     assert await store.oldest("none", []) is None
 
 
