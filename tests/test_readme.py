@@ -17,11 +17,13 @@ async def score(text): return 9
 async def post(text, idempotency_key): calls.append(idempotency_key)
 """
 EXPECTED = {
-    "README.md 1": "published 9",
-    "README.md 3": "store a text tha",
-    "README.md 4": "5",
-    "README.md 5": "print_it out of paper\ndone ['$start', '$done', '$error', '$retry', '$done']",
-    "README.md 6": "taxed Invoice(net=100.0, tax=19.0)",
+    "README.md 1": "published",
+    "README.md 3": "open 60 True\nfilled True",
+    "README.md 4": "store a text tha",
+    "README.md 5": "5",
+    "README.md 6": "print_it out of paper\ndone ['$start', '$done', '$error', '$retry', '$done']",
+    "README.md 7": "taxed Invoice(net=100.0, tax=19.0)",
+    "README.md 8": "[0, 1, 4, 9, 16]\n['n-3', 'n-4']",
 }
 
 
