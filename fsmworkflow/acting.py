@@ -6,7 +6,7 @@ A step's error is an event; an error of the store is not, and passes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from types import MappingProxyType
 from typing import Any
 
@@ -34,12 +34,14 @@ class Acting:
         self.workflow = workflow
         self.worker = worker
 
-    async def step(self, run: Run, name: str, stay: Active, *, fresh: bool, event: Event | None = None) -> Event:
+    def step(
+        self, run: Run, name: str, stay: Active, *, fresh: bool, event: Event | None = None
+    ) -> Coroutine[Any, Any, Event]:
         """Run the step of an active state. Returns how it ended; raises only what is no error of the step."""
         step = self.workflow.states[name].step
         assert step is not None
         assert step.execute is not None
-        return await self._act(run, name, stay, step.execute, step.timeout, fresh=fresh, event=event)
+        return self._act(run, name, stay, step.execute, step.timeout, fresh=fresh, event=event)
 
     async def undo(self, run: Run) -> Event:
         """Undo the youngest finished visit."""
@@ -72,7 +74,9 @@ class Acting:
             data, run=run, state=name, stay=stay, calls=calls, event=event, undoing=undoing
         )
         try:
-            trigger, data = _outcome(await self._within(place, fn, ctx, timeout), ctx)
+            within = self._called(place, fn, ctx) if timeout is None else self._within(place, fn, ctx, timeout)
+            result = await within
+            trigger, data = (None, ctx.data) if result is None else _outcome(result, ctx)
             if trigger is not None:
                 encode(trigger, "trigger")
             changes, removed = codec.changes(data, run.fields)
@@ -95,9 +99,7 @@ class Acting:
         )
 
     async def _within(self, place: str, fn: Callable[..., Any], ctx: WorkflowContext[Any], timeout: Any) -> Any:
-        """The step's result, within its timeout where it has one."""
-        if timeout is None:
-            return await self._called(place, fn, ctx)
+        """The step's result, within its timeout."""
         limit = seconds(timeout)
         scope = asyncio.timeout(limit)
         try:
@@ -109,12 +111,14 @@ class Acting:
             what = "was cancelled" if self.workflow.asynchronous[place] else "its thread is left behind"
             raise StepTimeout(f"state {place!r} took longer than {limit:g} s: {what}") from error
 
-    async def _called(self, place: str, fn: Callable[..., Any], ctx: WorkflowContext[Any]) -> Any:
+    def _called(self, place: str, fn: Callable[..., Any], ctx: WorkflowContext[Any]) -> Awaitable[Any]:
+        """An async function here, a sync one in a thread."""
         known = self.workflow.asynchronous
         direct = known.get(place)
         if direct is None:
             direct = known[place] = is_async(fn)
-        return await (fn(ctx) if direct else self.worker.threads.invoke(fn, ctx))
+        awaitable: Awaitable[Any] = fn(ctx) if direct else self.worker.threads.invoke(fn, ctx)
+        return awaitable
 
 
 def _failed(error: BaseException, run: Run, name: str, began: float, remembered: bool) -> Event:
@@ -124,8 +128,6 @@ def _failed(error: BaseException, run: Run, name: str, began: float, remembered:
 
 def _outcome(result: Any, ctx: WorkflowContext[Any]) -> tuple[str | None, Any]:
     """The trigger and the data of what a step returned."""
-    if result is None:
-        return None, ctx.data
     if isinstance(result, str):
         return result, ctx.data
     if isinstance(result, WorkflowContext):

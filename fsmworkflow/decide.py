@@ -354,6 +354,8 @@ async def _take(
     workflow: Workflow, run: Run, event: Event, now: float, arcs: list[Arc], draft: Draft, asked: list[Seen]
 ) -> Move:
     version, chart = run.version + 1, workflow.chart
+    if arcs[0].plain and event.name == DONE:
+        return _step_to_step(workflow, run, event, now, arcs[0], draft, asked)
     if chart.flat:
         left = [] if arcs[0].internal or arcs[0].dest is None else list(run.active)
     else:
@@ -394,6 +396,38 @@ async def _take(
         removed=draft.removed,
         asked=tuple(asked),
         forget=tuple(forget) if event.remembered else (),
+    )
+
+
+def _step_to_step(
+    workflow: Workflow, run: Run, event: Event, now: float, arc: Arc, draft: Draft, asked: list[Seen]
+) -> Move:
+    """What most moves are, told shortly: see `Arc.plain`."""
+    version = run.version + 1
+    after = replace(
+        run,
+        active={arc.enters[0]: Active(version)},
+        fields=draft.fields,
+        hashes=draft.hashes(),
+        status="running",
+        version=version,
+        definition=workflow.version,
+        structure=workflow.chart.structure,
+        due=run.due if run.due is not None and run.due <= now else now,
+        error=None,
+        actions=(),
+        deaths=0,
+        updated=now,
+    )
+    return Move(
+        before=run,
+        event=event,
+        after=after,
+        at=now,
+        changes=draft.changes,
+        removed=draft.removed,
+        asked=tuple(asked),
+        forget=((event.state, run.active[event.state].visit),) if event.remembered else (),
     )
 
 

@@ -133,6 +133,11 @@ class Drive:
         if self._unread:
             await self._look()
         run = self.run
+        if run.status == "running" and not (run.actions or self._steps or self.inbox or self.worker.stopping):
+            ((state, stay),) = run.active.items() if len(run.active) == 1 else ((None, None),)
+            if state in self.workflow.chart.quiet and stay is not None and stay.again is None and run.deadline is None:
+                await self._quietly(state)
+                return True
         if run.actions and run.due is not None:
             await self._after()
             return True
@@ -146,6 +151,15 @@ class Drive:
             await self._wait()
             return True
         return False
+
+    async def _quietly(self, state: str) -> None:
+        """A step of a flat workflow between which and its end nothing can come: the shortest turn."""
+        if self.worker.lapsed:
+            await self.worker.hold(self.run)
+        self._idle.clear()
+        event = await self._alone(state)
+        if event is not None:
+            await self._take(event)
 
     async def _next(self, now: float) -> Event | None:
         """The next event: what the run has due, a step that has ended, the oldest that is accepted, a new step."""
@@ -203,11 +217,12 @@ class Drive:
     async def _step(self, run: Run, state: str) -> Event:
         stay = run.active[state]
         fresh = self._fresh and stay.attempt == 1 and stay.visit == run.version
-        return await self._acting.step(run, state, stay, fresh=fresh, event=await self._entered(stay.visit))
+        event = await self._entered(stay.visit) if run.posted else None
+        return await self._acting.step(run, state, stay, fresh=fresh, event=event)
 
     async def _entered(self, visit: int) -> Event | None:
         """The event that led into this visit, also after a crash."""
-        if self.run.posted and visit and visit not in self._entered_by:
+        if visit and visit not in self._entered_by:
             found = await self.store.taken(self.run, visit)
             if found is not None:
                 self._entered_by[visit] = found
@@ -383,7 +398,6 @@ def _broken(run: Run, error: BaseException) -> Event:
 
 def _log(move: Move) -> None:
     run = move.after
-    if log.isEnabledFor(logging.DEBUG):
-        log.debug("%s/%s %s: %s -> %s", run.workflow, run.key, move.event.name, move.before.state, run.state)
+    log.debug("%s/%s %s: version %d", run.workflow, run.key, move.event.name, run.version)
     if run.status == "failed" and run.error is not None:
         log.warning("run %s/%s failed in state %r: %s", run.workflow, run.key, run.state, run.error.type)

@@ -44,7 +44,8 @@ class Arc(msgspec.Struct, frozen=True):
     """One transition out of one state: where it leads (None ends the run), what guards it, and what it does.
 
     `enters` are the states that it enters, from outside inwards in document order; it leaves whatever is active below
-    `domain`, the nearest state around both its ends. An internal one enters and leaves nothing.
+    `domain`, the nearest state around both its ends. An internal one enters and leaves nothing. A `plain` one leads
+    from one step of a flat workflow to another, and neither starts timers nor names anything to be done.
     """
 
     trigger: str | None
@@ -58,6 +59,7 @@ class Arc(msgspec.Struct, frozen=True):
     error: Any = None
     domain: str = ""
     enters: tuple[str, ...] = ()
+    plain: bool = False
 
 
 class Chart:
@@ -75,14 +77,19 @@ class Chart:
         self.order = {name: number for number, name in enumerate(self.inner)}
         self.flat = len(self.order) == len(machine.states)
         self.around = {name: tuple(_around(name)) for name in self.order}
+        self.delays = _delays(workflow)
+        self._busy = {  # states that do something when they are entered or left
+            s.name for s in workflow.states.values() if s.enter or s.exit or s.compensate or s.kind != "step"
+        } | self.delays.keys()
         self._arcs: dict[tuple[str, str], tuple[Arc, ...]] = {}
         for trigger, event in machine.events.items():
             for source, found in event.transitions.items():
                 arcs = tuple(self._arc(workflow.transitions[one.number], source) for one in found)
                 self._arcs[source, trigger] = arcs
         self.triggers = tuple(t for t in machine.events if not t.startswith("$"))
-        self.delays = _delays(workflow)
         self._listening = {s for s, trigger in self._arcs if not trigger.startswith("$")} | self.delays.keys()
+        steps = {s.name for s in workflow.states.values() if s.kind == "step"}
+        self.quiet = frozenset(s for s in steps if self.flat and not self.listens(s))
         self.initial = self.entered((workflow.initial,), "")
         self.structure = _hash(workflow)
 
@@ -98,18 +105,22 @@ class Chart:
 
     def _arc(self, t: Transition, source: str) -> Arc:
         domain = "" if t.dest is None else self._common(source, t.dest)
+        action = None if t.after is None or t.after == ENDS else action_name(t.after)
+        ends = t.dest is None or t.after == ENDS
+        plain = self.flat and not (ends or t.internal or action or t.update or {source, t.dest} & self._busy)
         return Arc(
             t.trigger,
             source,
             t.dest,
             None if t.conditions in (None, [], ()) else as_guard(t.conditions),
-            None if t.after is None or t.after == ENDS else action_name(t.after),
-            t.dest is None or t.after == ENDS,
+            action,
+            ends,
             t.update,
             t.internal,
             t.error,
             domain,
             () if t.dest is None or t.internal else self.entered((t.dest,), domain),
+            plain,
         )
 
     def automatic(self, state: str) -> tuple[Arc, ...]:
