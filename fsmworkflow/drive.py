@@ -119,7 +119,7 @@ class Drive:
             self.retry = False
             while await self._turn():
                 pass
-            kept = self.hold and not self.worker.stopping
+            kept = self.hold and not self.worker.stopping and self.run.status in ("waiting", "paused")
             if self.run.owner is not None:
                 await self._rest(kept)
         finally:
@@ -350,9 +350,9 @@ class Drive:
     async def _rest(self, kept: bool) -> None:
         """Write when somebody has to look at the run again, where the row says something else, and let it go."""
         run = self.run
-        due = (
-            resting_due(self.workflow, run) if run.status == "waiting" else run.due if run.status == "running" else None
-        )
+        due = run.due if run.status in ("running", "compensating") else None
+        if run.status == "waiting":
+            due = resting_due(self.workflow, run)
         if due != run.due or not kept:
             after = replace(run, due=due, owner=run.owner if kept else None)
             await self.store.settle(run, after)

@@ -557,8 +557,8 @@ class Engine:
                 for name in await self.store.woken(self._worker.token, since - self._poll):
                     self._wake(name)
                 since = now
-            except FSMWorkflowError as error:
-                log.warning("the engine could not look for events: %s", error)
+            except Exception as error:  # whatever it is, the next look must come
+                log.warning("the engine could not look for events: %r", error)
 
     async def _drive_in_line(self, line: Line) -> None:
         """Drive one claimed run after another, and claim more when the line is empty."""
