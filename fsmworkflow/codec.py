@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import hashlib
+import inspect
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
@@ -105,6 +106,8 @@ def _refuse(value: Any, path: Path) -> NoReturn:
         reason = f"{value!r} has no JSON text that reads back equal"
     elif isinstance(value, tuple):
         reason = "a tuple would come back as a list: write a list, or give the workflow a data type"
+    elif inspect.iscoroutine(value):
+        reason = f"{value.__qualname__}() has not been awaited: is an `await` missing?"
     else:
         name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
         reason = f"a value of type {name} would not come back equal: use plain values, or give the workflow a data type"
@@ -476,15 +479,16 @@ class _Typed:
         return found
 
     def _known(self, names: Iterable[str]) -> None:
-        """Refuse what is no field: it would be lost. Attributes of the class, as cached properties, may be."""
+        """Refuse what is no field as it is written: it would be lost."""
         for name in names if self.fields else ():
-            if name not in self.fields and not hasattr(self.origin, name):
+            if name not in self.fields:
                 raise CodecError(f"data.{name}", f"a {self.name} has no such field, so it would be lost")
 
     def encode(self, data: Any, limit: int) -> Fields:
         if not isinstance(data, self.origin):
             raise CodecError("data", f"must be a {self.name}, not {type(data).__name__}")
-        self._known(data if isinstance(data, dict) else getattr(data, "__dict__", ()))
+        own = getattr(data, "__dict__", ())  # where attributes of the class, as cached properties, may stand too
+        self._known(data if isinstance(data, dict) else (name for name in own if not hasattr(self.origin, name)))
         try:
             text = data.model_dump_json(by_alias=True, warnings=False).encode() if self.pydantic else _encode(data)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -25,6 +25,8 @@ __all__ += ["as_guard", "cut", "field", "payload"]
 log = logging.getLogger("fsmworkflow")
 
 WIDTH = 200
+DEPTH = 100
+"""How many levels of `&`, `|` and `~` a guard may have: each is asked within the one around it."""
 _NUMBERS = (int, float)
 _MISSING: Any = object()
 _repr = reprlib.Repr()  # looks at 20 items of anything, three levels deep, however large it is
@@ -89,6 +91,7 @@ class Guard(ABC):
     """
 
     parts: tuple[Guard, ...] = ()
+    depth = 1
     _text = "guard"
 
     @abstractmethod
@@ -103,6 +106,8 @@ class Guard(ABC):
 
         Leniently, a constant that its operator never takes is no problem: the answer is False.
         """
+        if self.depth > DEPTH:
+            return [f"its conditions are nested {self.depth:,} levels deep, and {DEPTH} are allowed: use a function"]
         return [problem for part in self.parts for problem in part.problems(lenient)]
 
     def fields(self) -> set[str]:
@@ -150,6 +155,7 @@ class Joined(Guard):
         self.word = word
         for part in parts:
             self.parts += part.parts if isinstance(part, Joined) and part.word == word else (part,)
+        self.depth = 1 + max((part.depth for part in self.parts), default=0)
 
     async def ask(self, view: View) -> bool:
         decisive = self.word == "or"
@@ -167,6 +173,7 @@ class Not(Guard):
 
     def __init__(self, part: Guard) -> None:
         self.parts = (part,)
+        self.depth = 1 + part.depth
 
     async def ask(self, view: View) -> bool:
         return not await self.parts[0].ask(view)

@@ -151,6 +151,7 @@ async def _done(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
             arc = Arc(None, state.name, None, ends=True)
         else:
             arc = await _choose(workflow, run, event, draft.fields, asked)
+            draft.update(workflow, event, [arc])
     except NoTransition as error:
         if state.kind == "wait":
             return Move(before=run, event=event, after=run, at=now, asked=tuple(asked))
@@ -674,8 +675,10 @@ async def _retry(workflow: Workflow, run: Run, event: Event, now: float) -> Move
 
 
 async def _rerun(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
-    """A run that is not over goes on in a new visit of the state that the payload names."""
-    if run.over or run.status == "compensating" or event.payload not in workflow.states:
+    """A run that is not over goes on in a new visit of the state that the payload names; not in one that ends it."""
+    state = workflow.states.get(event.payload)
+    ends = state is None or (state.kind == "final" and "." not in state.name)
+    if run.over or run.status == "compensating" or ends:
         return _rejected(run, event, now, [])
     arc = Arc(None, run.state, str(event.payload), enters=workflow.chart.entered((str(event.payload),), ""))
     left = tuple(run.active)
@@ -718,20 +721,26 @@ _RULES: dict[str, Callable[[Workflow, Run, Event, float], Awaitable[Move]]] = {
 
 def fit(workflow: Workflow, run: Run) -> None:
     """Check that a run can go on in this workflow. Raises DefinitionChanged, with both versions; nothing is touched."""
-    gone = [state for state in run.active if state not in workflow.states]
-    if gone:
-        raise DefinitionChanged(
-            f"run {run.workflow}/{run.key} (version {run.definition}) is in state {gone[0]!r}, "
-            f"which version {workflow.version} of the workflow does not have{nearest(gone[0], workflow.states)}"
-        )
+    known(workflow, run, run.active)
     try:
         if workflow.codec.kind is not None:
             workflow.codec.decode(run.fields)
     except FSMWorkflowError as error:
         raise DefinitionChanged(
             f"run {run.workflow}/{run.key} (version {run.definition}) has data that does not fit "
-            f"version {workflow.version} of the workflow: {error}"
+            f"version {workflow.version} of the workflow: {error}; give new fields a default, and take none away"
         ) from error
+
+
+def known(workflow: Workflow, run: Run, states: Iterable[str]) -> None:
+    """Check that the workflow has these states of a run. Raises DefinitionChanged."""
+    gone = [state for state in states if state not in workflow.states]
+    if gone:
+        raise DefinitionChanged(
+            f"run {run.workflow}/{run.key} (version {run.definition}) is in state {gone[0]!r}, "
+            f"which version {workflow.version} of the workflow does not have{nearest(gone[0], workflow.states)}: "
+            "declare it again for as long as runs are in it"
+        )
 
 
 def failure(error: BaseException, run: Run, state: str) -> Failure:

@@ -11,7 +11,20 @@ import logging
 from typing import Any
 
 from fsmworkflow.acting import Acting, act_after
-from fsmworkflow.decide import DONE, ERROR, RETRY, STEERING, decide, due_next, failure, fit, resting_due
+from fsmworkflow.decide import (
+    CANCEL,
+    DONE,
+    ERROR,
+    PAUSE,
+    RERUN,
+    RETRY,
+    STEERING,
+    decide,
+    due_next,
+    failure,
+    fit,
+    resting_due,
+)
 from fsmworkflow.errors import EndlessLoop, Stale, StoreError
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.worker import Worker
@@ -24,7 +37,10 @@ log = logging.getLogger("fsmworkflow")
 LOOP = 1_000
 LEFT_BEHIND = 10.0
 """Seconds that a cancelled step has to end, before the move that leaves its state is committed without it."""
-PAUSE = 0.25
+PIECE = 0.25
+"""Seconds of one piece of a wait for which no step runs."""
+STOPPING = frozenset({CANCEL, RERUN})
+"""What stops a running step, also one that accepts no event."""
 
 
 class Drive:
@@ -73,7 +89,7 @@ class Drive:
         self._unread = True
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
-        if event in STEERING and self._inline is not None:
+        if event in STOPPING and self._inline is not None:
             self._inline.cancel()  # a step that accepts nothing runs in our own task: only a steering hand stops it
 
     def within(self, task: asyncio.Task[Any] | None) -> bool:
@@ -86,7 +102,7 @@ class Drive:
         Returns the event as it then is; None where it cannot be taken now and is to be posted: no active state accepts
         it, or an older event is due, or (Stale) has been posted meanwhile.
         """
-        if self._unread or self.inbox or self.run.status != "waiting":
+        if not self.idle or self.inbox or self.run.status != "waiting":
             return None
         if not self.workflow.chart.accepted(self.run.active, event.name):
             return None
@@ -196,6 +212,8 @@ class Drive:
     async def _begin_steps(self, now: float) -> Event | None:
         """Begin the steps of all active states. One that nothing can interrupt is run here, and its end returned."""
         run, workflow = self.run, self.workflow
+        if any(event.name == PAUSE for event in self.inbox):  # it is taken once those that are on have ended
+            return None
         ready = [
             state
             for state, stay in run.active.items()
@@ -262,7 +280,7 @@ class Drive:
         times = [t for t in (self._again(), resting_due(self.workflow, self.run)) if t is not None and t > now]
         limit = min(times) - now if times else None
         if not self._steps:
-            limit = PAUSE if limit is None else min(limit, PAUSE)
+            limit = PIECE if limit is None else min(limit, PIECE)
         self._woken = asyncio.get_running_loop().create_future()
         if self._unread:
             return
@@ -302,8 +320,10 @@ class Drive:
         self.run = replace(self.run, posted=posted, later=later)
 
     def _accepted(self, now: float) -> Event | None:
-        """The oldest due event that the run accepts."""
+        """The oldest due event that the run accepts. Of one that is over, what waits is only dropped."""
         run, chart = self.run, self.workflow.chart
+        if run.over:
+            return None
         visits = {stay.visit for stay in run.active.values()}
         for event in self.inbox:
             if event.due is not None and event.due > now:
@@ -311,6 +331,8 @@ class Drive:
             if event.visit is not None and event.visit not in visits:
                 continue
             if event.name in STEERING:
+                if event.name == PAUSE and self._steps:
+                    continue
                 return event
             if run.status in ("running", "waiting") and chart.accepted(run.active, event.name):
                 return event

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from fsmworkflow.codec import encode
 from fsmworkflow.decide import CANCEL, PAUSE, RERUN, RETRY, UNPAUSE
-from fsmworkflow.drive import LEFT_BEHIND, Drive
+from fsmworkflow.drive import LEFT_BEHIND, STOPPING, Drive
 from fsmworkflow.errors import (
     DefinitionError,
     EngineClosed,
@@ -24,6 +24,7 @@ from fsmworkflow.errors import (
     NotAccepted,
     RunFailed,
     RunNotFound,
+    RunOver,
     UnknownWorkflow,
 )
 from fsmworkflow.explain import explained, forked
@@ -81,9 +82,9 @@ class Engine:
         async with Engine("sqlite:///articles.db", workflows=[article]) as engine:
             run = await engine.run(article, {"topic": "databases"}, key="article-1")
 
-    `store` is a URL or a Store. Nothing is opened before `async with`. `lease` is for how many seconds other machines
-    take this engine for alive without hearing of it; `poll` how often it looks for events that other processes sent and
-    for times that have come; `grace` how long leaving waits for steps that are running.
+    `store` is a URL or a Store; one that is open already stays open. Nothing is opened before `async with`. `lease` is
+    for how many seconds other machines take this engine for alive without hearing of it; `poll` how often it looks for
+    events that other processes sent and for times that have come; `grace` how long leaving waits for running steps.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Engine:
         self.grace = grace
         self._workflows: dict[str, Workflow] = {}
         self._worker = Worker(self.store, lease=lease)
+        self._opened = False  # whether the store was opened here, and is to be closed here
         self._drives: dict[tuple[str, str], Driving] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._held: dict[tuple[str, str], Drive] = {}  # runs of ours that rest
@@ -113,11 +115,12 @@ class Engine:
             raise EngineOpen("this engine is open already: make one for each `async with`")
         for workflow in self._workflows.values():
             workflow.check()
+        self._opened = not self.store.opened
         await self.store.open()
         try:
             await self._worker.open()
         except BaseException:
-            await self.store.close()
+            await self._close_store()
             raise
         self._polling = asyncio.create_task(self._poll_for_ever(), name="fsmworkflow-poll")
         return self
@@ -128,7 +131,10 @@ class Engine:
         await self.close(grace=self.grace if kind is None else 0.0)
 
     async def close(self, *, grace: float | None = None) -> None:
-        """Let running steps end for up to `grace` seconds, give back what is driven, and close the store."""
+        """Let running steps end for up to `grace` seconds, give back what is driven, and close the store.
+
+        While the store cannot be written to, this takes half a minute at the most, and the lease decides on its runs.
+        """
         self._worker.stopping = True
         if self._polling is not None:
             self._polling.cancel()
@@ -157,6 +163,11 @@ class Engine:
         try:
             await self._worker.close()
         finally:
+            await self._close_store()
+
+    async def _close_store(self) -> None:
+        if self._opened:
+            self._opened = False
             await self.store.close()
 
     # -- verbs ------------------------------------------------------------------------------------------------------
@@ -354,11 +365,17 @@ class Engine:
         """Post one of the engine's own events, and wait until the run's owner has taken it."""
         self._worker.check()
         definition = self._known(workflow).check()
-        posted = await self._post(definition, key, Event(name=name, payload=payload, id=uuid.uuid4().hex))
+        event, place = Event(name=name, payload=payload, id=uuid.uuid4().hex), (definition.name, key)
+        posted = await self._post(definition, key, event)
         while posted.status == "waiting" and not self._worker.stopping:
             await asyncio.sleep(STEERED)
-            posted = await self.event(definition, key, posted.id)
+            if place in self._drives or place in self._busy or place in self._held:
+                posted = await self.event(definition, key, posted.id)
+            else:  # the run was ending just then: a known event is only answered, and the run seen to
+                posted = await self._post(definition, key, event)
         run = await self._load(definition.name, key)
+        if posted.status == "dropped":
+            raise RunOver(run.workflow, run.key, run.status)
         if posted.status == "rejected":
             raise NotAccepted(
                 f"run {run.workflow}/{run.key} is {run.status}: {name.removeprefix('$')} says nothing to it"
@@ -555,10 +572,18 @@ class Engine:
                 continue
             try:
                 for name in await self.store.woken(self._worker.token, since - self._poll):
-                    self._wake(name)
+                    self._wake(name, await self._stopping(name))
                 since = now
             except Exception as error:  # whatever it is, the next look must come
                 log.warning("the engine could not look for events: %r", error)
+
+    async def _stopping(self, name: tuple[str, str]) -> str | None:
+        """The event that another process has sent to stop the step that is on, where there is one."""
+        driving = self._drives.get(name)
+        if driving is None or driving.drive is None:
+            return None
+        _, waiting = await self.store.inbox(driving.drive.run)
+        return next((event.name for event in waiting if event.name in STOPPING), None)
 
     async def _drive_in_line(self, line: Line) -> None:
         """Drive one claimed run after another, and claim more when the line is empty."""

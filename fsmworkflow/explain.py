@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.codec import encode
-from fsmworkflow.decide import begin
+from fsmworkflow.decide import begin, known
 from fsmworkflow.records import Entry, Run
 from fsmworkflow.workflow import Workflow
 
@@ -68,11 +68,13 @@ def forked(
 ) -> Run:
     """A new run with the state and data that `run` had at version `at` (now, where None), folded from its history.
 
-    Raises ValueError for a version that is not there, CodecError for data that does not fit.
+    Raises ValueError for a version that is not there, DefinitionChanged where the workflow no longer has that state, and
+    CodecError for data that does not fit.
     """
     at = run.version if at is None else at
     if not 0 <= at <= run.version:
         raise ValueError(f"run {run.workflow}/{run.key} has versions 0 to {run.version}, not {at}")
+    known(workflow, run, history[at].dest.split(", "))
     values: dict[str, Any] = {}
     for entry in history[: at + 1]:
         for name in entry.removed:

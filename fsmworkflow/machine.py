@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Coroutine, Mapping
 from typing import Any, Self
@@ -20,6 +21,8 @@ from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow, WorkflowDefinition, name_problem, nearest
 
 __all__ = ["PersistentWorkflowStateMachine"]
+
+log = logging.getLogger("fsmworkflow")
 
 
 class PersistentWorkflowStateMachine:
@@ -263,6 +266,7 @@ async def take_up(
     while may_go_on(there, store.now(), retry=retry) or (rest and not there.over):
         claimed = await worker.claim_one(workflow.name, key)
         if claimed is not None and (rest or may_go_on(claimed, store.now(), retry=retry)):
+            _tell(claimed, fresh, data)
             return claimed, False
         if claimed is not None:  # it ended just before
             await store.release(claimed)
@@ -272,7 +276,15 @@ async def take_up(
             there = await store.load(workflow.name, key) or there
         else:
             break
+    if wait:
+        _tell(there, fresh, data)
     return replace(there, owner=None), False
+
+
+def _tell(run: Run, fresh: Run, data: Any) -> None:
+    """Say in the log that a run which is taken up was started with other data than this caller gives."""
+    if data is not None and run.input != fresh.input:
+        log.warning("run %s/%s was started with a different input: it goes on with its own", run.workflow, run.key)
 
 
 WATCH = 0.1

@@ -25,6 +25,10 @@ from fsmworkflow.workflow import (
 __all__ = ["problems_of"]
 
 COMPOSITE = frozenset({"state", "parallel", "region"})
+HINTS = 100
+"""How many problems are told with a hint at the nearest name: looking for one takes a millisecond at the worst."""
+ANY = ""
+"""The place in the graph from which the transitions of "*" lead: every state that is not final leads there."""
 
 
 def problems_of(workflow: Workflow) -> list[str]:
@@ -39,7 +43,8 @@ def problems_of(workflow: Workflow) -> list[str]:
         problems += name_problem(state.name, "state name")
         problems += _state_problems(state)
     problems += _initial_problems(workflow)
-    problems += [p for t in workflow.transitions for p in _transition_problems(workflow, t)]
+    for t in workflow.transitions:
+        problems += _transition_problems(workflow, t, workflow.states if len(problems) < HINTS else ())
     problems += _action_problems(workflow)
     if problems or workflow._problems:
         return list(dict.fromkeys(problems))
@@ -138,29 +143,29 @@ def _by(t: Transition) -> str:
     return repr(t.trigger or "then")
 
 
-def _transition_problems(workflow: Workflow, t: Transition) -> list[str]:
+def _transition_problems(workflow: Workflow, t: Transition, near: Iterable[str]) -> list[str]:
     where = f"transition {_by(t)} of {t.source!r}"
     problems = place_problems(t)
     if not problems:
-        problems += _end_problems(workflow, t) + _way_problems(t)
+        problems += _end_problems(workflow, t, near) + _way_problems(t)
         if isinstance(t.after, str) and t.after != ENDS and t.after not in workflow.actions:
             problems.append(f"there is no action {t.after!r}: give a function, or a method of the machine")
         problems += _guard_problems(t.conditions, workflow.lenient)
     return [f"{where}: {p}" for p in problems]
 
 
-def _end_problems(workflow: Workflow, t: Transition) -> list[str]:
+def _end_problems(workflow: Workflow, t: Transition, near: Iterable[str]) -> list[str]:
     problems, states = [], workflow.states
     sources = [t.source] if isinstance(t.source, str) else list(t.source)
     for name in sources:
         if name != "*" and name not in states:
-            problems.append(f"there is no state {name!r}{nearest(name, states)}")
+            problems.append(f"there is no state {name!r}{nearest(name, near)}")
         elif name != "*" and states[name].kind == "final":
             problems.append(f"{name!r} is final, nothing leads out of it")
         elif name != "*" and states[name].kind == "region":
             problems.append(f"{name!r} is a region: transitions belong to the states in it, or to the one around it")
     if t.dest is not None and not problems and (dest := resolve(states, sources[0], t.dest)) is None:
-        problems.append(f"there is no state {t.dest!r}{nearest(t.dest, states)}")
+        problems.append(f"there is no state {t.dest!r}{nearest(t.dest, near)}")
     elif t.dest is not None and not problems and states[dest or ""].kind == "region":
         problems.append(f"{t.dest!r} is a region: lead to the parallel state, or to a state in the region")
     if t.internal and t.dest != t.source:
@@ -195,6 +200,8 @@ def _guard_problems(conditions: Any, lenient: bool) -> list[str]:
         guard: Guard | None = as_guard(conditions) if conditions not in (None, [], ()) else None
     except (TypeError, ValueError) as error:
         return [str(error)]
+    except RecursionError:
+        return ["its conditions are lists nested too deeply"]
     return [] if guard is None else guard.problems(lenient)
 
 
@@ -204,13 +211,15 @@ class _Paths:
     def __init__(self, workflow: Workflow) -> None:
         self.workflow = workflow
         self.states = workflow.states
+        self.finals = {state.name for state in workflow.states.values() if state.kind == "final"}
         self.inside: dict[str, list[State]] = {}
         for state in workflow.states.values():
             self.inside.setdefault(state.name.rpartition(".")[0], []).append(state)
         self.arcs: dict[str, list[tuple[Transition, str | None]]] = {name: [] for name in workflow.states}
+        self.arcs[ANY] = []
         for t in workflow.transitions:
-            for source in sources_of(workflow, t):
-                self.arcs[source].append((t, None if t.dest is None else resolve(self.states, source, t.dest)))
+            for source in [ANY] if t.source == "*" else sources_of(workflow, t):
+                self.arcs[source].append((t, None if t.dest is None else resolve(self.states, source or "*", t.dest)))
 
     def problems(self) -> list[str]:
         reached, ending = self._reached(), self._ending()
@@ -260,16 +269,17 @@ class _Paths:
             name = todo.pop()
             if name not in reached:
                 reached.add(name)
+                todo += [] if name == ANY or name in self.finals else [ANY]
                 todo += [s for dest in self._ways(name, reached) for s in self._entered(dest) if s not in reached]
                 # What is around it may be complete now, and lead on by itself.
                 around = name
-                while self.states[name].kind == "final" and (around := around.rpartition(".")[0]):
+                while name in self.finals and (around := around.rpartition(".")[0]):
                     todo += [s for dest in self._ways(around, reached) for s in self._entered(dest) if s not in reached]
         return reached
 
     def _ways(self, name: str, reached: set[str]) -> list[str]:
         """Where a state that is reached leads; one that holds others leads on by itself only when it can complete."""
-        composite = self.states[name].kind in COMPOSITE
+        composite = name != ANY and self.states[name].kind in COMPOSITE
         complete = not composite or self._done(name, reached)
         return [dest for t, dest in self.arcs[name] if dest is not None and (complete or not _by_itself(t))]
 
@@ -277,12 +287,16 @@ class _Paths:
         """The states from which an end can be reached, or the end of what is around them."""
         todo = [s.name for s in self.states.values() if s.ends or (s.kind == "final" and "." not in s.name)]
         back: dict[str, list[str]] = {}
-        for name in self.states:
+        for name in self.arcs:
             for t, dest in self._leading(name):
                 if dest is None or t.after == ENDS:
                     todo.append(name)
                 if dest is not None:
                     back.setdefault(dest, []).append(name)
+            if name == ANY:
+                continue
+            if "." in name or name not in self.finals:  # what is final within another state is left with it
+                back.setdefault(ANY, []).append(name)
             for state in self._inner(name):
                 if state.initial or self.states[name].kind == "parallel":
                     back.setdefault(state.name, []).append(name)
@@ -297,7 +311,7 @@ class _Paths:
     def _leading(self, name: str) -> Iterable[tuple[Transition, str | None]]:
         """Its own transitions, those of the states around it, and, of a final state, what its completion takes."""
         yield from self.arcs[name]
-        around, complete = name.rpartition(".")[0], self.states[name].kind == "final"
+        around, complete = name.rpartition(".")[0], name in self.finals
         while around:
             for t, dest in self.arcs[around]:
                 if complete or not _by_itself(t):

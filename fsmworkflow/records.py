@@ -109,6 +109,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     created: float = 0.0
     updated: float = 0.0
 
+    def __repr__(self) -> str:
+        return f"<Run {self.workflow}/{self.key}: {self.status} in {self.state!r}, version {self.version}>"
+
     @property
     def data(self) -> Any:
         """The run's data: a private copy whose fields are decoded when touched, or the workflow's own type."""

@@ -51,7 +51,8 @@ class DBConfig:
     what is then missing is looked for, value by value, in DB_* of the sources that follow, and is in the end localhost,
     port 5432 and the database "fsmdb". `url` or FSMWORKFLOW_URL names any store, and is taken whole but for the values
     that keywords replace. Further keywords go to asyncpg's pool, whose `min_size` is 0 unless given. An empty value is
-    none. Raises StoreError for a URL that no store has, and for a `.env` or a port that cannot be read.
+    none. Raises StoreError for a URL that no store has, for a `.env` or a port that cannot be read, and for a keyword
+    that asyncpg does not have.
 
     `url` is without the password. `pool` is asyncpg's pool while it is open, for statements of your own; always None on
     SQLite. It may be used under one `asyncio.run` after another: each event loop has a store and a pool of its own.
@@ -85,7 +86,7 @@ class DBConfig:
         self._store = _store(base, self._options)
         self.url = self._store.url
         if self.url.startswith("sqlite:"):  # its path is absolute now, and stays so in another directory
-            self._place = "sqlite:///" + quote(self.url.removeprefix("sqlite:///"))
+            self._place = self.url
         self._uses: dict[asyncio.AbstractEventLoop, _Use] = {}
         log.info("runs are kept in %s (%s)", self.url, source)
         if self._options is None and (useless := [*keywords, *pool]):

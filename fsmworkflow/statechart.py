@@ -81,13 +81,22 @@ class Chart:
         self._busy = {  # states that do something when they are entered or left
             s.name for s in workflow.states.values() if s.enter or s.exit or s.compensate or s.kind != "step"
         } | self.delays.keys()
+        self._transitions, self._finals = workflow.transitions, workflow.finals
+        self._every = _every(workflow)
+        self._own = {
+            (source, trigger): [one.number for one in found]
+            for trigger, event in machine.events.items()
+            for source, found in event.transitions.items()
+        }
         self._arcs: dict[tuple[str, str], tuple[Arc, ...]] = {}
-        for trigger, event in machine.events.items():
-            for source, found in event.transitions.items():
-                arcs = tuple(self._arc(workflow.transitions[one.number], source) for one in found)
-                self._arcs[source, trigger] = arcs
-        self.triggers = tuple(t for t in machine.events if not t.startswith("$"))
-        self._listening = {s for s, trigger in self._arcs if not trigger.startswith("$")} | self.delays.keys()
+        for (source, trigger), numbers in self._own.items():
+            if trigger not in self._every:
+                self._arcs[source, trigger] = self._made(source, numbers)
+        named = (trigger for t in workflow.transitions for trigger in _triggers(t) if not trigger.startswith("$"))
+        self.triggers = tuple(dict.fromkeys(named))
+        self._listening = {s for s, trigger in self._own if not trigger.startswith("$")} | self.delays.keys()
+        if any(not trigger.startswith("$") for trigger in self._every):
+            self._listening |= self.order.keys() - self._finals
         steps = {s.name for s in workflow.states.values() if s.kind == "step"}
         self.quiet = frozenset(s for s in steps if self.flat and not self.listens(s))
         self.initial = self.entered((workflow.initial,), "")
@@ -102,6 +111,17 @@ class Chart:
             self.inner[path] = tuple(f"{path}.{one}" for one in state.states)
             self._first[path] = tuple(f"{path}.{one}" for one in first)
             self._read(state.states, path + ".")
+
+    def _made(self, source: str, numbers: Iterable[int]) -> tuple[Arc, ...]:
+        return tuple(self._arc(self._transitions[number], source) for number in numbers)
+
+    def _shared(self, state: str, trigger: str) -> tuple[Arc, ...]:
+        """What "*" gives to a state, in one order with its own: made when first asked for, and not for all at once."""
+        every = self._every.get(trigger)
+        if every is None or state in self._finals:
+            return ()
+        arcs = self._arcs[state, trigger] = self._made(state, sorted([*self._own.get((state, trigger), ()), *every]))
+        return arcs
 
     def _arc(self, t: Transition, source: str) -> Arc:
         domain = "" if t.dest is None else self._common(source, t.dest)
@@ -125,15 +145,16 @@ class Chart:
 
     def automatic(self, state: str) -> tuple[Arc, ...]:
         """The transitions that a state takes by itself, in the order in which their conditions are asked."""
-        return self._arcs.get((state, AUTOMATIC), ())
+        return self.named(state, AUTOMATIC)
 
     def named(self, state: str, trigger: str) -> tuple[Arc, ...]:
         """The transitions that a state takes for a trigger, in the order in which their conditions are asked."""
-        return self._arcs.get((state, trigger), ())
+        arcs = self._arcs.get((state, trigger))
+        return self._shared(state, trigger) if arcs is None else arcs
 
     def failing(self, state: str) -> tuple[Arc, ...]:
         """The transitions that a state takes when its step has failed for good."""
-        return self._arcs.get((state, FAILED), ())
+        return self.named(state, FAILED)
 
     def _common(self, source: str, dest: str) -> str:
         """The nearest state around both that is no parallel one: what is below it is left. "" is the workflow."""
@@ -174,7 +195,7 @@ class Chart:
 
     def accepted(self, active: Iterable[str], trigger: str) -> bool:
         """Whether an active state, or one around it, has a transition for this trigger, whatever its conditions."""
-        return any((state, trigger) in self._arcs for state in active)
+        return any(self.named(state, trigger) for state in active)
 
     def complete(self, state: str, active: Iterable[str], final: frozenset[str]) -> bool:
         """Whether a state that holds others has come to its end: a parallel one when each of its regions has."""
@@ -195,6 +216,8 @@ def _around(state: str) -> list[str]:
 def _build(workflow: Workflow) -> Any:
     machine = _Machine(model=None, states=_tree(workflow), initial=workflow.initial, auto_transitions=False)
     for number, t in enumerate(workflow.transitions):
+        if t.source == "*":
+            continue  # kept once for each trigger, by `_every`, and not once for each state
         # A transition whose dest is None ends the run where it is; in the library's table it leads back there.
         dest = "=" if t.dest is None else t.dest
         for source in sources_of(workflow, t):
@@ -233,6 +256,15 @@ def _triggers(t: Transition) -> list[str]:
     return [*named, AUTOMATIC] if (t.automatic if t.automatic is not None else t.trigger is None) else named
 
 
+def _every(workflow: Workflow) -> dict[str, list[int]]:
+    """The transitions out of every state, by trigger, as numbers in the order of the document."""
+    found: dict[str, list[int]] = {}
+    for number, t in enumerate(workflow.transitions):
+        for trigger in _triggers(t) if t.source == "*" else ():
+            found.setdefault(trigger, []).append(number)
+    return found
+
+
 def timer(delay: float | str) -> str:
     """The trigger of a delay: the same for "1h" and 3600, so that its conditions are asked in one order."""
     return f"$after {seconds(delay):g}"
@@ -241,19 +273,29 @@ def timer(delay: float | str) -> str:
 def _delays(workflow: Workflow) -> dict[str, tuple[tuple[str, float], ...]]:
     """The timers that each state starts when it is entered: their triggers, and after how many seconds they are due."""
     found: dict[str, dict[str, float]] = {}
+    every: dict[str, float] = {}
     for t in workflow.transitions:
         if t.delay is not None:
-            for source in sources_of(workflow, t):
-                found.setdefault(source, {})[timer(t.delay)] = seconds(t.delay)
-    return {state: tuple(sorted(timers.items(), key=lambda one: one[1])) for state, timers in found.items()}
+            for timers in [every] if t.source == "*" else [found.setdefault(s, {}) for s in sources_of(workflow, t)]:
+                timers[timer(t.delay)] = seconds(t.delay)
+    delays = {state: _soonest({**timers, **every}) for state, timers in found.items()}
+    if every:
+        shared = _soonest(every)
+        delays = {s.name: delays.get(s.name, shared) for s in workflow.states.values() if s.kind != "final"}
+    return delays
+
+
+def _soonest(timers: dict[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(timers.items(), key=lambda one: one[1]))
 
 
 def _hash(workflow: Workflow) -> str:
     states = [(s.name, s.kind, s.initial, s.outcome, s.ends) for s in workflow.states.values()]
+    every = [s.name for s in workflow.states.values() if s.kind != "final"]
     transitions = [
         (
             t.trigger,
-            sources_of(workflow, t),
+            every if t.source == "*" else sources_of(workflow, t),
             t.dest,
             t.automatic,
             None if t.delay is None else timer(t.delay),

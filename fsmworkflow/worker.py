@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("fsmworkflow")
 
+CLOSE_SECONDS = 5.0
 FORGOTTEN = 86_400.0
 """Seconds after the end of its lease when an owner of another machine is struck off the list."""
 
@@ -93,9 +94,13 @@ class Worker:
             await whole(self._end(token))
 
     async def _end(self, token: str) -> None:
-        if self._giving_back:
-            await asyncio.wait(self._giving_back)
-        await self.store.bury(token)
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if self._giving_back:
+                    await asyncio.wait(self._giving_back)
+                await self.store.bury(token)
+        except TimeoutError:
+            log.warning("the store cannot be told that this owner has ended: its runs are free when its lease is over")
 
     async def _enrol(self) -> None:
         began = time.monotonic()

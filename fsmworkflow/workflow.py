@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import msgspec
 
 from fsmworkflow.codec import LIMIT, Codec
+from fsmworkflow.conditions import cut
 from fsmworkflow.errors import DefinitionError
 from fsmworkflow.retry import Retry
 
@@ -32,6 +33,9 @@ UNDO = Retry(attempts=5)
 
 ENDS = "mark_completed"
 """The action name of the first FSM-Workflow that ends the run where the transition leads."""
+
+COMPARED = 100_000
+"""No name is sought that is near to an unknown one where the product of their lengths is above this: it takes long."""
 
 
 class WorkflowStep(msgspec.Struct, frozen=True):
@@ -267,7 +271,7 @@ class Scope:
             if isinstance(target, (str, To)):
                 yield guard, target if isinstance(target, To) else To(target)
             else:
-                self.workflow._problems.append(f"{place}: {entry!r} is not a state or (condition, state)")
+                self.workflow._problems.append(f"{place}: {cut(entry)} is not a state or (condition, state)")
 
 
 class Parallel:
@@ -469,7 +473,7 @@ def _bind(workflow: Workflow, transition: Transition, methods: object) -> None:
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for messages: the known name nearest to an unknown one, or nothing."""
     names = list(names)
-    if len(name) > 200 or len(names) > 200:  # so that a thousand mistakes are told in a bearable time
+    if len(name) * sum(map(len, names)) > COMPARED:
         return ""
     found = difflib.get_close_matches(name, names, 1)
     return f" (did you mean {found[0]!r}?)" if found else ""

@@ -450,9 +450,9 @@ async def test_further_keywords_go_to_the_pool(postgres_url: str) -> None:
         assert await config.pool.fetchval("SHOW application_name") == "mine"
 
 
-async def test_an_unknown_keyword_is_refused_when_it_is_used(postgres_url: str) -> None:
-    with pytest.raises(TypeError, match="hots"):
-        await config_of(postgres_url, hots="db.example").setup()
+def test_an_unknown_keyword_is_refused_at_once(postgres_url: str) -> None:
+    with pytest.raises(StoreError, match="hots"):
+        config_of(postgres_url, hots="db.example")
 
 
 async def test_a_password_with_special_characters_comes_through(postgres_url: str) -> None:

@@ -49,6 +49,9 @@ def hook(name: str) -> Any:
     return action
 
 
+ACT = hook("act")
+
+
 class Play:
     """A run moved by hand. After each event it takes what the run itself has due, as a drive does."""
 
@@ -95,9 +98,11 @@ class Play:
     async def settle(self) -> None:
         asked: int | None = None
         while (event := due_next(self.workflow, self.run, self.now, asked=asked)) is not None:
-            if (await self._one(event)).after is not self.run or self.run.version == asked:
-                asked = self.run.version
-            elif self.moves[-1].event is not event:
+            if (
+                (await self._one(event)).after is not self.run
+                or self.run.version == asked
+                or self.moves[-1].event is not event
+            ):
                 asked = self.run.version
 
     async def send(self, name: str, data: Any = None) -> Move:
@@ -129,10 +134,10 @@ def nested() -> Workflow:
         return {"enter": hook(f">{path}"), "exit": hook(f"<{path}")}
 
     outer = flow.state("outer", initial=True, on={"out": "other", "again": "outer"}, **hooks("outer"))
-    outer.wait("a", initial=True, on={"in": "b2", "self": "a", "up": "outer"}, **hooks("a"))
+    outer.wait("a", initial=True, on={"in": "b.b2", "into": "b", "self": "a", "up": "outer"}, **hooks("a"))
     b = outer.state("b", **hooks("b"))
-    b.wait("b1", initial=True, on={"next": To("b2", after=hook("act")), "over": "a"}, **hooks("b1"))
-    b.wait("b2", on={"away": To("c", after=hook("act")), "stop": "end"}, **hooks("b2"))
+    b.wait("b1", initial=True, on={"next": To("b2", after=ACT), "over": "a"}, **hooks("b1"))
+    b.wait("b2", on={"away": To("other.c", after=ACT), "stop": "end"}, **hooks("b2"))
     other = flow.state("other", on={"back": "outer"}, **hooks("other"))
     other.wait("c", initial=True, on={"stop": "end"}, **hooks("c"))
     flow.final("end")
@@ -148,7 +153,7 @@ def regions(**more: Any) -> Workflow:
     one.wait("x2", on={"go": "fx", "x": "fx"}, enter=hook(">x2"))
     one.final("fx")
     two.wait("y1", initial=True, on={"go": To("y2", after=hook("ay")), "y": "fy", "each": "y2"}, exit=hook("<y1"))
-    two.wait("y2", on={"y": "fy", "far": "x2"}, enter=hook(">y2"))
+    two.wait("y2", on={"y": "fy", "far": "one.x2"}, enter=hook(">y2"))
     two.final("fy")
     flow.final("end", "gone")
     return flow.check()
@@ -160,6 +165,9 @@ LEFT_AND_ENTERED = [
     ([], "next", None),
     (["in"], "away", "<b2 <b <outer act >other >c"),
     ([], "in", "<a >b >b2"),
+    ([], "into", "<a >b >b1"),
+    (["into"], "next", "<b1 act >b2"),
+    (["into"], "over", "<b1 <b >a"),
     ([], "self", "<a >a"),
     ([], "up", "<a <outer >outer >a"),
     ([], "again", "<a <outer >outer >a"),
@@ -239,7 +247,7 @@ async def test_W3C_364_413_a_state_is_entered_with_its_initial_state_down_to_a_l
     one = flow.state("one", initial=True)
     one.wait("no", on={"x": "end"})
     two = one.state("two", initial=True)
-    three = two.parallel("three", initial=True)
+    three = two.parallel("three", initial=True, on={"no": "one.no"})
     for name in ("p", "q"):
         three.region(name).wait("leaf", initial=True, on={"x": "end"})
     flow.final("end")
@@ -249,7 +257,7 @@ async def test_W3C_364_413_a_state_is_entered_with_its_initial_state_down_to_a_l
 async def test_W3C_372_416_a_state_whose_final_state_is_entered_leads_on_after_the_entry() -> None:
     flow = Workflow("f")
     one = flow.state("one", initial=True, then="end", exit=hook("<one"))
-    one.wait("a", initial=True, on={"go": To("f", after=hook("act"))}, exit=hook("<a"))
+    one.wait("a", initial=True, on={"go": To("f", after=ACT)}, exit=hook("<a"))
     one.final("f")
     flow.final("end")
     play = Play(flow)
@@ -346,7 +354,7 @@ async def test_W3C_503_a_transition_that_is_internal_leaves_and_enters_nothing()
     flow.wait(
         "a",
         initial=True,
-        on={"note": To("a", internal=True, after=hook("act")), "end": "end"},
+        on={"note": To("a", internal=True, after=ACT), "end": "end"},
         after={"1h": "end"},
         enter=hook(">a"),
         exit=hook("<a"),

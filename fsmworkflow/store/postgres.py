@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import secrets
@@ -42,6 +43,8 @@ POOL_ONLY = frozenset(
     {"min_size", "max_size", "max_queries", "max_inactive_connection_lifetime", "setup", "init", "reset", "connect"}
     | {"connection_class", "record_class"}
 )
+
+CONNECTION = frozenset(inspect.signature(asyncpg.connect).parameters) - {"dsn", "loop"}
 
 # The server may answer again: classes 08 (connection), 40 (rolled back), 53 (resources), 57 (shut down, starting) and
 # 58 (system); a lock that was not to be had; a transaction that took too long; a standby in place of the primary.
@@ -82,7 +85,8 @@ class PostgresStore:
 
     `pool` holds further keywords for asyncpg's pool. Those of them that are of a connection (`ssl`, `server_settings`,
     `command_timeout`, `statement_cache_size`) are also the writer's. Behind PgBouncer pass `statement_cache_size=0`: no
-    prepared statement is kept then. Leases and due times are judged by the server's clock.
+    prepared statement is kept then. Leases and due times are judged by the server's clock. Raises StoreError for a
+    keyword that asyncpg does not have.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class PostgresStore:
         connect: Mapping[str, Any] | None = None,
         pool: Mapping[str, Any] | None = None,
     ) -> None:
+        if unknown := sorted({*(connect or ()), *(pool or ())} - POOL_ONLY - CONNECTION):
+            raise StoreError(f"neither asyncpg's pool nor its connections have an option {', '.join(unknown)}")
         self._dsn = url
         self._pooling = {k: v for k, v in (pool or {}).items() if k in POOL_ONLY}
         self._connecting = {**(connect or {}), **{k: v for k, v in (pool or {}).items() if k not in POOL_ONLY}}

@@ -29,7 +29,7 @@ from fsmworkflow.store.writer import Done, Write, Writer, patiently, whole
 
 T = TypeVar("T")
 SQL = queries("sqlite")
-BUSY_SECONDS, OPEN_SECONDS = 5.0, 15.0
+BUSY_SECONDS, OPEN_SECONDS, CLOSE_SECONDS = 5.0, 15.0, 5.0
 PASSING = ("locked", "busy", "disk is full", "disk i/o error")
 
 
@@ -52,10 +52,14 @@ class SQLiteStore:
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
         text = os.fspath(path)
-        if not text or text.startswith((":memory:", "file:")) or "?" in text:
+        plain = unquote(text)
+        if not text or text.startswith((":memory:", "file:")) or "?" in text or "\0" in plain:
             raise StoreError(f"{text!r} is not the path of a SQLite file; for a store in memory use memory://")
-        self.path = str(Path(unquote(text)).expanduser().absolute())
-        self.url = f"sqlite:///{self.path}"
+        try:
+            self.path = str(Path(plain).expanduser().absolute())
+        except RuntimeError as error:
+            raise StoreError(f"{text!r} is not the path of a SQLite file: {error}") from error
+        self.url = "sqlite:///" + self.path.replace("%", "%25").replace("?", "%3F")
         self._clock = clock
         self._writer = Writer(self._start)
         self._write: aiosqlite.Connection | None = None
@@ -88,8 +92,12 @@ class SQLiteStore:
         try:
             await connection
         except sqlite3.Error as error:
-            raise StoreError(f"cannot open {self.url}: {error}") from error
+            raise StoreError(f"cannot open {self.url}: {self._without_directory() or error}") from error
         return connection
+
+    def _without_directory(self) -> str | None:
+        parent = os.path.dirname(self.path)
+        return None if os.path.isdir(parent) else f"there is no directory {parent}: make it first"
 
     def _alone(self) -> asyncio.Lock:
         """The lock for opening and closing connections, of the running event loop."""
@@ -103,7 +111,7 @@ class SQLiteStore:
 
     async def _close(self) -> None:
         async with self._alone():
-            await self._writer.drain()
+            await self._writer.drain(CLOSE_SECONDS)
             connections, self._write, self._read = (self._write, self._read), None, None
             for connection in connections:
                 if connection is not None:

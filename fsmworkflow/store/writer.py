@@ -91,6 +91,9 @@ class Writer:
             self._idle = None
 
     def _attempt(self, batch: list[Write]) -> None:
+        if batch is not self._batch:  # it was answered when the store was closed
+            self._flush()
+            return
         try:
             self._give_up = self._start(batch, lambda error: self._over(batch, error))
         except Exception as error:
