@@ -68,7 +68,7 @@ def forked(
 ) -> Run:
     """A new run with the state and data that `run` had at version `at` (now, where None), folded from its history.
 
-    Raises ValueError for a version that is not there, DefinitionChanged where the workflow no longer has that state, and
+    Raises ValueError for a version that is not there, DefinitionChanged where the workflow no longer has the state, and
     CodecError for data that does not fit.
     """
     at = run.version if at is None else at

@@ -561,9 +561,9 @@ async def test_a_run_whose_state_is_gone_says_what_to_do_and_is_left_alone(store
         run = await engine.run(before, key="k")
     async with Engine(store, workflows=[after]) as engine:
         await engine.store.post("flow", "k", Event(name="go", id="one"))
-        with pytest.raises(DefinitionChanged, match="'reading'.*declare it again"):
+        with pytest.raises(DefinitionChanged, match=r"'reading'.*declare it again"):
             await engine.run(after, key="k")
-        with pytest.raises(DefinitionChanged, match="'reading'.*declare it again"):
+        with pytest.raises(DefinitionChanged, match=r"'reading'.*declare it again"):
             await engine.fork(after, "k", new_key="other")
         assert (await engine.get(after, "k")).version == run.version
     await store.close()

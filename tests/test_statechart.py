@@ -472,7 +472,7 @@ async def test_an_event_that_no_condition_lets_through_is_rejected_with_what_eac
 
 
 async def test_an_event_that_nothing_takes_is_not_accepted_and_told_what_is() -> None:
-    with pytest.raises(NotAccepted, match="'nothing_of_this'.*: fill, replace, break"):
+    with pytest.raises(NotAccepted, match=r"'nothing_of_this'.*: fill, replace, break"):
         await Play(order(), {"left": 1}).send("nothing_of_this")
 
 
