@@ -322,17 +322,13 @@ class Drive:
     def _accepted(self, now: float) -> Event | None:
         """The oldest due event that the run accepts. Of one that is over, what waits is only dropped."""
         run, chart = self.run, self.workflow.chart
-        if run.over:
-            return None
         visits = {stay.visit for stay in run.active.values()}
-        for event in self.inbox:
+        for event in () if run.over else self.inbox:
             if event.due is not None and event.due > now:
                 continue
             if event.visit is not None and event.visit not in visits:
                 continue
-            if event.name in STEERING:
-                if event.name == PAUSE and self._steps:
-                    continue
+            if event.name in STEERING and not (event.name == PAUSE and self._steps):
                 return event
             if run.status in ("running", "waiting") and chart.accepted(run.active, event.name):
                 return event

@@ -19,7 +19,6 @@ from fsmworkflow.errors import (
     EngineOpen,
     EventNotFound,
     FSMWorkflowError,
-    InputDiffers,
     LeaseLost,
     NotAccepted,
     RunFailed,
@@ -28,7 +27,7 @@ from fsmworkflow.errors import (
     UnknownWorkflow,
 )
 from fsmworkflow.explain import explained, forked
-from fsmworkflow.machine import WATCH, first, known_event, may_go_on
+from fsmworkflow.machine import WATCH, first, known_event, may_go_on, tell
 from fsmworkflow.records import Event, Run, Status, replace
 from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.store.writer import whole
@@ -316,7 +315,7 @@ class Engine:
 
     async def _post(self, definition: Workflow, key: str, event: Event) -> Event:
         posted = await self.store.post(definition.name, key, event)
-        if posted.status == "waiting" and (posted.due is None or posted.due <= self.store.now()):
+        if posted.status == "waiting":
             name = (definition.name, key)
             if name in self._drives or name in self._busy or name in self._held:
                 self._wake(name, event.name)
@@ -395,8 +394,7 @@ class Engine:
         driving = Driving(definition, made, retry=False)
         self._see_to(driving, self._task(self._start_and_drive(driving)))
         there = await asyncio.shield(driving.started)
-        if there.input != made.input:
-            _tell(there, "refuse")
+        tell(there, made, data=made, refuse=True)
         return self._shown(there)
 
     async def explain(self, workflow: Workflow | str, key: str) -> str:
@@ -421,15 +419,14 @@ class Engine:
         fresh = await first(definition, self.store, key, data)
         if data is not None and different == "refuse":
             there = await self.store.load(definition.name, key)
-            if there is not None and there.input != fresh.input:
-                _tell(there, different)
+            if there is not None:
+                tell(there, fresh, data, refuse=True)
         driving = await self._driving(definition, fresh, retry)
         there = await asyncio.shield(driving.started)
         if retry and not driving.retry and there.status == "failed" and not there.over and driving.done is not None:
             await asyncio.wait([driving.done])  # of a `start`, which lets a failed run be
             driving = await self._driving(definition, fresh, retry)
-        if data is not None and there.input != fresh.input:
-            _tell(there, different)
+        tell(there, fresh, data, refuse=different == "refuse")
         return driving
 
     async def _driving(self, definition: Workflow, fresh: Run, retry: bool) -> Driving:
@@ -505,6 +502,10 @@ class Engine:
         """Drive a run that is there; while a live owner does, watch it, and take over where that one ends."""
         run = driving.run
         driving.retry = driving.retry and run.status == "failed"  # a failure that was waited for is its result
+        if run.status == "waiting" and run.due is not None and run.due > self.store.now() and not self._worker.stopping:
+            claimed = await self._worker.claim_one(run.workflow, run.key)  # it is held until its time comes
+            if claimed is not None and await self._drive(driving, claimed):
+                return driving.run
         while not self._worker.stopping and may_go_on(run, self.store.now(), retry=driving.retry):
             claimed = await self._worker.claim_one(run.workflow, run.key)
             if claimed is not None:
@@ -665,14 +666,6 @@ def _as_store(given: Any) -> Store:
         raise TypeError(f"an engine needs a URL, a Store or a DBConfig, not {given!r}")
     found: Store = store
     return found
-
-
-def _tell(run: Run, different: Different) -> None:
-    """The key was taken by a run with another input."""
-    message = f"run {run.workflow}/{run.key} was started with a different input"
-    if different == "refuse":
-        raise InputDiffers(f"{message}: nothing was done")
-    log.warning("%s: it goes on with its own", message)
 
 
 def _report(driving: Driving) -> None:

@@ -68,13 +68,15 @@ def forked(
 ) -> Run:
     """A new run with the state and data that `run` had at version `at` (now, where None), folded from its history.
 
-    Raises ValueError for a version that is not there, DefinitionChanged where the workflow no longer has the state, and
-    CodecError for data that does not fit.
+    Raises ValueError for a version that is not there or at which it had ended, DefinitionChanged where the workflow no
+    longer has that state, and CodecError for data that does not fit.
     """
     at = run.version if at is None else at
     if not 0 <= at <= run.version:
         raise ValueError(f"run {run.workflow}/{run.key} has versions 0 to {run.version}, not {at}")
     known(workflow, run, history[at].dest.split(", "))
+    if history[at].dest in workflow.finals:
+        raise ValueError(f"run {run.workflow}/{run.key} had ended at version {at}, in {history[at].dest!r}")
     values: dict[str, Any] = {}
     for entry in history[: at + 1]:
         for name in entry.removed:

@@ -13,7 +13,7 @@ import msgspec
 from fsmworkflow.codec import fields_of, text_of
 from fsmworkflow.decide import begin, decide
 from fsmworkflow.drive import Drive
-from fsmworkflow.errors import CodecError, DefinitionError, EngineClosed, RunFailed, UnknownEvent
+from fsmworkflow.errors import CodecError, DefinitionError, EngineClosed, InputDiffers, RunFailed, UnknownEvent
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.writer import whole
@@ -46,6 +46,7 @@ class PersistentWorkflowStateMachine:
         self._input = data
         self._drive: Drive | None = None
         self._snapshot: Run | None = None
+        self._sending = asyncio.Lock()
 
     @property
     def state(self) -> str | None:
@@ -118,21 +119,21 @@ class PersistentWorkflowStateMachine:
         drive = self._held()
         known_event(drive.workflow, event)
         posted = Event(name=event, payload=payload, id=event_id or uuid.uuid4().hex)
-        sent = None if event_id else await drive.send(posted)
-        if sent is None:
-            sent = await drive.store.post(drive.run.workflow, drive.run.key, posted)
-            drive.wake()
-        await self._go()
-        return await drive.store.event(drive.run, posted.id) or sent
+        async with self._sending:
+            sent = None if event_id else await drive.send(posted)
+            if sent is None:
+                sent = await drive.store.post(drive.run.workflow, drive.run.key, posted)
+                drive.wake()
+            await self._go()
+            return await drive.store.event(drive.run, posted.id) or sent
 
     async def _go(self) -> None:
         drive = self._held()
-        if not drive.idle or drive.run.actions:
-            try:
+        try:
+            if not drive.idle or drive.run.actions:
                 await drive.go()
-            finally:
-                self.run = drive.run
-        self.run = drive.run
+        finally:
+            self.run = drive.run
         if drive.error is not None and self.run.status == "failed":
             error, drive.error = drive.error, None
             raise error
@@ -142,12 +143,8 @@ class PersistentWorkflowStateMachine:
         drive = self._held()
         if drive.run.over or not drive.workflow.chart.accepted(drive.run.active, event):
             return False
-        return (
-            _by_hand(
-                decide(drive.workflow, drive.run, Event(name=event, payload=payload), now=drive.store.now())
-            ).answer
-            == "accepted"
-        )
+        move = _by_hand(decide(drive.workflow, drive.run, Event(name=event, payload=payload), now=drive.store.now()))
+        return move.answer == "accepted"
 
     @property
     def is_final(self) -> bool:
@@ -266,7 +263,7 @@ async def take_up(
     while may_go_on(there, store.now(), retry=retry) or (rest and not there.over):
         claimed = await worker.claim_one(workflow.name, key)
         if claimed is not None and (rest or may_go_on(claimed, store.now(), retry=retry)):
-            _tell(claimed, fresh, data)
+            tell(claimed, fresh, data)
             return claimed, False
         if claimed is not None:  # it ended just before
             await store.release(claimed)
@@ -277,14 +274,18 @@ async def take_up(
         else:
             break
     if wait:
-        _tell(there, fresh, data)
+        tell(there, fresh, data)
     return replace(there, owner=None), False
 
 
-def _tell(run: Run, fresh: Run, data: Any) -> None:
-    """Say in the log that a run which is taken up was started with other data than this caller gives."""
-    if data is not None and run.input != fresh.input:
-        log.warning("run %s/%s was started with a different input: it goes on with its own", run.workflow, run.key)
+def tell(run: Run, fresh: Run, data: Any, *, refuse: bool = False) -> None:
+    """Say in the log, or as InputDiffers, that the run which is there was started with other data than is given."""
+    if data is None or run.input == fresh.input:
+        return
+    message = f"run {run.workflow}/{run.key} was started with a different input"
+    if refuse:
+        raise InputDiffers(f"{message}: nothing was done")
+    log.warning("%s: it goes on with its own", message)
 
 
 WATCH = 0.1

@@ -27,7 +27,7 @@ __all__ = ["problems_of"]
 COMPOSITE = frozenset({"state", "parallel", "region"})
 HINTS = 100
 """How many problems are told with a hint at the nearest name: looking for one takes a millisecond at the worst."""
-ANY = ""
+ANY = "*"
 """The place in the graph from which the transitions of "*" lead: every state that is not final leads there."""
 
 
@@ -219,7 +219,7 @@ class _Paths:
         self.arcs[ANY] = []
         for t in workflow.transitions:
             for source in [ANY] if t.source == "*" else sources_of(workflow, t):
-                self.arcs[source].append((t, None if t.dest is None else resolve(self.states, source or "*", t.dest)))
+                self.arcs[source].append((t, None if t.dest is None else resolve(self.states, source, t.dest)))
 
     def problems(self) -> list[str]:
         reached, ending = self._reached(), self._ending()
@@ -234,14 +234,8 @@ class _Paths:
 
     def _entered(self, path: str) -> Iterable[str]:
         """What becomes active when a state is entered: it, what is around it, and what it holds at first."""
-        around = path.rpartition(".")[0]
-        if around:
-            yield from self._entered(around) if self.states[around].kind == "parallel" else self._around(around)
-        yield path
-        for state in self._inner(path):
-            if state.initial or self.states[path].kind == "parallel":
-                yield state.name
-                yield from (name for name in self._held(state.name))
+        yield from self._around(path)
+        yield from self._held(path)
 
     def _around(self, path: str) -> Iterable[str]:
         around = path.rpartition(".")[0]
@@ -270,17 +264,16 @@ class _Paths:
             if name not in reached:
                 reached.add(name)
                 todo += [] if name == ANY or name in self.finals else [ANY]
-                todo += [s for dest in self._ways(name, reached) for s in self._entered(dest) if s not in reached]
-                # What is around it may be complete now, and lead on by itself.
                 around = name
-                while name in self.finals and (around := around.rpartition(".")[0]):
+                while around:
                     todo += [s for dest in self._ways(around, reached) for s in self._entered(dest) if s not in reached]
+                    # What is around an end may be complete now, and lead on by itself.
+                    around = around.rpartition(".")[0] if name in self.finals else ""
         return reached
 
     def _ways(self, name: str, reached: set[str]) -> list[str]:
         """Where a state that is reached leads; one that holds others leads on by itself only when it can complete."""
-        composite = name != ANY and self.states[name].kind in COMPOSITE
-        complete = not composite or self._done(name, reached)
+        complete = name == ANY or self.states[name].kind not in COMPOSITE or self._done(name, reached)
         return [dest for t, dest in self.arcs[name] if dest is not None and (complete or not _by_itself(t))]
 
     def _ending(self) -> set[str]:
@@ -293,8 +286,6 @@ class _Paths:
                     todo.append(name)
                 if dest is not None:
                     back.setdefault(dest, []).append(name)
-            if name == ANY:
-                continue
             if "." in name or name not in self.finals:  # what is final within another state is left with it
                 back.setdefault(ANY, []).append(name)
             for state in self._inner(name):

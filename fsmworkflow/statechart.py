@@ -82,46 +82,34 @@ class Chart:
             s.name for s in workflow.states.values() if s.enter or s.exit or s.compensate or s.kind != "step"
         } | self.delays.keys()
         self._transitions, self._finals = workflow.transitions, workflow.finals
-        self._every = _every(workflow)
+        self._every: dict[str, list[int]] = {}  # the transitions of "*", by trigger, and not once for each state
+        for number, t in enumerate(workflow.transitions):
+            for trigger in _triggers(t) if t.source == "*" else ():
+                self._every.setdefault(trigger, []).append(number)
         self._own = {
             (source, trigger): [one.number for one in found]
             for trigger, event in machine.events.items()
             for source, found in event.transitions.items()
         }
-        self._arcs: dict[tuple[str, str], tuple[Arc, ...]] = {}
-        for (source, trigger), numbers in self._own.items():
-            if trigger not in self._every:
-                self._arcs[source, trigger] = self._made(source, numbers)
+        self._arcs: dict[tuple[str, str], tuple[Arc, ...]] = {}  # made when first asked for, and not for all at once
         named = (trigger for t in workflow.transitions for trigger in _triggers(t) if not trigger.startswith("$"))
         self.triggers = tuple(dict.fromkeys(named))
         self._listening = {s for s, trigger in self._own if not trigger.startswith("$")} | self.delays.keys()
         if any(not trigger.startswith("$") for trigger in self._every):
             self._listening |= self.order.keys() - self._finals
-        steps = {s.name for s in workflow.states.values() if s.kind == "step"}
-        self.quiet = frozenset(s for s in steps if self.flat and not self.listens(s))
+        steps = (s.name for s in workflow.states.values() if s.kind == "step" and self.flat)
+        self.quiet = frozenset(step for step in steps if not self.listens(step))
         self.initial = self.entered((workflow.initial,), "")
         self.structure = _hash(workflow)
 
     def _read(self, states: Mapping[str, Any], prefix: str) -> None:
         for name, state in states.items():
             path = prefix + name
-            first = (
-                [] if state.initial is None else state.initial if isinstance(state.initial, list) else [state.initial]
-            )
+            held = state.initial
+            first = [] if held is None else held if isinstance(held, list) else [held]
             self.inner[path] = tuple(f"{path}.{one}" for one in state.states)
             self._first[path] = tuple(f"{path}.{one}" for one in first)
             self._read(state.states, path + ".")
-
-    def _made(self, source: str, numbers: Iterable[int]) -> tuple[Arc, ...]:
-        return tuple(self._arc(self._transitions[number], source) for number in numbers)
-
-    def _shared(self, state: str, trigger: str) -> tuple[Arc, ...]:
-        """What "*" gives to a state, in one order with its own: made when first asked for, and not for all at once."""
-        every = self._every.get(trigger)
-        if every is None or state in self._finals:
-            return ()
-        arcs = self._arcs[state, trigger] = self._made(state, sorted([*self._own.get((state, trigger), ()), *every]))
-        return arcs
 
     def _arc(self, t: Transition, source: str) -> Arc:
         domain = "" if t.dest is None else self._common(source, t.dest)
@@ -150,7 +138,13 @@ class Chart:
     def named(self, state: str, trigger: str) -> tuple[Arc, ...]:
         """The transitions that a state takes for a trigger, in the order in which their conditions are asked."""
         arcs = self._arcs.get((state, trigger))
-        return self._shared(state, trigger) if arcs is None else arcs
+        if arcs is None:
+            every = () if state in self._finals else self._every.get(trigger, ())
+            numbers = sorted([*self._own.get((state, trigger), ()), *every])
+            arcs = tuple(self._arc(self._transitions[number], state) for number in numbers)
+            if arcs:
+                self._arcs[state, trigger] = arcs
+        return arcs
 
     def failing(self, state: str) -> tuple[Arc, ...]:
         """The transitions that a state takes when its step has failed for good."""
@@ -217,7 +211,7 @@ def _build(workflow: Workflow) -> Any:
     machine = _Machine(model=None, states=_tree(workflow), initial=workflow.initial, auto_transitions=False)
     for number, t in enumerate(workflow.transitions):
         if t.source == "*":
-            continue  # kept once for each trigger, by `_every`, and not once for each state
+            continue  # the Chart keeps those itself
         # A transition whose dest is None ends the run where it is; in the library's table it leads back there.
         dest = "=" if t.dest is None else t.dest
         for source in sources_of(workflow, t):
@@ -256,15 +250,6 @@ def _triggers(t: Transition) -> list[str]:
     return [*named, AUTOMATIC] if (t.automatic if t.automatic is not None else t.trigger is None) else named
 
 
-def _every(workflow: Workflow) -> dict[str, list[int]]:
-    """The transitions out of every state, by trigger, as numbers in the order of the document."""
-    found: dict[str, list[int]] = {}
-    for number, t in enumerate(workflow.transitions):
-        for trigger in _triggers(t) if t.source == "*" else ():
-            found.setdefault(trigger, []).append(number)
-    return found
-
-
 def timer(delay: float | str) -> str:
     """The trigger of a delay: the same for "1h" and 3600, so that its conditions are asked in one order."""
     return f"$after {seconds(delay):g}"
@@ -273,29 +258,20 @@ def timer(delay: float | str) -> str:
 def _delays(workflow: Workflow) -> dict[str, tuple[tuple[str, float], ...]]:
     """The timers that each state starts when it is entered: their triggers, and after how many seconds they are due."""
     found: dict[str, dict[str, float]] = {}
-    every: dict[str, float] = {}
     for t in workflow.transitions:
         if t.delay is not None:
-            for timers in [every] if t.source == "*" else [found.setdefault(s, {}) for s in sources_of(workflow, t)]:
-                timers[timer(t.delay)] = seconds(t.delay)
-    delays = {state: _soonest({**timers, **every}) for state, timers in found.items()}
-    if every:
-        shared = _soonest(every)
-        delays = {s.name: delays.get(s.name, shared) for s in workflow.states.values() if s.kind != "final"}
-    return delays
-
-
-def _soonest(timers: dict[str, float]) -> tuple[tuple[str, float], ...]:
-    return tuple(sorted(timers.items(), key=lambda one: one[1]))
+            name, after = timer(t.delay), seconds(t.delay)
+            for source in sources_of(workflow, t):
+                found.setdefault(source, {})[name] = after
+    return {state: tuple(sorted(timers.items(), key=lambda one: one[1])) for state, timers in found.items()}
 
 
 def _hash(workflow: Workflow) -> str:
     states = [(s.name, s.kind, s.initial, s.outcome, s.ends) for s in workflow.states.values()]
-    every = [s.name for s in workflow.states.values() if s.kind != "final"]
     transitions = [
         (
             t.trigger,
-            every if t.source == "*" else sources_of(workflow, t),
+            sources_of(workflow, t),
             t.dest,
             t.automatic,
             None if t.delay is None else timer(t.delay),

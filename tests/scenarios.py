@@ -117,7 +117,8 @@ class Scenario:
     """What happens and how it ends. `visits` are the states in the order in which they were completed.
 
     `bodies` are the states of the bodies that run where nothing goes wrong (the visits unless given), `calls` how many
-    remembered calls are really made, `actions` what is done after commits, in order.
+    remembered calls are really made, `actions` what is done after commits, and undone, in order. `beside` is how many
+    bodies one death may repeat; with `waits` the run rests on its way, until a time comes.
     """
 
     name: str
@@ -130,6 +131,8 @@ class Scenario:
     status: str = "done"
     calls: int = 0
     actions: tuple[str, ...] = ()
+    beside: int = 1
+    waits: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -170,10 +173,14 @@ Way = Callable[[Store, Scenario, Ledger], Any]
 async def by_run(store: Store, scenario: Scenario, ledger: Ledger) -> Run:
     """As a program does that is simply started again: `engine.run`, once more where it failed."""
     flow = scenario.make(ledger)
-    async with Engine(store, workflows=[flow]) as engine:
+    async with Engine(store, workflows=[flow], poll=0.01 if scenario.waits else 0.5) as engine:
         for _ in range(3):
             try:
-                return await engine.run(flow, scenario.input, key=KEY)
+                run = await engine.run(flow, scenario.input, key=KEY)
+                while run.status == "waiting":
+                    await asyncio.sleep(0.005)
+                    run = await engine.run(flow, scenario.input, key=KEY)
+                return run
             except RunFailed as failed:
                 run = failed.run
                 if scenario.status == "failed" and run.state == scenario.state:
@@ -194,7 +201,8 @@ async def by_machine(store: Store, scenario: Scenario, ledger: Ledger) -> Run:
     for _ in range(3):
         machine = PersistentWorkflowStateMachine(store, scenario.make(ledger), KEY, scenario.input)
         try:
-            await machine.run_workflow()
+            while (await machine.run_workflow()).status == "waiting":
+                await asyncio.sleep(0.005)
         except (Refused, RunFailed):
             if scenario.status != "failed" or machine.state != scenario.state:
                 continue
@@ -232,12 +240,20 @@ async def left(store: Store, scenario: Scenario, ledger: Ledger) -> Left:
 
 
 def visits_of(history: list[Entry]) -> list[tuple[str, int]]:
-    """The completed visits in their order, each as its state and the version of the move that entered it."""
-    found, visit = [], 0
+    """The visits that their step or its error ended, in their order: each its state and the version of its entry."""
+    found: list[tuple[str, int]] = []
+    entered: dict[str, int] = {}
+    undoing = False
     for entry in history:
-        if entry.event == "$done":
-            found.append((entry.source, visit))
-            visit = entry.version
+        before, after = [leaf for leaf in entry.source.split(", ") if leaf], entry.dest.split(", ")
+        left = [leaf for leaf in before if leaf not in after]
+        over = entry.event == "$error" and (left or entry.status == "compensating")
+        if not left and (entry.event == "$done" or over):  # it leads to itself, or ends where it is
+            left = before
+        if (entry.event == "$done" or over) and not undoing:
+            found += [(leaf, entered[leaf]) for leaf in left]
+        entered = {leaf: entered[leaf] if leaf in entered and leaf not in left else entry.version for leaf in after}
+        undoing = entry.status == "compensating"
     return found
 
 
@@ -256,7 +272,7 @@ async def check_end(store: Store, scenario: Scenario, ledger: Ledger, *faults: L
     assert [entry.version for entry in history] == list(range(run.version + 1)), "history has no gap"
     completed = visits_of(history)
     assert tuple(state for state, _ in completed) == scenario.visits
-    _check_bodies(scenario, ledger, completed, len(faults))
+    _check_bodies(scenario, ledger, completed, len(faults) * scenario.beside)
     _check_calls(scenario, ledger, faults)
     _check_actions(scenario, ledger, len(faults))
 
@@ -649,4 +665,145 @@ def business_failure(ledger: Ledger) -> Workflow:
 
     flow.final("granted")
     flow.final("refused", outcome="failed")
+    return flow
+
+
+# -- waiting, structure and undoing ---------------------------------------------------------------------------------
+
+
+@scenario(
+    visits="nested.first nested.inner last", bodies="nested.first last", state="end", data={"n": 2}, actions="in out"
+)
+def nested_states(ledger: Ledger) -> Workflow:
+    flow = Workflow("nested_states")
+
+    def enter(ctx: WorkflowContext[Any]) -> None:
+        ledger.act(ctx, "in")
+
+    def leave(ctx: WorkflowContext[Any]) -> None:
+        ledger.act(ctx, "out")
+
+    nested = flow.state("nested", initial=True, then="last", enter=enter, exit=leave, on={"stop": "end"})
+
+    @nested.step(initial=True, then="inner")
+    async def first(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["n"] = 1
+
+    nested.final("inner")
+
+    @flow.step(then="end")
+    async def last(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["n"] += 1
+
+    flow.final("end")
+    return flow
+
+
+@scenario(visits="ask late", state="end", data={"asked": True, "late": True}, waits=True)
+def waiting_for_a_time(ledger: Ledger) -> Workflow:
+    flow = Workflow("waiting_for_a_time")
+
+    @flow.step(initial=True, then="review")
+    async def ask(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["asked"] = True
+
+    flow.wait("review", on={"approved": "end"}, after={0.01: "late"})
+
+    @flow.step(then="end")
+    async def late(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["late"] = True
+
+    flow.final("end")
+    return flow
+
+
+NO_MONEY = {"type": "Refused", "message": "no money", "state": "pay", "attempt": 2}
+
+
+@scenario(visits="pay told", bodies="pay pay told", state="end", data={"error": NO_MONEY})
+def error_that_leads_on(ledger: Ledger) -> Workflow:
+    flow = Workflow("error_that_leads_on")
+
+    @flow.step(initial=True, then="end", retry=Retry(attempts=2, first_delay=0.005), on_error={Refused: "told"})
+    async def pay(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            pass
+        raise Refused("no money")
+
+    @flow.step(then="end")
+    async def told(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            pass
+
+    flow.final("end")
+    return flow
+
+
+@scenario(
+    visits="both.pay.charge both.pick.collect both.pay.paid both.pick.picked ship",
+    bodies="both.pay.charge both.pick.collect ship",
+    state="end",
+    data={"paid": 1, "picked": 1, "sent": 2},
+    beside=2,
+)
+def regions_at_once(ledger: Ledger) -> Workflow:
+    flow = Workflow("regions_at_once")
+    both = flow.parallel("both", initial=True, then="ship", on={"stop": "end"})
+    pay, pick = both.region("pay"), both.region("pick")
+
+    @pay.step(initial=True, then="paid")
+    async def charge(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["paid"] = 1
+
+    @pick.step(initial=True, then="picked")
+    async def collect(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            await asyncio.sleep(0.005)
+            ctx.data["picked"] = 1
+
+    pay.final("paid")
+    pick.final("picked")
+
+    @flow.step(then="end")
+    async def ship(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["sent"] = ctx.data["paid"] + ctx.data["picked"]
+
+    flow.final("end")
+    return flow
+
+
+@scenario(
+    visits="flight hotel pay",
+    state="pay",
+    status="failed",
+    data={"booked": ["flight", "hotel"], "refunded": ["hotel", "flight"]},
+    actions="hotel flight",
+)
+def undone_in_reverse(ledger: Ledger) -> Workflow:
+    flow = Workflow("undone_in_reverse")
+
+    async def book(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["booked"] = [*(ctx.data.get("booked") or []), ctx.state]
+
+    async def give_back(ctx: WorkflowContext[Any]) -> None:
+        ledger.act(ctx, ctx.state)
+        ctx.data["refunded"] = [*(ctx.data.get("refunded") or []), ctx.state]
+
+    flow.step("flight", initial=True, then="hotel", compensate=give_back)(book)
+    flow.step("hotel", then="pay", compensate=give_back)(book)
+
+    @flow.step(then="end")
+    async def pay(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            pass
+        raise Refused("no money")
+
+    flow.final("end")
     return flow

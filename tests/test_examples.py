@@ -128,6 +128,47 @@ def test_a_failed_program_started_again_goes_on_at_the_step_that_failed(start: S
     assert start("failing.py").splitlines() == ["monday: eaten"]
 
 
+def test_a_leave_is_granted_once_refused_or_forgotten(start: Start) -> None:
+    told = ["Ann: granted by the boss, 1 answer", "Bob: refused", "Cem: forgotten"]
+    asked = ["Ann asks for 3 days", "Bob asks for 90 days", "Cem asks for 5 days"]
+    assert start("approval.py").splitlines() == [*asked, *told]
+
+
+def test_an_order_takes_what_is_left_and_no_more(start: Start) -> None:
+    assert start("order.py").splitlines() == [
+        "fill 60: accepted, 40 left",
+        "fill 70: rejected, 40 left",
+        "may be filled by 40: True",
+        "filled [60, 40] True",
+        "what if it had been cancelled: withdrawn [60]",
+    ]
+
+
+def test_a_trip_that_fails_gives_back_what_was_booked_the_last_part_first(start: Start) -> None:
+    assert start("trip.py").splitlines() == [
+        "a trip to Rome",
+        "  done: flight, hotel, car",
+        "a trip to Oslo",
+        "  no car: nobody answers, attempt 2",
+        "  done: flight, hotel",
+        "a trip to Venice",
+        "  hotel is given back",
+        "  flight is given back",
+        "  there are no cars in Venice",
+        "  failed: nothing is left",
+    ]
+
+
+def test_a_parcel_is_sent_once_paid_and_packed_or_called_back(start: Start) -> None:
+    assert start("parcel.py").splitlines() == [
+        "bell: prepare.pay.paid, prepare.pack.weigh",
+        "lamp: prepare.pay.paid, prepare.pack.weigh",
+        "bell is sent, with receipt for bell",
+        "bell: on_its_way",
+        "lamp: called_back",
+    ]
+
+
 def test_typed_data_is_typed_in_steps_and_wrong_data_is_refused_with_its_place(start: Start) -> None:
     small, large, refused = start("typed.py").splitlines()
     assert small == "Ann, 01 May 2031: 19.00"

@@ -39,10 +39,7 @@ CHUNK = 2_000
 CONNECT_SECONDS, ANSWER_SECONDS, OPEN_SECONDS, CLOSE_SECONDS, RESET_SECONDS = 5.0, 60.0, 3.0, 5.0, 3_600.0
 POOL = {"min_size": 0, "max_size": 10}
 READS = {"min_size": 0, "max_size": 4}
-POOL_ONLY = frozenset(
-    {"min_size", "max_size", "max_queries", "max_inactive_connection_lifetime", "setup", "init", "reset", "connect"}
-    | {"connection_class", "record_class"}
-)
+POOL_ONLY = frozenset(inspect.signature(asyncpg.create_pool).parameters) - {"dsn", "loop", "connect_kwargs"}
 
 CONNECTION = frozenset(inspect.signature(asyncpg.connect).parameters) - {"dsn", "loop"}
 

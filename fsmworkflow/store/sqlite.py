@@ -92,6 +92,7 @@ class SQLiteStore:
         try:
             await connection
         except sqlite3.Error as error:
+            connection._thread.join(1.0)  # it is just ending, and must have answered before the event loop is closed
             raise StoreError(f"cannot open {self.url}: {self._without_directory() or error}") from error
         return connection
 

@@ -1,0 +1,543 @@
+"""Events, timers and steering as a user meets them, on every store: from here, from elsewhere, and over crashes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsmworkflow import (
+    Engine,
+    PersistentWorkflowStateMachine,
+    RunFailed,
+    RunNotFound,
+    RunOver,
+    To,
+    Workflow,
+    open_store,
+)
+from fsmworkflow.conditions import field, payload
+from fsmworkflow.errors import EventNotFound, NotAccepted, UnknownEvent
+from fsmworkflow.store import Store
+from fsmworkflow.store.memory import MemoryStore
+from fsmworkflow.testing import Clock, CrashingStore
+
+ROOT = Path(__file__).resolve().parent.parent
+SOON = 5.0
+
+
+@pytest.fixture
+async def store(store_url: str) -> Any:
+    """An open store that both engines of a test share where it lives in memory."""
+    store = open_store(store_url)
+    await store.open()
+    yield store
+    await store.close()
+
+
+def engine(store: Store, *workflows: Workflow, poll: float = 0.03) -> Engine:
+    return Engine(store, workflows=workflows, poll=poll)
+
+
+async def until(what: Callable[[], Awaitable[Any]]) -> Any:
+    end = time.monotonic() + SOON
+    while not (found := await what()):
+        assert time.monotonic() < end, "it does not come"
+        await asyncio.sleep(0.005)
+    return found
+
+
+async def in_state(engine: Engine, workflow: Workflow, key: str, state: str) -> Any:
+    async def look() -> Any:
+        run = await engine.get(workflow, key)
+        return run if run.state == state else None
+
+    return await until(look)
+
+
+def article(**after: Any) -> Workflow:
+    """draft -> review (a person) -> publish, which keeps the event that led there -> published."""
+    flow = Workflow("article")
+
+    @flow.step(initial=True, then="review")
+    async def draft(ctx: Any) -> None:
+        ctx.data["drafts"] = ctx.data.get("drafts", 0) + 1
+
+    on = {"approved": "publish", "rejected": "draft", "maybe": [(payload("stars") > 3, "publish")]}
+    flow.wait("review", on=on, after=after.get("after"))
+
+    @flow.step(then="published")
+    async def publish(ctx: Any) -> None:
+        ctx.data["event"] = [ctx.event.name, ctx.event.payload]
+
+    flow.final("published", "expired")
+    flow.transition("expire", "review", "expired")
+    return flow.check()
+
+
+def counter() -> Workflow:
+    def add(data: Any, event: Any) -> None:
+        data["n"] += event.payload
+
+    flow = Workflow("counter")
+    flow.wait("open", initial=True, on={"add": To("open", update=add, internal=True), "close": "closed"})
+    flow.final("closed")
+    return flow.check()
+
+
+# -- waiting and sending --------------------------------------------------------------------------------------------
+
+
+async def test_a_run_waits_until_an_event_comes_and_its_step_sees_it(store: Store) -> None:
+    flow = article()
+    async with engine(store, flow) as one:
+        run = await one.run(flow, {}, key="a")
+        assert (run.state, run.status) == ("review", "waiting")
+        sent = await one.send(flow, "a", "approved", {"by": "ann"})
+        assert (sent.status, sent.version) == ("accepted", 2)
+        run = await one.result(flow, "a")
+        assert (run.state, run.data["event"]) == ("published", ["approved", {"by": "ann"}])
+        assert [entry.event for entry in await one.history(flow, "a")] == ["$start", "$done", "approved", "$done"]
+
+
+async def test_another_engine_sends_and_the_owner_takes_it(store: Store) -> None:
+    flow = article()
+    async with engine(store, flow) as one, engine(store, flow) as two:
+        await one.run(flow, {}, key="a")
+        sent = await two.send(flow, "a", "approved", 7, event_id="e")
+        assert sent.status in ("waiting", "accepted")
+        run = await two.result(flow, "a")
+        assert run.data["event"] == ["approved", 7]
+        assert (await two.event(flow, "a", "e")).status == "accepted"
+        assert {entry.owner for entry in await two.history(flow, "a")} == {one._worker.token}
+
+
+async def test_a_double_click_is_one_event_also_when_the_run_has_ended(store: Store) -> None:
+    flow = article()
+    async with engine(store, flow) as one:
+        await one.run(flow, {}, key="a")
+        clicks = [one.send(flow, "a", "approved", event_id="click") for _ in range(5)]
+        await asyncio.gather(*clicks)
+        assert (await one.result(flow, "a")).state == "published"
+        assert (await one.send(flow, "a", "approved", event_id="click")).status == "accepted"
+        assert sum(entry.event == "approved" for entry in await one.history(flow, "a")) == 1
+
+
+async def test_what_is_not_yet_accepted_waits_and_what_never_was_is_dropped(store: Store) -> None:
+    flow = Workflow("f")
+    flow.wait("a", initial=True, on={"go": "b"})
+    flow.wait("b", on={"later": "end", "never": "b"})
+    flow.wait("c", on={"far": "end"})
+    flow.transition("c", "b", "c")
+    flow.final("end")
+    async with engine(store, flow) as one:
+        await one.run(flow, {}, key="a")
+        assert (await one.send(flow, "a", "far", event_id="far")).status == "waiting"
+        assert (await one.send(flow, "a", "later", event_id="later")).status == "waiting"
+        assert (await one.event(flow, "a", "later")).status == "waiting"
+        await one.send(flow, "a", "go")
+        assert (await in_state(one, flow, "a", "end")).status == "done"
+        assert [(await one.event(flow, "a", id)).status for id in ("later", "far")] == ["accepted", "dropped"]
+
+
+async def test_an_event_that_no_condition_lets_through_is_rejected_and_the_run_stays(store: Store) -> None:
+    flow = article()
+    async with engine(store, flow) as one:
+        await one.run(flow, {}, key="a")
+        assert (await one.send(flow, "a", "maybe", {"stars": 2})).status == "rejected"
+        last = (await one.history(flow, "a"))[-1]
+        assert (last.event, last.source, last.dest) == ("maybe", "review", "review")
+        assert [seen["answer"] if isinstance(seen, dict) else seen.answer for seen in last.asked] == [False]
+        assert (await one.send(flow, "a", "maybe", {"stars": 4})).status == "accepted"
+
+
+async def test_an_event_bound_to_a_visit_is_good_for_that_visit_only(store: Store) -> None:
+    flow = article()
+    async with engine(store, flow) as one:
+        seen = await one.run(flow, {}, key="a")
+        await one.send(flow, "a", "rejected")
+        run = await until(lambda: waiting_again(one, flow, seen.visit))
+        await one.send(flow, "a", "approved", "old", visit=seen.visit, event_id="old")
+        await asyncio.sleep(0.05)
+        assert (await one.get(flow, "a")).state == "review"
+        await one.send(flow, "a", "approved", "new", visit=run.visit)
+        assert (await in_state(one, flow, "a", "published")).data["event"] == ["approved", "new"]
+        assert (await one.event(flow, "a", "old")).status == "dropped"
+
+
+async def waiting_again(engine: Engine, flow: Workflow, visit: int) -> Any:
+    run = await engine.get(flow, "a")
+    return run if run.state == "review" and run.visit != visit else None
+
+
+async def test_an_event_may_be_due_later_sent_by_the_owner_or_by_another(store: Store) -> None:
+    flow = article()
+    async with engine(store, flow) as one:
+        for key in ("a", "b"):
+            await one.run(flow, {}, key=key)
+        began = store.now()
+        await one.send(flow, "a", "approved", due=began + 0.15)
+        assert (await one.get(flow, "a")).state == "review"
+        assert (await in_state(one, flow, "a", "published")).updated >= began + 0.15
+    async with engine(store, flow) as two:  # which has not been asked for this run
+        await two.send(flow, "b", "approved", due=store.now() + 0.1)
+        assert (await in_state(two, flow, "b", "published")).status == "done"
+
+
+async def test_events_that_cannot_be_meant_are_refused_by_name(store: Store) -> None:
+    flow = article()
+    async with engine(store, flow) as one:
+        with pytest.raises(RunNotFound):
+            await one.send(flow, "nobody", "approved")
+        await one.run(flow, {}, key="a")
+        with pytest.raises(UnknownEvent, match="approved"):
+            await one.send(flow, "a", "aproved")
+        with pytest.raises(UnknownEvent):
+            await one.send(flow, "a", "$cancel")
+        with pytest.raises(EventNotFound):
+            await one.event(flow, "a", "none")
+        await one.send(flow, "a", "expire")
+        with pytest.raises(RunOver, match="done"):
+            await one.send(flow, "a", "approved")
+
+
+# -- running steps --------------------------------------------------------------------------------------------------
+
+
+def interruptible(seen: list[str], long: float = 30.0) -> Workflow:
+    flow = Workflow("long")
+
+    @flow.step(
+        initial=True,
+        then="end",
+        on={
+            "stop": [(payload("really") == True, "stopped")],  # noqa: E712
+            "note": To("work", internal=True, update=lambda data, event: data.update(note=event.payload)),
+        },
+    )
+    async def work(ctx: Any) -> None:
+        seen.append("begin")
+        try:
+            await asyncio.sleep(ctx.data["long"])
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+        seen.append("end")
+        ctx.data["worked"] = True
+
+    flow.final("end", "stopped")
+    return flow.check()
+
+
+async def test_an_event_that_leads_out_of_a_running_step_ends_it_first(store: Store) -> None:
+    seen: list[str] = []
+    flow = interruptible(seen)
+    async with engine(store, flow) as one:
+        await one.start(flow, {"long": 30}, key="a")
+        await until(lambda: began(seen))
+        await one.send(flow, "a", "stop", {"really": True})
+        run = await one.result(flow, "a")
+        assert (run.state, dict(run.data)) == ("stopped", {"long": 30})
+        assert seen == ["begin", "cancelled"]
+
+
+async def began(seen: list[str]) -> bool:
+    return bool(seen)
+
+
+async def test_a_step_goes_on_under_events_that_are_rejected_or_internal(store: Store) -> None:
+    seen: list[str] = []
+    flow = interruptible(seen)
+    async with engine(store, flow) as one:
+        await one.start(flow, {"long": 0.1}, key="a")
+        await until(lambda: began(seen))
+        await one.send(flow, "a", "stop", {"really": False}, event_id="no")
+        await one.send(flow, "a", "note", "hello")
+        run = await one.result(flow, "a")
+        assert (run.state, dict(run.data)) == ("end", {"long": 0.1, "note": "hello", "worked": True})
+        assert seen == ["begin", "end"]
+        assert (await one.event(flow, "a", "no")).status == "rejected"
+
+
+async def test_the_steps_of_regions_run_at_once_and_both_ends_count(store: Store) -> None:
+    flow = Workflow("f")
+    both = flow.parallel("both", initial=True, then="end")
+    met = asyncio.Barrier(2)
+    for name in ("one", "two"):
+        region = both.region(name)
+
+        async def work(ctx: Any) -> None:
+            await asyncio.wait_for(met.wait(), SOON)
+            ctx.data[ctx.state] = 1
+
+        region.step("s", initial=True, then="f")(work)
+        region.final("f")
+    flow.final("end")
+    async with engine(store, flow) as one:
+        run = await one.run(flow, {}, key="a")
+        assert (run.state, dict(run.data)) == ("end", {"both.one.s": 1, "both.two.s": 1})
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_cancel_stops_a_running_step_from_here_and_from_elsewhere(store: Store, elsewhere: bool) -> None:
+    seen: list[str] = []
+    flow = Workflow("f")
+
+    @flow.step(initial=True, then="end")
+    async def work(ctx: Any) -> None:
+        seen.append("begin")
+        await asyncio.sleep(30)
+
+    flow.final("end")
+    async with engine(store, flow) as one, engine(store, flow) as two:
+        await one.start(flow, {}, key="a")
+        await until(lambda: began(seen))
+        run = await asyncio.wait_for((two if elsewhere else one).cancel(flow, "a"), SOON)
+        assert (run.status, run.state, seen) == ("cancelled", "work", ["begin"])
+        with pytest.raises(RunOver, match="cancelled"):
+            await one.cancel(flow, "a")
+
+
+async def test_what_says_nothing_to_a_running_step_does_not_stop_it(store: Store) -> None:
+    seen: list[str] = []
+    flow = Workflow("f")
+
+    @flow.step(initial=True, then="next")
+    async def work(ctx: Any) -> None:
+        seen.append("begin")
+        await asyncio.sleep(0.1)
+        seen.append("end")
+
+    flow.wait("next", on={"go": "end"})
+    flow.final("end")
+    async with engine(store, flow) as one:
+        await one.start(flow, {}, key="a")
+        await until(lambda: began(seen))
+        with pytest.raises(NotAccepted):
+            await one.retry(flow, "a")
+        await one.start(flow, {}, key="b")
+        await until(lambda: twice(seen))
+        run = await one.pause(flow, "b")
+        assert (run.status, run.state, seen) == ("paused", "next", ["begin", "end"] * 2)
+        await one.send(flow, "b", "go")
+        await asyncio.sleep(0.03)
+        assert (await one.get(flow, "b")).state == "next"
+        await one.unpause(flow, "b")
+        await in_state(one, flow, "b", "end")
+
+
+async def twice(seen: list[str]) -> bool:
+    return seen.count("begin") == 2
+
+
+# -- many at once ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_hundred_events_at_once_are_each_taken_once(store: Store) -> None:
+    flow = counter()
+    async with engine(store, flow) as one, engine(store, flow) as two:
+        await one.run(flow, {"n": 0}, key="a")
+        sent = [(one, two)[n % 10 == 0].send(flow, "a", "add", 1) for n in range(100)]
+        await asyncio.gather(*sent)
+        run = await until(lambda: hundred(one, flow))
+        assert run.version == 100
+        assert Counter(e.event for e in await one.history(flow, "a")) == {"$start": 1, "add": 100}
+
+
+async def hundred(engine: Engine, flow: Workflow) -> Any:
+    run = await engine.get(flow, "a")
+    return run if run.data["n"] == 100 else None
+
+
+# -- time -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_timer_survives_closing_and_strikes_late_rather_than_never(store: Store) -> None:
+    flow = article(after={"0.15s": "expired"})
+    async with engine(store, flow) as one:
+        for key in ("a", "b"):
+            await one.run(flow, {}, key=key)
+    async with engine(store, flow) as two:
+        assert (await two.run(flow, {}, key="a")).state in ("review", "expired")
+        assert (await in_state(two, flow, "a", "expired")).status == "done"
+    async with engine(store, flow) as three:
+        assert (await three.get(flow, "b")).state == "review"
+        await three.resume()
+        assert (await in_state(three, flow, "b", "expired")).status == "done"
+
+
+async def test_days_pass_by_the_stores_own_clock() -> None:
+    clock = Clock()
+    flow = article(after={"3d": "expired"})
+    async with engine(MemoryStore(clock=clock), flow, poll=0.01) as one:
+        await one.run(flow, {}, key="a")
+        clock.turn("2d")
+        await asyncio.sleep(0.05)
+        assert (await one.get(flow, "a")).state == "review"
+        clock.turn("1d")
+        await in_state(one, flow, "a", "expired")
+
+
+# -- one entity -----------------------------------------------------------------------------------------------------
+
+
+def order() -> Workflow:
+    def take(data: Any, event: Any) -> None:
+        data["left"] -= event.payload["qty"]
+
+    flow = Workflow("order")
+    fill = [(payload("qty") <= field("left"), To("open", update=take, internal=True))]
+    flow.wait("open", initial=True, on={"fill": fill, "close": [(field("left") == 0, "closed")]})
+    flow.final("closed")
+    return flow.check()
+
+
+async def test_an_entity_answers_events_one_after_the_other_and_says_what_it_may(store: Store) -> None:
+    flow = order()
+    async with PersistentWorkflowStateMachine(store, flow, key="o", data={"left": 10}) as machine:
+        assert (machine.state, machine.may("close"), machine.may("fill", {"qty": 1})) == ("open", False, True)
+        sent = await asyncio.gather(*(machine.send("fill", {"qty": 1}) for _ in range(10)))
+        assert {event.status for event in sent} == {"accepted"}
+        assert (dict(machine.data), machine.may("close"), machine.is_final) == ({"left": 0}, True, False)
+        kept = machine.snapshot()
+        assert (await machine.send("close")).status == "accepted"
+        assert (machine.state, machine.is_final, machine.may("fill", {"qty": 1})) == ("closed", True, False)
+    restored = PersistentWorkflowStateMachine.from_snapshot("memory://", flow, kept)
+    async with restored as machine:
+        assert (machine.state, dict(machine.data)) == ("open", {"left": 0})
+        await machine.send("close")
+        assert machine.is_final
+
+
+async def test_an_entity_taken_up_again_lets_a_time_that_has_come_go_first(store: Store) -> None:
+    flow = article(after={"0.05s": "expired"})
+    async with PersistentWorkflowStateMachine(store, flow, key="o", data={}) as machine:
+        await asyncio.sleep(0.08)
+        sent = await machine.send("approved")
+        assert (machine.state, sent.status) == ("expired", "dropped")
+
+
+# -- over crashes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_an_event_is_kept_over_a_crash_at_any_write_and_its_step_sees_it_again(store: Store, when: Any) -> None:
+    for at in range(1, 20):
+        flow = article()
+        await store.reset()
+        crashing = CrashingStore(store, at=at, when=when)
+        sent = False
+        try:
+            async with engine(crashing, flow) as one:  # type: ignore[arg-type]
+                await one.run(flow, {}, key="a")
+                await one.send(flow, "a", "approved", {"by": "ann"}, event_id="e")
+                sent = True
+                await asyncio.wait_for(one.result(flow, "a"), SOON)
+        except BaseException:
+            if not crashing.crashed:
+                raise
+        crashed = crashing.crashed
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            if crashed and task.get_name().startswith(("Task", "step", "fsmworkflow")):
+                task.cancel()
+        await crashing.bury_the_dead()
+        async with engine(store, flow) as two:
+            await two.resume()
+            await two.run(flow, {}, key="a")
+            if not sent:
+                await two.send(flow, "a", "approved", {"by": "ann"}, event_id="e")
+            run = await in_state(two, flow, "a", "published")
+            assert (run.data["event"], run.data["drafts"]) == (["approved", {"by": "ann"}], 1)
+            assert sum(entry.event == "approved" for entry in await two.history(flow, "a")) == 1
+        if not crashed:
+            assert at > 4
+            return
+    raise AssertionError("it never ends without a crash")
+
+
+async def test_undoing_goes_on_after_a_graceful_stop(store: Store) -> None:
+    undone: list[str] = []
+    flow = Workflow("trip")
+
+    async def book(ctx: Any) -> None:
+        if ctx.state == "pay":
+            raise ValueError("no money")
+
+    async def unbook(ctx: Any) -> None:
+        undone.append(ctx.state)
+        await asyncio.sleep(0.05)
+
+    flow.step("flight", initial=True, then="hotel", compensate=unbook)(book)
+    flow.step("hotel", then="pay", compensate=unbook)(book)
+    flow.step("pay", then="paid")(book)
+    flow.final("paid")
+    async with engine(store, flow) as one:
+        await one.start(flow, {}, key="a")
+        await until(lambda: began(undone))
+    assert undone == ["hotel"]
+    async with engine(store, flow) as two:
+        assert await two.resume() == 1
+        run = await two.get(flow, "a")
+        assert (run.status, run.over, undone) == ("failed", True, ["hotel", "flight"])
+        with pytest.raises(RunFailed):
+            await two.run(flow, {}, key="a")
+        with pytest.raises(RunOver):
+            await two.retry(flow, "a")
+
+
+async def test_a_run_that_has_ended_is_not_forked_where_nothing_goes_on(store: Store) -> None:
+    flow = article()
+    async with engine(store, flow) as one:
+        await one.run(flow, {}, key="a")
+        await one.send(flow, "a", "expire")
+        assert (await one.fork(flow, "a", new_key="b", at=1)).state == "review"
+        with pytest.raises(ValueError, match="expired"):
+            await one.fork(flow, "a", new_key="c")
+
+
+CHILD = """
+import asyncio, sys
+from fsmworkflow import Engine
+from tests.test_events import article
+
+async def main():
+    flow = article()
+    async with Engine(sys.argv[1], workflows=[flow], poll=60.0) as engine:
+        await engine.run(flow, {}, key="a")
+        engine._wake = lambda *_: None
+        await engine.send(flow, "a", "approved", {"by": "ann"}, event_id="e")
+        print("sent", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_P1_P3_an_event_is_there_when_its_sender_is_killed_before_the_move(
+    durable_url: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "child.py"
+    program.write_text(textwrap.dedent(CHILD))
+    child = subprocess.Popen(
+        [sys.executable, str(program), durable_url], stdout=subprocess.PIPE, env={"PYTHONPATH": str(ROOT)}, text=True
+    )
+    assert child.stdout is not None
+    assert await asyncio.to_thread(child.stdout.readline) == "sent\n"
+    child.kill()
+    assert await asyncio.to_thread(child.wait) == -signal.SIGKILL
+    child.stdout.close()
+    flow = article()
+    async with Engine(durable_url, workflows=[flow]) as one:
+        assert (await one.event(flow, "a", "e")).status == "waiting"
+        await one.resume()
+        run = await one.get(flow, "a")
+        assert (run.state, run.data["event"], run.data["drafts"]) == ("published", ["approved", {"by": "ann"}], 1)
