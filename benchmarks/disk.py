@@ -25,12 +25,12 @@ class Disk:
     """`least` is the time in microseconds that a flush takes at least; with 0 or without a library it is as it is."""
 
     def __init__(self, library: Path | None, least: int) -> None:
-        self.library, self.least = library, least
+        self.shim, self.least = library, least
 
     def environment(self, counts: Path) -> dict[str, str]:
         """What a process must be given to live on this disk and to count in the file `counts`, made here, at 0."""
-        if self.library is None:
+        if self.shim is None:
             return {}
         counts.write_bytes(bytes(24))
         counts.chmod(0o666)
-        return {"LD_PRELOAD": str(self.library), "FSM_SYNC_US": str(self.least), "FSM_SYNC_COUNTS": str(counts)}
+        return {"LD_PRELOAD": str(self.shim), "FSM_SYNC_US": str(self.least), "FSM_SYNC_COUNTS": str(counts)}

@@ -36,8 +36,8 @@ class Bench:
 
     def __init__(self, directory: Path, exit_stack: ExitStack) -> None:
         self.directory, self.exit_stack = directory, exit_stack
-        self.library = compiled(directory)
-        if self.library is None:
+        self.shim = compiled(directory)
+        if self.shim is None:
             sys.stderr.write("no C compiler: only the disk as it is, and what is written and flushed is not counted\n")
         self.servers: dict[int, Any] = {}
         self.made = 0
@@ -50,7 +50,7 @@ class Bench:
         try:
             if cell.subject.store == "SQLite":
                 counts = place / "counts"
-                url, environment = f"sqlite:///{place / 'bench.db'}", Disk(self.library, cell.least).environment(counts)
+                url, environment = f"sqlite:///{place / 'bench.db'}", Disk(self.shim, cell.least).environment(counts)
             else:
                 url, counts, environment = self._database(cell.least), self._counts(cell.least), {}
             if cell.job == "resume" and cell.subject.name == "fsmworkflow":
@@ -89,7 +89,7 @@ class Bench:
         if least not in self.servers:
             from tests.postgres_server import Server
 
-            environment = Disk(self.library, least).environment(self._counts(least))
+            environment = Disk(self.shim, least).environment(self._counts(least))
             server = Server(self.directory / f"postgres-{least}", environment=environment)
             server.start()
             self.exit_stack.callback(server.stop)
@@ -138,7 +138,7 @@ def main() -> None:
     ):
         Path(name).chmod(0o755)
         bench = Bench(Path(name), stack)
-        cells = list(measurements([0, options.commit_us] if bench.library else [0], options.only))
+        cells = list(measurements([0, options.commit_us] if bench.shim else [0], options.only))
         results: Results = {cell: [] for cell in cells}
         for number in range(rounds):
             sys.stderr.write(f"round {number + 1} of {rounds}\n")
