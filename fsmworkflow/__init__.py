@@ -79,49 +79,17 @@ __all__ = [
     "payload",
 ]
 
-_HOMES = {
-    "conditions": ("Condition", "field", "payload"),
-    "context": ("WorkflowContext",),
-    "engine": ("Engine",),
-    "errors": (
-        "CodecError",
-        "ConditionError",
-        "DefinitionChanged",
-        "DefinitionError",
-        "EndlessLoop",
-        "EngineClosed",
-        "FSMWorkflowError",
-        "InputDiffers",
-        "LeaseLost",
-        "MergeConflict",
-        "NoTransition",
-        "RunFailed",
-        "RunNotFound",
-        "RunOver",
-        "SchemaError",
-        "Stale",
-        "StepTimeout",
-        "StoreError",
-        "StoreUnavailable",
-        "UnknownWorkflow",
-    ),
-    "machine": ("PersistentWorkflowStateMachine",),
-    "records": ("Entry", "Event", "Failure", "Move", "Run"),
-    "retry": ("Retry",),
-    "settings": ("DBConfig",),
-    "store": ("Store", "open_store"),
-    "workflow": ("State", "To", "Transition", "Workflow", "WorkflowDefinition", "WorkflowStep"),
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_FILES = ("errors", "records", "retry", "conditions", "workflow", "context", "store", "settings", "machine", "engine")
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its file when it is first used: importing the package costs next to nothing."""
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    files = (import_module(f"{__name__}.{file}") for file in _FILES)  # each imports only those before it, or nearly
+    value = globals()[name] = getattr(next(file for file in files if name in file.__all__), name)
     return value
 
 

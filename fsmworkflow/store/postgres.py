@@ -20,10 +20,11 @@ import asyncpg
 
 from fsmworkflow.codec import Codec, decode, digests
 from fsmworkflow.errors import CodecError, RunNotFound, RunOver, SchemaError, StoreError, StoreUnavailable
-from fsmworkflow.records import Active, Call, Event, Move, Owner, Run, replace
-from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Runs, rows
+from fsmworkflow.records import Active, Move, Owner, Run, replace
+from fsmworkflow.store import Entries, Names, Runs, rows
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, missing, queries
+from fsmworkflow.store.verbs import Verbs
 from fsmworkflow.store.writer import Write, Writer, beside, in_task, patiently, whole
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class _BadRow(StoreError):
     """A write that cannot be made, or a batch in which one stands: it is made in halves, so that one write fails."""
 
 
-class PostgresStore:
+class PostgresStore(Verbs):
     """A PostgreSQL database, named by a URL, by `connect` (asyncpg's `host`, `port`, `database`, `user`, ...), or both.
 
     `pool` holds further keywords for asyncpg's pool. Those of them that are of a connection (`ssl`, `server_settings`,
@@ -257,30 +258,6 @@ class PostgresStore:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    async def create(self, run: Run) -> tuple[Run, bool]:
-        there: tuple[Run, bool] = await self._put("create", run)
-        return there
-
-    async def commit(self, move: Move) -> None:
-        await self._put("move", rows.sealed_move(move) if move.event.id else move, move.before)
-
-    async def settle(self, before: Run, after: Run) -> None:
-        await self._put("settle", after, before)
-
-    async def release(self, run: Run) -> None:
-        await self._put("release", run, run)
-
-    async def remember(self, run: Run, call: Call) -> None:
-        await self._put("call", call, run)
-
-    async def post(self, workflow: str, key: str, event: Event) -> Event:
-        there: Event = await self._put("post", (workflow, key, rows.sealed(event)))
-        return there
-
-    def _put(self, kind: Any, record: Any, run: Run | None = None) -> asyncio.Future[Any]:
-        self._check()
-        return self._writer.put(kind, record, run)
-
     async def _apply(self, batch: list[Write]) -> None:
         """Commit a batch: moves of many runs by one statement, several kinds of writes in one transaction."""
         now = self.now()
@@ -314,36 +291,14 @@ class PostgresStore:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    async def recall(self, run: Run, state: str, visit: int) -> Calls:
-        found = await self._ask(lambda db: db.fetch(SQL["recall"], run.id, state, visit))
-        return [Call(run=run.id, state=s, visit=v, name=n, nth=nth, result=r.encode()) for s, v, n, nth, r in found]
+    async def _read_rows(self, block: str, *values: Any) -> list[asyncpg.Record]:
+        return await self._ask(lambda db: db.fetch(SQL[block], *values))
 
-    async def load(self, workflow: str, key: str) -> Run | None:
-        found = await self._ask(lambda db: _runs(db, SQL["load"], workflow, key))
-        return found[0] if found else None
-
-    async def list(self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int) -> Runs:
-        return await self._ask(lambda db: _runs(db, SQL["list"], workflow, status, state, after, many))
+    async def _read_runs(self, block: str, *values: Any) -> Runs:
+        return await self._ask(lambda db: _runs(db, SQL[block], *values))
 
     async def history(self, run: Run) -> Entries:
         return await self._ask(lambda db: _history(db, run.id))
-
-    async def inbox(self, run: Run) -> tuple[int, Events]:
-        found = await self._ask(lambda db: db.fetch(SQL["inbox"], run.id))
-        if not found:
-            raise RunNotFound(run.workflow, run.key)
-        return found[0]["posted"], [rows.event_of(row) for row in found if row["id"] is not None]
-
-    async def event(self, run: Run, event_id: str) -> Event | None:
-        row = await self._ask(lambda db: db.fetchrow(SQL["event"], run.id, event_id))
-        return None if row is None else rows.event_of(row)
-
-    async def taken(self, run: Run, version: int) -> Event | None:
-        row = await self._ask(lambda db: db.fetchrow(SQL["taken"], run.id, version))
-        return None if row is None else rows.event_of(row)
-
-    async def woken(self, owner: str, since: float) -> Keys:
-        return [(w, k) for w, k in await self._ask(lambda db: db.fetch(SQL["woken"], since, owner))]
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
@@ -384,10 +339,6 @@ class PostgresStore:
 
     async def renew(self, token: str, lease: float) -> bool:
         return await self._do(lambda db: self._measured(db.fetchval(SQL["renew"], token, lease)))
-
-    async def owners(self) -> Owners:
-        found = await self._ask(lambda db: db.fetch(SQL["owners"]))
-        return [Owner(token=t, machine=m, process=p, lease=until, started=s) for t, m, p, until, s in found]
 
     async def bury(self, token: str) -> None:
         await self._do(lambda db: db.execute(SQL["bury"], token))

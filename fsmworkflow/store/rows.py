@@ -10,7 +10,7 @@ import msgspec
 from fsmworkflow.codec import REFERENCE, Fields, encode, fields_of, text_of
 from fsmworkflow.codec import read_back as value_of
 from fsmworkflow.conditions import Seen
-from fsmworkflow.records import Action, Active, Entry, Event, Failure, Move, Run, Undoing, replace
+from fsmworkflow.records import Action, Active, Call, Entry, Event, Failure, Move, Run, Undoing, replace
 
 _encode = msgspec.json.Encoder().encode
 _active = msgspec.json.Decoder(dict[str, Active]).decode
@@ -344,6 +344,12 @@ def run_of(row: Row) -> Run:
         created=row["created"],
         updated=row["updated"],
     )
+
+
+def call_of(row: Row) -> Call:
+    """A row of fsm_calls as a Call."""
+    name, result = row["name"], row["result"].encode()
+    return Call(run=row["run"], state=row["state"], visit=row["visit"], name=name, nth=row["nth"], result=result)
 
 
 def wanted(runs: Iterable[Run]) -> list[tuple[int, str]]:

@@ -21,10 +21,11 @@ import aiosqlite
 
 from fsmworkflow.codec import decode
 from fsmworkflow.errors import RunNotFound, RunOver, SchemaError, StoreError, StoreUnavailable
-from fsmworkflow.records import Call, Event, Move, Owner, Run, replace
-from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Runs, rows
+from fsmworkflow.records import Event, Move, Owner, Run, replace
+from fsmworkflow.store import Entries, Names, Runs, rows
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, missing, queries, statements
+from fsmworkflow.store.verbs import Verbs
 from fsmworkflow.store.writer import Done, Write, Writer, patiently, whole
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class _Mixed(Exception):
     """A row of the batch was not hit: it is rolled back and made row by row."""
 
 
-class SQLiteStore:
+class SQLiteStore(Verbs):
     """A SQLite file, made where there is none. `~` and %-escapes in its path are understood.
 
     Its clock is this machine's. Not for network file systems, on which WAL does not work.
@@ -121,24 +122,25 @@ class SQLiteStore:
     def now(self) -> float:
         return self._clock()
 
-    async def _do(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """One transaction on the writing connection, waited for as long as the file is locked or the disk full."""
+    def _check(self) -> aiosqlite.Connection:
         if self._write is None:
             raise StoreError(f"{self.url} is not open")
-        connection = self._write
+        return self._write
+
+    async def _do(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """One transaction on the writing connection, waited for as long as the file is locked or the disk full."""
+        connection = self._check()
         return await patiently(lambda: self._on(connection, lambda db: _transaction(db, function)))
 
     async def _ask(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """A reading on a connection of its own, so that it does not wait behind a COMMIT."""
-        if self._write is None:
-            raise StoreError(f"{self.url} is not open")
+        self._check()
         connection = self._read or await self._reader()
         return await patiently(lambda: self._on(connection, function))
 
     async def _reader(self) -> aiosqlite.Connection:
         async with self._alone():
-            if not self.opened:  # it was closed meanwhile
-                raise StoreError(f"{self.url} is not open")
+            self._check()  # it may have been closed meanwhile
             self._read = self._read or await self._connect()
             return self._read
 
@@ -158,36 +160,9 @@ class SQLiteStore:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    async def create(self, run: Run) -> tuple[Run, bool]:
-        there: tuple[Run, bool] = await self._put("create", run)
-        return there
-
-    async def commit(self, move: Move) -> None:
-        await self._put("move", rows.sealed_move(move) if move.event.id else move, move.before)
-
-    async def settle(self, before: Run, after: Run) -> None:
-        await self._put("settle", after, before)
-
-    async def release(self, run: Run) -> None:
-        await self._put("release", run, run)
-
-    async def remember(self, run: Run, call: Call) -> None:
-        await self._put("call", call, run)
-
-    async def post(self, workflow: str, key: str, event: Event) -> Event:
-        there: Event = await self._put("post", (workflow, key, rows.sealed(event)))
-        return there
-
-    def _put(self, kind: Any, record: Any, run: Run | None = None) -> asyncio.Future[Any]:
-        if self._write is None:
-            raise StoreError(f"{self.url} is not open")
-        return self._writer.put(kind, record, run)
-
     def _start(self, batch: list[Write], done: Done) -> None:
         """Commit a batch in one hop to the connection's thread, and say so in one hop back."""
-        connection, now, loop = self._write, self._clock(), asyncio.get_running_loop()
-        if connection is None:
-            raise StoreError(f"{self.url} is not open")
+        connection, now, loop = self._check(), self._clock(), asyncio.get_running_loop()
 
         def commit() -> None:
             error: BaseException | None = None
@@ -204,35 +179,14 @@ class SQLiteStore:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    async def recall(self, run: Run, state: str, visit: int) -> Calls:
-        found = await self._ask(lambda db: db.execute(SQL["recall"], (run.id, state, visit)).fetchall())
-        return [Call(run=run.id, state=s, visit=v, name=n, nth=nth, result=r.encode()) for s, v, n, nth, r in found]
+    async def _read_rows(self, block: str, *values: Any) -> list[dict[str, Any]]:
+        return await self._ask(lambda db: _mappings(db.execute(SQL[block], values)))
 
-    async def load(self, workflow: str, key: str) -> Run | None:
-        found = await self._ask(lambda db: _runs(db, SQL["load"], (workflow, key)))
-        return found[0] if found else None
-
-    async def list(self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int) -> Runs:
-        values = {"workflow": workflow, "status": status, "state": state, "after": after, "many": many}
-        return await self._ask(lambda db: _runs(db, SQL["list"], values))
+    async def _read_runs(self, block: str, *values: Any) -> Runs:
+        return await self._ask(lambda db: _runs(db, SQL[block], values))
 
     async def history(self, run: Run) -> Entries:
         return await self._ask(lambda db: _history(db, run.id))
-
-    async def inbox(self, run: Run) -> tuple[int, Events]:
-        found = await self._ask(lambda db: _mappings(db.execute(SQL["inbox"], (run.id,))))
-        if not found:
-            raise RunNotFound(run.workflow, run.key)
-        return found[0]["posted"], [rows.event_of(row) for row in found if row["id"] is not None]
-
-    async def event(self, run: Run, event_id: str) -> Event | None:
-        return await self._ask(lambda db: _event(db, SQL["event"], (run.id, event_id)))
-
-    async def taken(self, run: Run, version: int) -> Event | None:
-        return await self._ask(lambda db: _event(db, SQL["taken"], (run.id, version)))
-
-    async def woken(self, owner: str, since: float) -> Keys:
-        return await self._ask(lambda db: db.execute(SQL["woken"], (since, owner)).fetchall())
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
@@ -257,10 +211,6 @@ class SQLiteStore:
 
     async def renew(self, token: str, lease: float) -> bool:
         return await self._do(lambda db: db.execute(SQL["renew"], (lease, token)).rowcount == 1)
-
-    async def owners(self) -> Owners:
-        found = await self._ask(lambda db: db.execute(SQL["owners"]).fetchall())
-        return [Owner(token=t, machine=m, process=p, lease=until, started=s) for t, m, p, until, s in found]
 
     async def bury(self, token: str) -> None:
         await self._do(lambda db: db.execute(SQL["bury"], (token,)))

@@ -251,7 +251,7 @@ kept AS (
 SELECT place FROM held;
 
 -- name: recall
-SELECT state, visit, name, nth, result FROM fsm_calls WHERE run = $1 AND state = $2 AND visit = $3;
+SELECT run, state, visit, name, nth, result FROM fsm_calls WHERE run = $1 AND state = $2 AND visit = $3;
 
 -- name: moved
 -- Which moves of this owner and epoch are there: how an unknown COMMIT is resolved.

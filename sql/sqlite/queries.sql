@@ -71,7 +71,7 @@ SELECT 1 FROM fsm_runs WHERE id = ? AND owner = ? AND epoch = ?;
 DELETE FROM fsm_calls WHERE run = ? AND state = ? AND visit = ?;
 
 -- name: recall
-SELECT state, visit, name, nth, result FROM fsm_calls WHERE run = ? AND state = ? AND visit = ?;
+SELECT run, state, visit, name, nth, result FROM fsm_calls WHERE run = ? AND state = ? AND visit = ?;
 
 -- name: moved
 -- Whether a move of this owner and epoch is there: how an unknown COMMIT is resolved.
@@ -154,11 +154,11 @@ UPDATE fsm_runs SET owner = NULL WHERE id = ? AND owner = ? AND epoch = ?;
 
 -- name: list
 SELECT * FROM fsm_runs
- WHERE (:workflow IS NULL OR workflow = :workflow)
-   AND (:status IS NULL OR status = :status)
-   AND (:state IS NULL OR state = :state)
-   AND id > :after
- ORDER BY id LIMIT :many;
+ WHERE (?1 IS NULL OR workflow = ?1)
+   AND (?2 IS NULL OR status = ?2)
+   AND (?3 IS NULL OR state = ?3)
+   AND id > ?4
+ ORDER BY id LIMIT ?5;
 
 -- name: history
 SELECT * FROM fsm_moves WHERE run = ? ORDER BY version;

@@ -1,0 +1,84 @@
+"""What the stores in SQL do alike: writes go to the writer, and what is read comes as rows of a named statement."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fsmworkflow.errors import RunNotFound
+from fsmworkflow.records import Call, Event, Move, Owner, Run
+from fsmworkflow.store import Calls, Events, Keys, Owners, Runs, rows
+from fsmworkflow.store.writer import Kind, Writer
+
+
+class Verbs:
+    """The verbs of a store that has a writer, and two ways to read: as rows, and as whole runs."""
+
+    _writer: Writer
+
+    def _check(self) -> object:
+        """Raise StoreError unless open."""
+        raise NotImplementedError
+
+    async def _read_rows(self, block: str, *values: Any) -> list[Any]:
+        """The rows that a named statement returns, each a `rows.Row`."""
+        raise NotImplementedError
+
+    async def _read_runs(self, block: str, *values: Any) -> Runs:
+        """The runs that a named statement returns, with their large fields."""
+        raise NotImplementedError
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _put(self, kind: Kind, record: Any, run: Run | None = None) -> asyncio.Future[Any]:
+        self._check()
+        return self._writer.put(kind, record, run)
+
+    async def create(self, run: Run) -> tuple[Run, bool]:
+        there: tuple[Run, bool] = await self._put("create", run)
+        return there
+
+    async def commit(self, move: Move) -> None:
+        await self._put("move", rows.sealed_move(move) if move.event.id else move, move.before)
+
+    async def settle(self, before: Run, after: Run) -> None:
+        await self._put("settle", after, before)
+
+    async def release(self, run: Run) -> None:
+        await self._put("release", run, run)
+
+    async def remember(self, run: Run, call: Call) -> None:
+        await self._put("call", call, run)
+
+    async def post(self, workflow: str, key: str, event: Event) -> Event:
+        there: Event = await self._put("post", (workflow, key, rows.sealed(event)))
+        return there
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    async def recall(self, run: Run, state: str, visit: int) -> Calls:
+        return [rows.call_of(row) for row in await self._read_rows("recall", run.id, state, visit)]
+
+    async def load(self, workflow: str, key: str) -> Run | None:
+        return next(iter(await self._read_runs("load", workflow, key)), None)
+
+    async def list(self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int) -> Runs:
+        return await self._read_runs("list", workflow, status, state, after, many)
+
+    async def inbox(self, run: Run) -> tuple[int, Events]:
+        found = await self._read_rows("inbox", run.id)
+        if not found:
+            raise RunNotFound(run.workflow, run.key)
+        return found[0]["posted"], [rows.event_of(row) for row in found if row["id"] is not None]
+
+    async def event(self, run: Run, event_id: str) -> Event | None:
+        return next(map(rows.event_of, await self._read_rows("event", run.id, event_id)), None)
+
+    async def taken(self, run: Run, version: int) -> Event | None:
+        return next(map(rows.event_of, await self._read_rows("taken", run.id, version)), None)
+
+    async def woken(self, owner: str, since: float) -> Keys:
+        return [(row["workflow"], row["key"]) for row in await self._read_rows("woken", since, owner)]
+
+    async def owners(self) -> Owners:
+        return [Owner(**dict(row)) for row in await self._read_rows("owners")]
