@@ -35,6 +35,18 @@ JOBS = {
     ),
     "large": Job("A counter beside 1 MB that no step touches", Size(1, 20), Size(1, 20), WHOLE),
     "touched": Job("A counter beside 1 MB of which each step changes one record", Size(1, 20), Size(1, 20), WHOLE),
+    "events": Job(
+        "Events to one run that rests, one after another",
+        Size(1, 200),
+        Size(1, 200),
+        "One sender, which does not wait for what becomes of them: each is durable when `send` returns.",
+    ),
+    "timers": Job(
+        "Timers due at one instant",
+        Size(10_000, 1),
+        Size(2_000, 1),
+        "Waiting runs of one engine, their clock turned past the time: from then to the end of the last one.",
+    ),
     "cold": Job("A fresh process to its first durable step", Size(1, 1), Size(1, 1)),
 }
 

@@ -27,17 +27,18 @@ class Subject(NamedTuple):
         return all(_found(name) for name in self.needs.split())
 
 
-OURS = "alone bulk started resume large touched cold"
+SQLITE = "aiosqlite fsmworkflow.store.sqlite"
+OURS = "alone bulk started resume large touched events cold"
 PEER = "alone bulk cold"
 
 SUBJECTS = (
-    Subject(EACH, "SQLite", "benchmarks.floors.sqlite_each", "alone bulk large touched cold"),
+    Subject(EACH, "SQLite", "benchmarks.floors.sqlite_each", "alone bulk large touched events cold"),
     Subject(GROUPED, "SQLite", "benchmarks.floors.sqlite_grouped", "alone bulk resume", "aiosqlite"),
-    Subject("fsmworkflow", "SQLite", "benchmarks.subjects.ours", OURS, "aiosqlite fsmworkflow.store.sqlite"),
+    Subject("fsmworkflow", "SQLite", "benchmarks.subjects.ours", f"{OURS} timers", SQLITE),
     Subject("Burr", "SQLite", "benchmarks.peers.burr_runs", PEER, "burr aiosqlite"),
     Subject("DBOS", "SQLite", "benchmarks.peers.dbos_runs", PEER, "dbos"),
     Subject("LangGraph", "SQLite", "benchmarks.peers.langgraph_runs", PEER, "langgraph langgraph.checkpoint.sqlite"),
-    Subject(EACH, "PostgreSQL", "benchmarks.floors.postgres_each", "alone bulk large touched cold", "asyncpg"),
+    Subject(EACH, "PostgreSQL", "benchmarks.floors.postgres_each", "alone bulk large touched events cold", "asyncpg"),
     Subject(GROUPED, "PostgreSQL", "benchmarks.floors.postgres_grouped", "alone bulk resume", "asyncpg"),
     Subject("fsmworkflow", "PostgreSQL", "benchmarks.subjects.ours", OURS, "asyncpg fsmworkflow.store.postgres"),
     Subject("Burr", "PostgreSQL", "benchmarks.peers.burr_runs", PEER, "burr asyncpg"),

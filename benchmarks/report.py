@@ -18,6 +18,9 @@ Rounds = list[dict[str, float]]
 Results = dict[Measurement, Rounds]
 """What was measured in each round, in order; an empty report is a measurement that failed."""
 
+NOTED = ("loaded", "finished", "fired")
+"""Further times, in seconds, that a job may have noted."""
+
 PARTS = ("fsmworkflow", "aiosqlite", "asyncpg", "msgspec", "transitions", "apache-burr", "dbos", "langgraph")
 
 
@@ -33,12 +36,16 @@ def machine() -> dict[str, str]:
     }
 
 
-def markdown(results: Results, sizes: dict[str, Size], imports: dict[str, list[float]], rounds: int) -> str:
+def markdown(
+    results: Results, sizes: dict[str, Size], imports: dict[str, list[float]], decided: dict[str, float], rounds: int
+) -> str:
     """All tables."""
     lines = ["; ".join(f"{name} {value}" for name, value in machine().items()), ""]
     lines += [f"Medians of {rounds} interleaved rounds (of ratios too), each measurement in a fresh process.", ""]
     for statement, spent in imports.items():
         lines += [f"`{statement}` takes {median(spent) * 1e3:.1f} ms beyond `import asyncio`.", ""]
+    for kind, cost in decided.items():
+        lines += [f"A decision of a {kind} workflow takes {cost:.1f} us of CPU.", ""]
     for job, least in dict.fromkeys((cell.job, cell.least) for cell in results):
         size = sizes[job]
         disk = f"{least / 1000:g} ms a commit" if least else "plain disk"
@@ -63,7 +70,7 @@ def _steps(rows: Results) -> Iterator[str]:
             "" if floor else _shown(_compared(kept, grouped, lambda o, t: o["cpu_us"] - t["cpu_us"]), "+,.0f"),
             _shown(_middle(kept, "bytes", 1 / 1024), ",.1f"),
             _shown(_middle(kept, "flushes"), ".3f"),
-            ", ".join(f"{name} {_middle(kept, name):.3f} s" for name in ("loaded", "finished") if _middle(kept, name)),
+            ", ".join(f"{name} {_middle(kept, name):.3f} s" for name in NOTED if _middle(kept, name)),
         )
 
 

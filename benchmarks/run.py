@@ -25,6 +25,8 @@ from benchmarks.jobs import JOBS, Size  # noqa: E402
 from benchmarks.plan import Measurement, measurements  # noqa: E402
 from benchmarks.report import Results, machine, markdown  # noqa: E402
 
+MEMORY = Path("/dev/shm")
+"""Where the disk is that takes a given time for a flush: in memory, so that it takes no longer."""
 IMPORTS = ("import fsmworkflow", "from fsmworkflow import Engine, Workflow")
 TIMED = "import asyncio, time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
 LONGEST = 180.0
@@ -34,8 +36,8 @@ LONGEST = 180.0
 class Bench:
     """Makes databases and servers on the disks that are asked for, and measures in child processes."""
 
-    def __init__(self, directory: Path, exit_stack: ExitStack) -> None:
-        self.directory, self.exit_stack = directory, exit_stack
+    def __init__(self, directory: Path, slow: Path, exit_stack: ExitStack) -> None:
+        self.directory, self.slow, self.exit_stack = directory, slow, exit_stack
         self.shim = compiled(directory)
         if self.shim is None:
             sys.stderr.write("no C compiler: only the disk as it is, and what is written and flushed is not counted\n")
@@ -45,7 +47,7 @@ class Bench:
     def measure(self, cell: Measurement, size: Size) -> dict[str, float]:
         """One measurement on a database of its own; empty, with the reason on stderr, if it did not work."""
         self.made += 1
-        place = self.directory / f"{self.made}"
+        place = (self.slow if cell.least else self.directory) / f"{self.made}"
         place.mkdir()
         try:
             if cell.subject.store == "SQLite":
@@ -90,7 +92,8 @@ class Bench:
             from tests.postgres_server import Server
 
             environment = Disk(self.shim, least).environment(self._counts(least))
-            server = Server(self.directory / f"postgres-{least}", environment=environment)
+            directory = self.slow if least else self.directory
+            server = Server(directory / f"postgres-{least}", environment=environment)
             server.start()
             self.exit_stack.callback(server.stop)
             self.servers[least] = server
@@ -109,6 +112,23 @@ def imports(times: int) -> dict[str, list[float]]:
             done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
             spent[statement].append(float(done.stdout))
     return spent
+
+
+def decisions() -> dict[str, float]:
+    """Microseconds of CPU that a decision costs, by the kind of workflow."""
+    command = [sys.executable, "-m", "benchmarks.decisions"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def _slow(stack: ExitStack) -> Path | None:
+    """A directory in memory, where this system has one."""
+    if not MEMORY.is_dir():
+        return None
+    name = stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY, prefix="bench-", ignore_cleanup_errors=True))
+    Path(name).chmod(0o755)
+    return Path(name)
 
 
 def _failed(cell: Measurement, why: str) -> None:
@@ -137,7 +157,7 @@ def main() -> None:
         ExitStack() as stack,
     ):
         Path(name).chmod(0o755)
-        bench = Bench(Path(name), stack)
+        bench = Bench(Path(name), _slow(stack) or Path(name), stack)
         cells = list(measurements([0, options.commit_us] if bench.shim else [0], options.only))
         results: Results = {cell: [] for cell in cells}
         for number in range(rounds):
@@ -145,7 +165,8 @@ def main() -> None:
             for cell in cells:
                 results[cell].append(bench.measure(cell, sizes[cell.job]))
     spent = imports(5 if options.quick else 20) if not options.only else {}
-    sys.stdout.write(markdown(results, sizes, spent, rounds) + "\n")
+    decided = decisions() if not options.only else {}
+    sys.stdout.write(markdown(results, sizes, spent, decided, rounds) + "\n")
     if options.json:
         options.json.write_text(_json(results, spent))
 

@@ -27,6 +27,9 @@ async def alone(meter: Meter, url: str, size: Size) -> None:
     await connection.close()
 
 
+events = alone
+
+
 async def bulk(meter: Meter, url: str, size: Size) -> None:
     """All runs at once over a pool; each step is a commit of its own."""
     async with asyncpg.create_pool(url, min_size=CONNECTIONS, max_size=CONNECTIONS) as pool:

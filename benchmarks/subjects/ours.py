@@ -9,7 +9,8 @@ from typing import Any
 
 from benchmarks.jobs import Size, records
 from benchmarks.meter import Meter
-from fsmworkflow import Engine, Run, Workflow, WorkflowContext, field
+from fsmworkflow import Engine, Event, Run, To, Workflow, WorkflowContext, field, payload
+from fsmworkflow.store.sqlite import SQLiteStore
 
 
 def looping(steps: int, meter: Meter | None = None) -> Workflow:
@@ -161,6 +162,52 @@ async def touched(meter: Meter, url: str, size: Size) -> None:
         run = await engine.run(workflow, {"n": 0, "records": records()}, key="touched")
         meter.end(size.steps)
         assert run.data["records"][size.steps]["score"] == size.steps
+
+
+def answering() -> Workflow:
+    """A state that takes events under one condition, and stays."""
+    workflow = Workflow("answering")
+
+    def take(data: Any, event: Event) -> None:
+        data["n"] += event.payload["qty"]
+
+    fill = [(payload("qty") > 0, To("open", update=take, internal=True))]
+    workflow.wait("open", initial=True, on={"fill": fill, "close": "closed"})
+    workflow.final("closed")
+    return workflow
+
+
+async def events(meter: Meter, url: str, size: Size) -> None:
+    """The sender does not wait for the moves; that all were made is looked at when the time is taken."""
+    workflow = answering()
+    async with Engine(url, workflows=[workflow]) as engine:
+        await engine.run(workflow, {"n": 0}, key="only")
+        meter.begin()
+        for _ in range(size.steps):
+            await engine.send(workflow, "only", "fill", {"qty": 1})
+        meter.end(size.steps)
+        await engine.send(workflow, "only", "close")
+        run = await engine.result(workflow, "only")
+        assert (run.status, run.data["n"]) == ("done", size.steps), run
+
+
+async def timers(meter: Meter, url: str, size: Size) -> None:
+    """All runs wait for the same second of a clock that stands still until it is turned."""
+    workflow = Workflow("waiting")
+    workflow.wait("asleep", initial=True, after={"1h": "awake"})
+    workflow.final("awake")
+    turned = [0.0]
+    began = time.time()
+    store = SQLiteStore(url.removeprefix("sqlite:///"), clock=lambda: began + turned[0])
+    async with Engine(store, workflows=[workflow], lease=86_400.0) as engine:
+        await asyncio.gather(*(engine.run(workflow, {}, key=f"r{n}") for n in range(size.runs)))
+        meter.begin()
+        turned[0] = 3_600.0
+        struck = time.perf_counter()
+        while await engine.list(workflow, status="waiting", limit=1):
+            await asyncio.sleep(0.02)
+        meter.end(size.runs)
+        meter.note("fired", time.perf_counter() - struck)
 
 
 async def cold(meter: Meter, url: str, size: Size) -> None:
