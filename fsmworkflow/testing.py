@@ -115,6 +115,9 @@ class CrashingStore:
 
     # -- everything else --------------------------------------------------------------------------------------------
 
+    def twin(self) -> None:
+        return None
+
     @property
     def opened(self) -> bool:
         return self.inner.opened

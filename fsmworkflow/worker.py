@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
-import time
 from collections.abc import Callable, Coroutine, Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError
+from fsmworkflow.lease import Lease, machine_id, process_id
 from fsmworkflow.records import Owner, Run, replace
 from fsmworkflow.store import Store
 from fsmworkflow.store.memory import lost
 from fsmworkflow.store.writer import whole
 from fsmworkflow.threads import Threads
 
-__all__ = ["Worker", "machine_id", "process_id"]
+__all__ = ["Worker"]
 
 T = TypeVar("T")
 
@@ -31,25 +29,6 @@ log = logging.getLogger("fsmworkflow")
 CLOSE_SECONDS = 5.0
 FORGOTTEN = 86_400.0
 """Seconds after the end of its lease when an owner of another machine is struck off the list."""
-
-
-def machine_id() -> str | None:
-    """This boot of this machine and this PID namespace, or None where /proc does not tell."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
-
-
-def process_id(pid: int | None = None) -> str | None:
-    """A process by its pid and start time, so that a pid used again is another process. None where it is gone."""
-    pid = os.getpid() if pid is None else pid
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else f"{pid}/{fields[19]}"
 
 
 class Worker:
@@ -67,8 +46,7 @@ class Worker:
         self.stopping = False
         self.threads = Threads()
         self.driven: dict[tuple[str, str], asyncio.Future[Run]] = {}
-        self._until = 0.0
-        self._renewing: asyncio.Task[None] | None = None
+        self._lease: Lease | None = None
         self._giving_back: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -76,70 +54,40 @@ class Worker:
         self.token = secrets.token_hex(8)
         self.stopping = False
         self.threads = Threads()
+        self._lease = Lease(self.store, self.token, self.lease)
         try:
-            await self._enrol()
+            await self._lease.begin()
             await self.reap()
         except BaseException:
             await self.close()
             raise
-        self._renewing = asyncio.create_task(self._renew_for_ever(), name="fsmworkflow-lease")
 
     async def close(self) -> None:
         """Stop renewing, and strike this owner off the list, so that its runs may be claimed at once."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            self._renewing = None
         if self.token:
             token, self.token = self.token, ""
             await whole(self._end(token))
 
     async def _end(self, token: str) -> None:
+        lease, self._lease = self._lease, None
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
+                if lease is not None:
+                    await lease.end()
                 if self._giving_back:
                     await asyncio.wait(self._giving_back)
                 await self.store.bury(token)
         except TimeoutError:
             log.warning("the store cannot be told that this owner has ended: its runs are free when its lease is over")
 
-    async def _enrol(self) -> None:
-        began = time.monotonic()
-        now = self.store.now()
-        owner = Owner(
-            token=self.token,
-            machine=machine_id() or "",
-            process=process_id() or str(os.getpid()),
-            lease=now + self.lease,
-            started=now,
-        )
-        await self.store.enrol(owner)
-        self._until = began + self.lease
-
-    async def _renew_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self.lease / 3)
-            try:
-                await self.renew()
-            except FSMWorkflowError as error:
-                log.warning("the lease could not be renewed: %s", error)
-
-    async def renew(self) -> None:
-        """Hold the lease for its whole length from now on."""
-        began = time.monotonic()
-        if await self.store.renew(self.token, self.store.now() + self.lease):
-            self._until = began + self.lease
-        else:
-            log.warning("this owner was taken for dead; it is made known again")
-            await self._enrol()
-
     async def hold(self, run: Run) -> None:
         """Make sure that a run is still ours, before something is done in its name. Raises LeaseLost.
 
         Asks the store only where the lease has lapsed, which gave others the right to claim.
         """
-        if not self.lapsed:
+        if not self.lapsed or self._lease is None:
             return
-        await self.renew()
+        await self._lease.renew()
         row = await self.store.load(run.workflow, run.key)
         if row is None or (row.owner, row.epoch) != (run.owner, run.epoch):
             raise lost(run)
@@ -147,7 +95,7 @@ class Worker:
     @property
     def lapsed(self) -> bool:
         """Whether the lease has ended by this process's own clock, so that others may have claimed."""
-        return time.monotonic() >= self._until
+        return self._lease is None or self._lease.lapsed
 
     async def reap(self) -> bool:
         """Strike dead processes of this machine off the list of owners. True where there was one."""

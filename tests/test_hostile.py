@@ -202,7 +202,7 @@ async def test_whatever_is_raised_while_writing_is_told_to_those_who_wait(
 
 async def lapse(engine: Engine) -> None:
     """What a process finds that was stopped for longer than its lease."""
-    engine._worker._until = 0.0
+    engine._worker._lease._until = 0.0
     await engine.store.renew(engine._worker.token, 0.0)
 
 

@@ -49,6 +49,7 @@ FLOORS = {
     "threads.py": 3,
     "machine.py": 3,
     "engine.py": 3,
+    "lease.py": 3,
     "worker.py": 3,
     "resources.py": 3,
     "stream.py": 4,

@@ -11,6 +11,8 @@ import math
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from decimal import Decimal
 from typing import Any
@@ -20,9 +22,9 @@ import pytest
 from fsmworkflow import Engine, InputDiffers, LeaseLost, Run, RunFailed, Store, StoreError, Workflow
 from fsmworkflow import open_store as store_of
 from fsmworkflow.decide import begin, decide
+from fsmworkflow.lease import machine_id, process_id
 from fsmworkflow.records import Call, Event, Move, Owner, replace
 from fsmworkflow.testing import Clock
-from fsmworkflow.worker import machine_id, process_id
 
 
 class World:
@@ -272,6 +274,38 @@ async def test_P6_a_process_of_another_machine_is_given_up_when_its_lease_ends()
         clock.turn(0.1)
         assert await engine.resume() == 1
         assert (await engine.get(run.workflow, run.key)).status == "done"
+
+
+async def test_P6_a_step_that_blocks_the_event_loop_does_not_lose_its_run(durable_url: str) -> None:
+    lease, tries = 0.6, list[Run | None]()
+    flow = Workflow("blocking")
+
+    @flow.step(initial=True, then="end")
+    async def block(ctx: Any) -> None:
+        other = threading.Thread(target=lambda: asyncio.run(claiming(durable_url, 3 * lease, tries)))
+        other.start()
+        other.join()  # nothing else happens in this event loop, for three leases
+
+    flow.final("end")
+    async with Engine(durable_url, workflows=[flow], lease=lease) as engine:
+        run = await engine.run(flow, key="one")
+    assert (run.status, run.epoch) == ("done", 1)
+    assert len(tries) > 3
+    assert set(tries) == {None}, "nobody could claim it meanwhile"
+
+
+async def claiming(url: str, seconds: float, tries: list[Run | None]) -> None:
+    """Try to claim the run `one` as an owner of another machine would, for so long."""
+    store = store_of(url)
+    await store.open()
+    try:
+        token = await owner(store, "other")
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            tries.append(await store.claim_one(token, "blocking", "one"))
+            await asyncio.sleep(0.05)
+    finally:
+        await store.close()
 
 
 # -- P7 and P8 ------------------------------------------------------------------------------------------------------

@@ -38,6 +38,9 @@ class Store(Protocol):
     async def close(self) -> None:
         """Finish what was begun, and let go of everything. A closed store may be opened again, in another loop too."""
 
+    def twin(self) -> Store | None:
+        """Another store on the same place, not yet open, for another event loop. None where there can be only this."""
+
     def now(self) -> float:
         """The store's clock, by which leases and due times are judged: seconds since the epoch."""
 

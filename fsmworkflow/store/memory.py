@@ -40,6 +40,9 @@ class MemoryStore:
     async def close(self) -> None:
         self.opened = False
 
+    def twin(self) -> None:
+        return None
+
     def now(self) -> float:
         return self._clock()
 

@@ -190,6 +190,9 @@ class PostgresStore(Verbs):
         self._write = self.pool = self._reads = None
         self._open = False
 
+    def twin(self) -> PostgresStore:
+        return PostgresStore(self._dsn, connect=self._connecting)
+
     def now(self) -> float:
         return time.time() + self._offset
 

@@ -119,6 +119,9 @@ class SQLiteStore(Verbs):
                 if connection is not None:
                     await connection.close()
 
+    def twin(self) -> SQLiteStore:
+        return SQLiteStore(self.url.removeprefix("sqlite:///"), clock=self._clock)
+
     def now(self) -> float:
         return self._clock()
 
