@@ -68,7 +68,7 @@ class Acting:
         workflow, store = self.workflow, self.worker.store
         codec, began = workflow.codec, store.now()
         place = f"{name}:undo" if undoing else name
-        calls = Calls(self.worker, run, place, stay.visit, fresh=fresh, limit=codec.limit)
+        calls = Calls(self.worker, workflow, run, place, stay.visit, fresh=fresh)
         data = Data(run.fields) if codec.kind is None else codec.decode(run.fields)
         ctx: WorkflowContext[Any] = WorkflowContext(
             data, run=run, state=name, stay=stay, calls=calls, event=event, undoing=undoing
@@ -96,6 +96,7 @@ class Acting:
             base=run.fields,
             began=began,
             remembered=calls.used,
+            posts=tuple(calls.posts),
         )
 
     async def _within(self, place: str, fn: Callable[..., Any], ctx: WorkflowContext[Any], timeout: Any) -> Any:

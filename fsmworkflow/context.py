@@ -8,10 +8,13 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from urllib.parse import quote
 
-from fsmworkflow.codec import LIMIT, decode, encode
-from fsmworkflow.errors import CodecError, FSMWorkflowError, StoreError
-from fsmworkflow.records import Active, Call, Event, Run
+import msgspec
+
+from fsmworkflow.codec import decode, encode
+from fsmworkflow.errors import CodecError, FSMWorkflowError, RunNotFound, StoreError, UnknownWorkflow
+from fsmworkflow.records import Active, Call, Event, Post, Run
 from fsmworkflow.worker import Worker
+from fsmworkflow.workflow import Workflow, known_event
 
 __all__ = ["Calls", "WorkflowContext"]
 
@@ -130,6 +133,28 @@ class WorkflowContext(Generic[D]):
         encode(name, "name")
         return self._performed(f"={name}", fn, args, kwargs)
 
+    def emit(self, workflow: Workflow | str, key: str, event: str, payload: Any = None) -> Awaitable[None]:
+        """Post an event to another run, or to this one, in the commit of this step's move; with its failure it goes.
+
+        In every attempt of a visit the n-th event has the same id. One whose run has ended by then is kept there as
+        `dropped`. A name is of a workflow that the engine knows. Raises UnknownWorkflow, UnknownEvent, RunNotFound, and
+        CodecError for the payload; FSMWorkflowError in a sync step.
+        """
+        calls = self._in_step("ctx.emit")
+        name, sealed = workflow if isinstance(workflow, str) else workflow.name, calls.sealed(payload)
+        made = Event(name=event, payload=sealed, id=f"{self.idempotency_key}:emit:{calls.count('emit')}")
+        return calls.post(workflow, Post(name, key, made))
+
+    def _in_step(self, what: str) -> Calls:
+        """What belongs to the async step that is on. Raises FSMWorkflowError where there is none."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise FSMWorkflowError(f"{what} needs an async step: write `async def`") from None
+        if self._calls is None:
+            raise FSMWorkflowError(f"{what} is for steps: this context was not given to one")
+        return self._calls
+
     def _performed(
         self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Awaitable[Any]:
@@ -151,10 +176,10 @@ class Calls:
 
     __slots__ = (
         "_begun", "_counts", "_found", "_loading", "_store", "_worker",
-        "broken", "limit", "run", "state", "used", "visit",
+        "broken", "limit", "posts", "run", "state", "used", "visit", "workflow",
     )  # fmt: skip
 
-    def __init__(self, worker: Worker, run: Run, state: str, visit: int, *, fresh: bool, limit: int = LIMIT) -> None:
+    def __init__(self, worker: Worker, workflow: Workflow, run: Run, state: str, visit: int, *, fresh: bool) -> None:
         self._worker = worker
         self._store = worker.store
         self.broken: StoreError | None = None  # what our own store raised inside the step
@@ -162,7 +187,9 @@ class Calls:
         self.run = run
         self.state = state
         self.visit = visit
-        self.limit = limit
+        self.workflow = workflow
+        self.limit = workflow.codec.limit
+        self.posts: list[Post] = []  # what the step has emitted
         self.used = not fresh
         self._counts: dict[str, int] | None = None
         self._found: dict[tuple[str, int], bytes] | None = {} if fresh else None
@@ -193,9 +220,31 @@ class Calls:
         asked = sum(self._counts.values()) if self._counts else 0
         if asked > self._begun:
             raise FSMWorkflowError(
-                f"{asked - self._begun} of the step's remembered calls were never awaited: "
+                f"{asked - self._begun} of the step's remembered calls, or of what it emits, were never awaited: "
                 "write `await ctx.call(...)`, in an async step"
             )
+
+    def sealed(self, payload: Any) -> msgspec.Raw | None:
+        """A payload as text, so that it is what it was when it was emitted."""
+        return None if payload is None else msgspec.Raw(encode(payload, "payload", limit=self.limit))
+
+    async def post(self, workflow: Workflow | str, post: Post) -> None:
+        """Add an event to what goes with the step's move, once its run and its name are known."""
+        self._begun += 1
+        known = self._worker.workflows
+        if post.workflow not in known:
+            if isinstance(workflow, str) and workflow != self.workflow.name:
+                raise UnknownWorkflow(workflow)
+            known[post.workflow] = self.workflow if isinstance(workflow, str) else workflow
+        known_event(known[post.workflow], post.event.name)
+        try:
+            there = await self._store.load(post.workflow, post.key)
+        except StoreError as error:
+            self.broken = error
+            raise
+        if there is None:
+            raise RunNotFound(post.workflow, post.key)
+        self.posts.append(post)
 
     async def _perform(
         self, name: str, nth: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -96,7 +96,8 @@ async def decide(workflow: Workflow, run: Run, event: Event, *, now: float) -> M
     What a guard raises, and what leads nowhere, is no error here: it is a move that fails the run. Where nothing moves,
     `move.after is move.before`. Raises NotAccepted for an event that no active state accepts.
     """
-    return await _RULES.get(event.name, _event)(workflow.check(), run, event, now)
+    move = await _RULES.get(event.name, _event)(workflow.check(), run, event, now)
+    return replace(move, posts=event.posts) if event.posts and move.error is None else move
 
 
 # -- what is to be decided next ---------------------------------------------------------------------------------------

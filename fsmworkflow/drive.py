@@ -359,6 +359,9 @@ class Drive:
         self.run = replace(move.after, posted=posted) if posted != move.after.posted else move.after
         if event.id:
             self._note(posted)
+        if move.posts:
+            self._unread |= any((post.workflow, post.key) == (self.run.workflow, self.run.key) for post in move.posts)
+            self.worker.told(move.posts)
         if move.error is not None:
             self.error = move.error
         _log(move)

@@ -27,12 +27,12 @@ from fsmworkflow.errors import (
     UnknownWorkflow,
 )
 from fsmworkflow.explain import explained, forked
-from fsmworkflow.machine import WATCH, first, known_event, may_go_on, tell
-from fsmworkflow.records import Event, Run, Status, replace
+from fsmworkflow.machine import WATCH, first, may_go_on, tell
+from fsmworkflow.records import Event, Post, Run, Status, replace
 from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.store.writer import whole
 from fsmworkflow.worker import Worker, first_of
-from fsmworkflow.workflow import Workflow, name_problem, nearest
+from fsmworkflow.workflow import Workflow, known_event, name_problem, nearest
 
 __all__ = ["Engine"]
 
@@ -106,6 +106,7 @@ class Engine:
         self._busy: dict[tuple[str, str], Drive] = {}  # those that an event is just moving
         self._poll = poll
         self._polling: asyncio.Task[None] | None = None
+        self._worker.workflows, self._worker.told = self._workflows, self._told
         for workflow in workflows:
             self._known(workflow)
 
@@ -316,15 +317,31 @@ class Engine:
     async def _post(self, definition: Workflow, key: str, event: Event) -> Event:
         posted = await self.store.post(definition.name, key, event)
         if posted.status == "waiting":
-            name = (definition.name, key)
-            if name in self._drives or name in self._busy or name in self._held:
-                self._wake(name, event.name)
-            else:
-                driving = Driving(definition, await self._load(*name), retry=False)
-                if name not in self._drives:
-                    driving.started.set_result(driving.run)
-                    self._see_to(driving, self._task(self._watch_and_drive(driving)))
+            await self._deliver(definition, key, event.name)
         return posted
+
+    async def _deliver(self, definition: Workflow, key: str, event: str) -> None:
+        """See to it that an event which was posted is looked at: here, unless another process drives its run."""
+        name = (definition.name, key)
+        if name in self._drives or name in self._busy or name in self._held:
+            self._wake(name, event)
+            return
+        driving = Driving(definition, await self._load(*name), retry=False)
+        if name not in self._drives:
+            driving.started.set_result(driving.run)
+            self._see_to(driving, self._task(self._watch_and_drive(driving)))
+
+    def _told(self, posts: Iterable[Post]) -> None:
+        """A step of a run of ours has emitted these events, which are durable."""
+        for post in posts:
+            if post.workflow in self._workflows and not self._worker.stopping:
+                self._task(self._deliver_later(post))
+
+    async def _deliver_later(self, post: Post) -> None:
+        try:
+            await self._deliver(self._workflows[post.workflow], post.key, post.event.name)
+        except FSMWorkflowError as error:
+            log.warning("run %s/%s is not looked at here for what was emitted: %s", post.workflow, post.key, error)
 
     async def event(self, workflow: Workflow | str, key: str, event_id: str) -> Event:
         """What has become of an event: `.status` is accepted, rejected, waiting or dropped. Raises EventNotFound."""

@@ -13,12 +13,12 @@ import msgspec
 from fsmworkflow.codec import fields_of, text_of
 from fsmworkflow.decide import begin, decide
 from fsmworkflow.drive import Drive
-from fsmworkflow.errors import CodecError, DefinitionError, EngineClosed, InputDiffers, RunFailed, UnknownEvent
+from fsmworkflow.errors import CodecError, DefinitionError, EngineClosed, InputDiffers, RunFailed
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.writer import whole
 from fsmworkflow.worker import Worker
-from fsmworkflow.workflow import Workflow, WorkflowDefinition, name_problem, nearest
+from fsmworkflow.workflow import Workflow, WorkflowDefinition, known_event, name_problem
 
 __all__ = ["PersistentWorkflowStateMachine"]
 
@@ -297,13 +297,6 @@ def may_go_on(run: Run, now: float, *, retry: bool = True) -> bool:
     if run.status == "failed" and not run.over and run.due is None:
         return retry
     return run.due is not None and (run.status in ("running", "compensating") or run.due <= now)
-
-
-def known_event(workflow: Workflow, event: str) -> None:
-    """Raise UnknownEvent unless a transition of the workflow has this trigger."""
-    triggers = workflow.check().chart.triggers
-    if event not in triggers:
-        raise UnknownEvent(f"workflow {workflow.name!r} has no event {event!r}{nearest(str(event), triggers)}")
 
 
 class Home:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from fsmworkflow.codec import Data, Fields
 
-__all__ = ["Action", "Active", "Call", "Entry", "Event", "Failure", "Move", "Owner", "Run", "Status", "replace"]
+__all__ = ["Action", "Active", "Call", "Entry", "Event", "Failure", "Move", "Owner", "Post", "Run", "Status", "replace"]
 
 Status = Literal["running", "waiting", "paused", "compensating", "done", "failed", "cancelled", "parked"]
 OVER = frozenset({"done", "cancelled"})
@@ -171,7 +171,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     `$done` carries what a step changed (`changes`, `removed`, seen from `base`) and the `trigger` that it returned;
     `$error` the `failure`, and the exception itself as `error`, which is never stored. `remembered` is False where the
-    visit surely has no remembered calls.
+    visit surely has no remembered calls; `posts` is what the step has emitted.
     """
 
     name: str
@@ -191,13 +191,23 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     error: BaseException | None = None
     began: float | None = None
     remembered: bool = True
+    posts: tuple[Post, ...] = ()
+
+
+class Post(msgspec.Struct, frozen=True):
+    """An event, its payload as JSON text, for the inbox of the run of that workflow and key."""
+
+    workflow: str
+    key: str
+    event: Event
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
     """What one event did to one run: `before`, `event`, `after`, and what is written beside the row in the same commit.
 
     `changes` and `removed` are the top-level data fields that it changed; `asked` the conditions with what they saw;
-    `forget` the visits whose remembered calls go with this move. `error` is what failed the run, and is never stored.
+    `forget` the visits whose remembered calls go with this move; `posts` the events that go to other runs. `error` is
+    what failed the run, and is never stored.
     """
 
     before: Run
@@ -209,7 +219,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     asked: tuple[Any, ...] = ()
     forget: tuple[tuple[str, int], ...] = ()
     answer: str = "accepted"
-    posts: tuple[Event, ...] = ()
+    posts: tuple[Post, ...] = ()
     starts: tuple[Run, ...] = ()
     error: BaseException | None = None
 

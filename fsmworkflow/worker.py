@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError
 from fsmworkflow.lease import Lease, machine_id, process_id
-from fsmworkflow.records import Owner, Run, replace
+from fsmworkflow.records import Owner, Post, Run, replace
 from fsmworkflow.store import Store
 from fsmworkflow.store.memory import lost
 from fsmworkflow.store.writer import whole
 from fsmworkflow.threads import Threads
+from fsmworkflow.workflow import Workflow
 
 __all__ = ["Worker"]
 
@@ -34,7 +35,8 @@ FORGOTTEN = 86_400.0
 class Worker:
     """An owner, from `open` to `close`: a random token, a lease of `lease` seconds, and the runs that it drives.
 
-    `driven` holds, by workflow and key, a future for each run that is being driven in this process.
+    `driven` holds, by workflow and key, a future for each run that is being driven in this process; `workflows` are
+    those known by name; `told` is called with the events that steps have emitted, once they are durable.
     """
 
     def __init__(self, store: Store, *, lease: float = 10.0) -> None:
@@ -47,6 +49,8 @@ class Worker:
         self.threads = Threads()
         self.driven: dict[tuple[str, str], asyncio.Future[Run]] = {}
         self._lease: Lease | None = None
+        self.workflows: dict[str, Workflow] = {}
+        self.told: Callable[[Iterable[Post]], None] = lambda posts: None
         self._giving_back: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from fsmworkflow.codec import LIMIT, Codec
 from fsmworkflow.conditions import cut
-from fsmworkflow.errors import DefinitionError
+from fsmworkflow.errors import DefinitionError, UnknownEvent
 from fsmworkflow.retry import Retry
 
 if TYPE_CHECKING:
@@ -477,6 +477,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
         return ""
     found = difflib.get_close_matches(name, names, 1)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def known_event(workflow: Workflow, event: str) -> None:
+    """Raise UnknownEvent unless a transition of the workflow has this trigger."""
+    triggers = workflow.check().chart.triggers
+    if event not in triggers:
+        raise UnknownEvent(f"workflow {workflow.name!r} has no event {event!r}{nearest(str(event), triggers)}")
 
 
 def action_name(after: str | Callable[..., Any]) -> str:

@@ -807,3 +807,25 @@ def undone_in_reverse(ledger: Ledger) -> Workflow:
 
     flow.final("end")
     return flow
+
+
+@scenario(visits="ask answer", state="end", data={"asked": True, "answer": 42}, waits=True)
+def emitted_to_itself(ledger: Ledger) -> Workflow:
+    flow = Workflow("emitted_to_itself")
+
+    @flow.step(initial=True, then="rest")
+    async def ask(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            await ctx.emit(flow, ctx.run.key, "go", 42)
+            ctx.data["asked"] = True
+
+    flow.wait("rest", on={"go": "answer"})
+
+    @flow.step(then="end")
+    async def answer(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            assert ctx.event is not None
+            ctx.data["answer"] = ctx.event.payload
+
+    flow.final("end")
+    return flow

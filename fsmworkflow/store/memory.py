@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from fsmworkflow.codec import read_back
 from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError
-from fsmworkflow.records import Call, Entry, Event, Move, Owner, Run, replace
+from fsmworkflow.records import Call, Entry, Event, Move, Owner, Post, Run, replace
 from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Runs
 from fsmworkflow.store.rows import drops, is_new, opened, posted, sealed, sealed_move
 
@@ -71,6 +71,8 @@ class MemoryStore:
         self._moves[row.id].append(entry)
         for state, visit in move.forget:
             self._calls.pop((row.id, state, visit), None)
+        for post in move.posts:
+            self._emit(post, move.at)
 
     async def settle(self, before: Run, after: Run) -> None:
         self._open()
@@ -105,6 +107,17 @@ class MemoryStore:
             known = self._insert(row, event, self._clock())
             self._runs[row.id] = replace(row, posted=row.posted + 1, due=_sooner(row.due, known.due))
         return opened(known)
+
+    def _emit(self, post: Post, now: float) -> None:
+        """Put an event into an inbox, where its run has not ended, and once."""
+        row = self._runs.get(self._keys.get((post.workflow, post.key), 0))
+        if row is None or post.event.id in self._events.get(row.id, {}):
+            return
+        event = self._insert(row, post.event, now)
+        if row.over:
+            self._events[row.id][event.id] = replace(event, status="dropped")
+        else:
+            self._runs[row.id] = replace(row, posted=row.posted + 1, due=_sooner(row.due, event.due))
 
     def _insert(self, run: Run, event: Event, now: float) -> Event:
         self._created.append(now)

@@ -20,7 +20,7 @@ import asyncpg
 
 from fsmworkflow.codec import Codec, decode, digests
 from fsmworkflow.errors import CodecError, RunNotFound, RunOver, SchemaError, StoreError, StoreUnavailable
-from fsmworkflow.records import Active, Move, Owner, Run, replace
+from fsmworkflow.records import Active, Move, Owner, Post, Run, replace
 from fsmworkflow.store import Entries, Names, Runs, rows
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, missing, queries
@@ -280,13 +280,15 @@ class PostgresStore(Verbs):
         for write in batch:
             write.error = None
             kinds.setdefault(write.kind, []).append(write)
-        several = len(kinds) > 1 or (len(batch) > 1 and kinds.keys().isdisjoint(("move", "create", "post")))
+        posts = [post for write in kinds.get("move", ()) for post in write.record.posts]
+        several = bool(posts) or len(kinds) > 1
+        several = several or (len(batch) > 1 and kinds.keys().isdisjoint(("move", "create", "post")))
         async with self._transaction(connection, several=several):
             if created := kinds.pop("create", None):
                 await _create(connection, created)
             if several:
                 held = [w.run.id for writes in kinds.values() for w in writes if w.run is not None]
-                named = [w.record[:2] for w in kinds.get("post", ())]
+                named = [w.record[:2] for w in kinds.get("post", ())] + [(p.workflow, p.key) for p in posts]
                 await connection.execute(SQL["lock"], held, *_arrays(named, 2))
             for kind, write_all in _KINDS.items():
                 if kind in kinds:
@@ -441,6 +443,12 @@ async def _advance(connection: Connection, writes: list[Write], now: float) -> N
         done = await connection.execute(SQL["advance_many"], *_packed(values))
     if done != f"INSERT 0 {len(moves)}":
         await _resolve(connection, writes)
+    if posts := [post for write in writes if write.error is None for post in write.record.posts]:
+        await connection.execute(SQL["emit"], *_columns([_emitted(post, now) for post in posts]), now)
+
+
+def _emitted(post: Post, now: float) -> tuple[Any, ...]:
+    return *rows.event_values(post.event, now), post.workflow, post.key
 
 
 async def _resolve(connection: Connection, writes: list[Write]) -> None:

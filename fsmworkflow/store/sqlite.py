@@ -21,7 +21,7 @@ import aiosqlite
 
 from fsmworkflow.codec import decode
 from fsmworkflow.errors import RunNotFound, RunOver, SchemaError, StoreError, StoreUnavailable
-from fsmworkflow.records import Event, Move, Owner, Run, replace
+from fsmworkflow.records import Event, Move, Owner, Post, Run, replace
 from fsmworkflow.store import Entries, Names, Runs, rows
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, missing, queries, statements
@@ -294,6 +294,9 @@ def _advance(db: sqlite3.Connection, moves: list[Move]) -> None:
         db.executemany(SQL["field"], large)
     if forget := [(m.after.id, state, visit) for m in moves for state, visit in m.forget]:
         db.executemany(SQL["forget"], forget)
+    for move in [m for m in moves if m.posts]:  # after all of the batch: what was decided without it is not made stale
+        for post in move.posts:
+            _emit(db, post, move.at)
 
 
 def _take(db: sqlite3.Connection, moves: list[Move]) -> None:
@@ -302,6 +305,18 @@ def _take(db: sqlite3.Connection, moves: list[Move]) -> None:
     _each(db, "take", [rows.taken_values(m) for m in moves if not rows.is_new(m)])
     _each(db, "advance_new", [(*rows.advance_values(m), m.event.id) for m in new])
     _each(db, "event_taken", [rows.new_values(m) for m in new])
+
+
+def _emit(db: sqlite3.Connection, post: Post, now: float) -> None:
+    """Put an event into an inbox, once; where its run has ended it is kept as dropped."""
+    row = db.execute(SQL["addressed"], (post.workflow, post.key)).fetchone()
+    if row is None or _event(db, SQL["event"], (row[0], post.event.id)) is not None:
+        return
+    run, _, over = row
+    values = rows.event_values(post.event, now)
+    db.execute(SQL["event_taken"], (run, *values, "dropped" if over else "waiting", None, now))
+    if not over:
+        db.execute(SQL["posted"], (run, now))
 
 
 def _each(db: sqlite3.Connection, block: str, values: Sequence[Sequence[Any]]) -> None:

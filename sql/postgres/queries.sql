@@ -293,6 +293,30 @@ counted AS (
      WHERE fsm_runs.id = new.run)
 SELECT run.workflow, run.key, made.event_id, made.id FROM made JOIN run ON run.id = made.run;
 
+-- name: emit
+-- As post, for what steps emitted: an event whose run has ended is kept there as dropped. Several of one run are summed.
+WITH event AS MATERIALIZED (
+    SELECT *
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bigint[],
+                  $7::text[], $8::text[])
+           WITH ORDINALITY AS event (event_id, name, payload, due, state, visit, workflow, key, place)),
+run AS MATERIALIZED (
+    SELECT id, workflow, key,
+           status IN ('done', 'cancelled')
+               OR (status = 'failed' AND (error IS NULL OR undo::json ->> 'ends' IS NOT NULL)) AS over
+      FROM fsm_runs WHERE (workflow, key) IN (SELECT event.workflow, event.key FROM event)
+     ORDER BY id FOR NO KEY UPDATE),
+made AS (
+    INSERT INTO fsm_events (run, event_id, name, payload, due, state, visit, status, created)
+    SELECT run.id, event_id, name, payload, due, state, visit, CASE WHEN over THEN 'dropped' ELSE 'waiting' END, $9::float8
+      FROM event JOIN run USING (workflow, key)
+     ORDER BY place
+        ON CONFLICT (run, event_id) DO NOTHING
+    RETURNING run, due, status)
+UPDATE fsm_runs SET posted = posted + new.many, due = least(coalesce(fsm_runs.due, new.due), new.due)
+  FROM (SELECT run, count(*) AS many, min(due) AS due FROM made WHERE made.status = 'waiting' GROUP BY run) AS new
+ WHERE fsm_runs.id = new.run;
+
 -- name: addressed
 -- The runs that events are for, how they are and whether they have ended for good, and the events where they are known.
 SELECT workflow AS to_workflow, key AS to_key, wanted, run.status AS run_status, over, fsm_events.*
