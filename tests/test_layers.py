@@ -75,7 +75,7 @@ LIBRARIES = {
     "yaml": {"config.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 6_300
+LOWER_FLOORS_LINES = 6_600
 TOP_FLOOR_LINES = 400
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
