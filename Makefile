@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .SECONDARY: $(VENV)/bin/pip $(BENCH_VENV)/bin/pip
-.PHONY: help demo test check format soak bench peers system-deps clean
+.PHONY: help demo demo-llm test check format soak bench peers system-deps clean
 
 help:
 	@echo "make demo         run the example over real text, killed twice in the middle"
+	@echo "make demo-llm     run a pipeline with a small language model (250 MB to download), killed twice"
 	@echo "make test         run all tests but the long ones; they start PostgreSQL themselves"
 	@echo "make check        lint, format and types, changing nothing"
 	@echo "make format       put the sources into the form that 'make check' asks for"
@@ -21,6 +22,9 @@ help:
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/digest_demo.py
+
+demo-llm: $(VENV)/.installed-demo-llm
+	$(BIN)/python examples/llm_demo.py
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not soak"

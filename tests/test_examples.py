@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-SETTINGS = re.compile(r"DB_|FSMWORKFLOW_|PYTHON")
+SETTINGS = re.compile(r"DB_|FSMWORKFLOW_|OPENAI_|PYTHON")
 
 Start = Callable[..., str]
 
@@ -32,10 +34,11 @@ def environment(home: Path) -> dict[str, str]:
 def start(tmp_path: Path) -> Start:
     """Starts an example in the test's directory, and answers with what it printed."""
 
-    def start(name: str, *words: object, status: int = 0, errors: str = "") -> str:
+    def start(name: str, *words: object, status: int = 0, errors: str = "", **settings: str) -> str:
         command = [sys.executable, str(EXAMPLES / name), *map(str, words)]
+        known = {**environment(tmp_path), **settings}
         ended = subprocess.run(
-            command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=120, check=False
+            command, cwd=tmp_path, env=known, capture_output=True, text=True, timeout=120, check=False
         )
         assert ended.returncode == status, ended.stdout + ended.stderr
         assert errors in ended.stderr if errors else not ended.stderr, ended.stderr
@@ -379,6 +382,170 @@ def test_the_demonstration_notices_a_remembered_batch_that_was_read_again() -> N
     assert digest_demo.read_again(notes_of(*first, ("a", "batch begin", 2))) == ["a"]
 
 
+# -- the pipeline with a language model
+
+Model = Callable[[bytes, str | None], tuple[int, bytes]]
+
+
+def saying(answers: Callable[[str], str], keys: list[str | None] | None = None) -> Model:
+    """A model that answers each prompt so, and notes the authorization that came with it."""
+
+    def model(body: bytes, authorization: str | None) -> tuple[int, bytes]:
+        if keys is not None:
+            keys.append(authorization)
+        message = {"role": "assistant", "content": answers(json.loads(body)["messages"][-1]["content"])}
+        return 200, json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
+
+    return model
+
+
+def critic(*scores: object) -> Callable[[str], str]:
+    """Writes "This is text 1." and so on, and gives these scores, each three times; then the last one for ever."""
+    left, texts = [score for score in scores for _ in range(3)], iter(range(1, 100))
+
+    def answers(prompt: str) -> str:
+        if not prompt.startswith("Rate"):
+            return f"This is text {next(texts)}."
+        return str(left.pop(0) if len(left) > 1 else left[0])
+
+    return answers
+
+
+Serve = Callable[[Model], Any]
+
+
+@pytest.fixture
+def serve(modules: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Serves a model on loopback in the protocol of OpenAI, with the counting server of the demonstration."""
+    for name in [name for name in os.environ if SETTINGS.match(name)]:
+        monkeypatch.delenv(name)
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    import llm_demo
+
+    with contextlib.ExitStack() as servers:
+        yield lambda model: servers.enter_context(llm_demo.counting(model))
+
+
+def test_a_text_is_revised_until_the_judge_likes_it_and_published_once_a_person_does(
+    serve: Serve, tmp_path: Path
+) -> None:
+    server = serve(saying(critic(5, 9)))
+    told = "lighthouses: review, draft 2, score 9\nThis is text 2.\n"
+    assert server.run(tmp_path, "lighthouses").stdout == told
+    assert not (tmp_path / "published.txt").exists()
+    assert server.run(tmp_path, "lighthouses").stdout == told  # only reported
+    assert [call.asked.split()[0] for call in server.calls] == ["Write", *["Rate"] * 3, "Write", *["Rate"] * 3]
+    assert "published, draft 2" in server.run(tmp_path, "lighthouses", "--answer", "approved").stdout
+    assert (tmp_path / "published.txt").read_text(encoding="utf-8") == "This is text 2.\n"
+    assert len(server.calls) == 8
+
+
+def test_what_a_person_rejects_is_revised_once_more(serve: Serve, tmp_path: Path) -> None:
+    server = serve(saying(critic(9)))
+    server.run(tmp_path, "bees")
+    assert server.run(tmp_path, "bees", "--answer", "rejected").stdout.startswith("bees: review, draft 2")
+
+
+@pytest.mark.parametrize("nonsense", ["0", "I like it.", "100%", "score: 3.", "11 of 12"])
+def test_a_judge_who_says_anything_still_leads_to_a_person(serve: Serve, tmp_path: Path, nonsense: str) -> None:
+    server = serve(saying(critic(nonsense)))
+    assert server.run(tmp_path, "bees").stdout.startswith("bees: review, draft 3, score 3\n")
+    assert len(server.calls) == 12
+
+
+@pytest.mark.parametrize(("words", "points"), [(30, 7), (90, 3)])
+def test_where_the_judge_gives_no_number_the_length_of_the_text_decides(
+    serve: Serve, tmp_path: Path, words: int, points: int
+) -> None:
+    server = serve(saying(lambda prompt: "well" if prompt.startswith("Rate") else "word " * words))
+    assert server.run(tmp_path, "bees").stdout.startswith(f"bees: review, draft 3, score {points}\n")
+
+
+def novice(prompt: str) -> str:
+    """Answers by the prompt alone, so that a lost answer comes the same again: the second text is the good one."""
+    if prompt.startswith("Rate"):
+        return "9" if "better" in prompt else "4 of 10"
+    return "A better text it is." if "better" in prompt else "A text it is."
+
+
+@pytest.mark.parametrize("kill_at", range(1, 9))
+def test_a_pipeline_killed_in_any_call_makes_only_that_call_again(serve: Serve, tmp_path: Path, kill_at: int) -> None:
+    whole = ["Write", *["Rate"] * 3, "Write", *["Rate"] * 3]
+    server = serve(saying(novice))
+    assert server.run(tmp_path, "bees", kill_at=kill_at).returncode == -signal.SIGKILL
+    assert server.run(tmp_path, "bees").stdout == "bees: review, draft 2, score 9\nA better text it is.\n"
+    assert [call.asked.split()[0] for call in server.calls] == [*whole[:kill_at], *whole[kill_at - 1 :]]
+    assert [call.fate for call in server.calls] == ["lost" if n == kill_at else "answered" for n in range(1, 10)]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [[(503, b"busy"), (429, b"slower")], [(200, b'{"choices": [{"message": {"content": null}}]}'), (200, b"<p>")]],
+)
+def test_a_model_that_is_busy_or_says_nothing_is_asked_again(
+    serve: Serve, tmp_path: Path, bad: list[tuple[int, bytes]]
+) -> None:
+    left, good = list(bad), saying(critic(9))
+    server = serve(lambda body, authorization: left.pop(0) if left else good(body, authorization))
+    assert "review, draft 1, score 9" in server.run(tmp_path, "bees").stdout
+    assert [call.fate for call in server.calls] == [*["refused"] * 2, *["answered"] * 4]
+
+
+def test_a_key_that_is_refused_is_told_at_once_and_the_next_start_goes_on_there(start: Start, serve: Serve) -> None:
+    good = saying(critic(9))
+    server = serve(lambda body, given: good(body, given) if given == "Bearer right" else (401, b"who are you?"))
+    words = {"OPENAI_BASE_URL": server.url}
+    start("llm_pipeline.py", "bees", status=1, errors="401 Unauthorized", **words, OPENAI_API_KEY="wrong")
+    assert "review, draft 1" in start("llm_pipeline.py", "bees", **words, OPENAI_API_KEY="right")
+    assert [call.fate for call in server.calls] == ["refused", *["answered"] * 4]
+
+
+def test_the_key_goes_to_the_model_and_nowhere_else(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    keys: list[str | None] = []
+    server = serve(saying(critic(9), keys))
+    ended = server.run(tmp_path, "bees")
+    assert keys == ["Bearer sk-very-secret"] * 4
+    assert "very-secret" not in ended.stdout + ended.stderr
+    assert all(b"very-secret" not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_the_pipeline_killed_twice_makes_no_finished_call_twice(start: Start, serve: Serve) -> None:
+    server = serve(saying(novice))
+    output = start("llm_demo.py", server.url)
+    assert len(re.findall("^process +[0-9]+  killed in a call$", output, re.MULTILINE)) == 2
+    assert re.findall("^ +([0-9]+) .* lost$", output, re.MULTILINE) == re.findall("([0-9]+)  killed", output)
+    assert "finished: draft, judge, revise, judge, review, publish\npublished by a person:\nA better text" in output
+    assert output.endswith("The run has used the other 8: no finished call was made twice.\n")
+    assert len(server.calls) == 10  # by the count of the model behind the one that the demonstration keeps
+    assert all(len(line) <= 80 for line in output.splitlines())
+
+
+@pytest.mark.usefixtures("modules")
+def test_the_demonstration_notices_a_call_that_was_made_twice() -> None:
+    import llm_demo
+
+    def called(*told: tuple[int, str, str]) -> list[Any]:
+        return [llm_demo.Call(pid, asked, "7", fate) for pid, asked, fate in told]
+
+    once = [(1, "Write", "answered"), (1, "Rate a", "lost"), (2, "Rate a", "answered")]
+    rest = [(2, "Rate a", "answered"), (2, "Rate a", "answered")]
+    assert llm_demo.wrong(called(*once, *rest), 1, 1) == []
+    again = called(*once[:2], (2, "Write", "answered"), *once[2:], *rest)
+    assert llm_demo.wrong(again, 1, 1) == [
+        "the model gave 5 answers, and the run has used 4",
+        "after the loss of 'Rate a' came 'Write'",
+    ]
+
+
+def test_without_the_small_model_the_demonstration_names_its_extra(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "xllamacpp.py").write_text("raise ImportError", encoding="utf-8")
+    start("llm_demo.py", status=1, errors="make demo-llm", PYTHONPATH=f"{tmp_path}:{ROOT}")
+
+
 # -- all of them
 
 
@@ -391,5 +558,5 @@ def test_every_example_stands_in_the_table_and_is_started_here() -> None:
 
 def test_an_example_shows_one_thing_in_under_80_lines_of_code() -> None:
     for path in EXAMPLES.glob("*.py"):
-        if path.name not in ("digest.py", "digest_demo.py", "texts.py"):
+        if path.name not in ("digest.py", "digest_demo.py", "llm_demo.py", "texts.py"):
             assert sum(bool(line.strip()) for line in path.read_text(encoding="utf-8").splitlines()) < 80, path.name
