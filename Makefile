@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make demo         run the example over real text, killed twice in the middle"
-	@echo "make demo-llm     run a pipeline with a small language model (250 MB to download), killed twice"
+	@echo "make demo-llm     run a pipeline with a small language model (270 MB to download), killed twice"
 	@echo "make test         run all tests but the long ones; they start PostgreSQL themselves"
 	@echo "make check        lint, format and types, changing nothing"
 	@echo "make format       put the sources into the form that 'make check' asks for"
