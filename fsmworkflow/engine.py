@@ -520,11 +520,12 @@ class Engine:
         run = driving.run
         driving.retry = driving.retry and run.status == "failed"  # a failure that was waited for is its result
         if run.status == "waiting" and run.due is not None and run.due > self.store.now() and not self._worker.stopping:
-            claimed = await self._worker.claim_one(run.workflow, run.key)  # it is held until its time comes
+            # It is held until its time comes.
+            claimed = await self._worker.claim_one(run.workflow, run.key, driving.workflow.version)
             if claimed is not None and await self._drive(driving, claimed):
                 return driving.run
         while not self._worker.stopping and may_go_on(run, self.store.now(), retry=driving.retry):
-            claimed = await self._worker.claim_one(run.workflow, run.key)
+            claimed = await self._worker.claim_one(run.workflow, run.key, driving.workflow.version)
             if claimed is not None:
                 if await self._drive(driving, claimed):
                     break
@@ -615,7 +616,7 @@ class Engine:
             await self._drive_claimed(*line.waiting.popleft())
 
     async def _claim_more(self, line: Line) -> None:
-        claimed = await self._worker.claim(list(self._workflows), CHUNK)
+        claimed = await self._worker.claim({w.name: w.version for w in self._workflows.values()}, CHUNK)
         line.ended = line.seen.issuperset(run.id for run in claimed)
         line.seen.update(run.id for run in claimed)
         # All are known before the next await, so that no `run` of the same key drives one of them beside us.

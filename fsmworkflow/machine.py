@@ -225,7 +225,7 @@ async def _next_key(workflow: Workflow, worker: Worker) -> str:
     await worker.reap()
     while True:
         held = [key for name, key in worker.driven if name == workflow.name]
-        found = await worker.store.oldest(workflow.name, held)
+        found = await worker.store.oldest(workflow.name, held, workflow.version)
         if found is None:
             return uuid.uuid4().hex
         if (workflow.name, found) not in worker.driven:  # else another machine here took it meanwhile
@@ -261,7 +261,7 @@ async def take_up(
         return there, True
     retry = there.status == "failed"  # a failure that was waited for is not tried again
     while may_go_on(there, store.now(), retry=retry) or (rest and not there.over):
-        claimed = await worker.claim_one(workflow.name, key)
+        claimed = await worker.claim_one(workflow.name, key, workflow.version)
         if claimed is not None and (rest or may_go_on(claimed, store.now(), retry=retry)):
             tell(claimed, fresh, data)
             return claimed, False

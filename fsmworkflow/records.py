@@ -206,8 +206,8 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     """What one event did to one run: `before`, `event`, `after`, and what is written beside the row in the same commit.
 
     `changes` and `removed` are the top-level data fields that it changed; `asked` the conditions with what they saw;
-    `forget` the visits whose remembered calls go with this move; `posts` the events that go to other runs. `error` is
-    what failed the run, and is never stored.
+    `forget` the visits whose remembered calls go with this move; `posts` the events that go to other runs; `detail` is
+    what else history says of it. `error` is what failed the run, and is never stored.
     """
 
     before: Run
@@ -221,11 +221,15 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     answer: str = "accepted"
     posts: tuple[Post, ...] = ()
     starts: tuple[Run, ...] = ()
+    detail: str | None = None
     error: BaseException | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A move as history keeps it. `began` is when the step began, `at` when it was decided; `owner` who did it."""
+    """A move as history keeps it. `began` is when the step began, `at` when it was decided; `owner` who did it.
+
+    `detail` says of a run that went on in another definition from which to which: "2 -> 3".
+    """
 
     version: int
     event: str
@@ -242,6 +246,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     asked: tuple[Any, ...] = ()
     error: Failure | None = None
     trigger: str | None = None
+    detail: str | None = None
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):

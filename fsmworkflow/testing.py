@@ -7,7 +7,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from fsmworkflow.records import Call, Event, Move, Owner, Run
 from fsmworkflow.retry import Duration, seconds
-from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Runs, Store
+from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Pairs, Runs, Store, Versions
 
 __all__ = ["Clock", "Crash", "CrashingStore"]
 
@@ -137,14 +137,14 @@ class CrashingStore:
     async def load(self, workflow: str, key: str) -> Run | None:
         return await self._other(self.inner.load, workflow, key)
 
-    async def claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
-        return await self._other(self.inner.claim, owner, workflows, many, by)
+    async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
+        return await self._other(self.inner.claim, owner, workflows, many, by, but)
 
-    async def claim_one(self, owner: str, workflow: str, key: str) -> Run | None:
-        return await self._other(self.inner.claim_one, owner, workflow, key)
+    async def claim_one(self, owner: str, workflow: str, key: str, newest: int | None = None) -> Run | None:
+        return await self._other(self.inner.claim_one, owner, workflow, key, newest)
 
-    async def oldest(self, workflow: str, but: Names) -> str | None:
-        return await self._other(self.inner.oldest, workflow, but)
+    async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
+        return await self._other(self.inner.oldest, workflow, but, newest)
 
     async def list(self, **which: Any) -> Runs:
         return await self._other(self.inner.list, **which)

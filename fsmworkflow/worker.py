@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError
 from fsmworkflow.lease import Lease, machine_id, process_id
 from fsmworkflow.records import Owner, Post, Run, replace
-from fsmworkflow.store import Store
+from fsmworkflow.store import Store, Versions
 from fsmworkflow.store.memory import lost
 from fsmworkflow.store.writer import whole
 from fsmworkflow.threads import Threads
@@ -36,7 +36,8 @@ class Worker:
     """An owner, from `open` to `close`: a random token, a lease of `lease` seconds, and the runs that it drives.
 
     `driven` holds, by workflow and key, a future for each run that is being driven in this process; `workflows` are
-    those known by name; `told` is called with the events that steps have emitted, once they are durable.
+    those known by name; `told` is called with the events that steps have emitted, once they are durable; `stuck` holds,
+    by id, the version of each run that does not fit its workflow, and is claimed only by key for as long as it is so.
     """
 
     def __init__(self, store: Store, *, lease: float = 10.0) -> None:
@@ -51,6 +52,7 @@ class Worker:
         self._lease: Lease | None = None
         self.workflows: dict[str, Workflow] = {}
         self.told: Callable[[Iterable[Post]], None] = lambda posts: None
+        self.stuck: dict[int, int] = {}
         self._giving_back: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -111,22 +113,29 @@ class Worker:
                 found = True
         return found
 
-    async def claim(self, workflows: list[str], many: int) -> list[Run]:
-        """Make up to `many` unfinished runs of these workflows ours that no live owner holds, oldest first."""
+    async def claim(self, workflows: Versions, many: int) -> list[Run]:
+        """Make up to `many` unfinished runs of these workflows ours that no live owner holds, oldest first.
+
+        None of a newer version of its workflow than is given, and none that is stuck.
+        """
         self.check()
         await self.reap()
-        return await self._taken(self.store.claim(self.token, workflows, many, float("inf")), lambda runs: runs)
+        claiming = self.store.claim(self.token, workflows, many, float("inf"), list(self.stuck.items()))
+        return await self._taken(claiming, lambda runs: runs)
 
-    async def claim_one(self, workflow: str, key: str) -> Run | None:
-        """Make one run ours, or None where a live owner holds it. Not for a run that this worker already drives."""
+    async def claim_one(self, workflow: str, key: str, newest: int | None = None) -> Run | None:
+        """Make one run ours, or None where a live owner holds it. Not for a run that this worker already drives.
+
+        Nor is one of a newer version of the workflow than `newest` claimed.
+        """
         self.check()
-        run = await self._claim_one(workflow, key)
+        run = await self._claim_one(workflow, key, newest)
         if run is None and await self.reap():
-            run = await self._claim_one(workflow, key)
+            run = await self._claim_one(workflow, key, newest)
         return run
 
-    async def _claim_one(self, workflow: str, key: str) -> Run | None:
-        claiming = self.store.claim_one(self.token, workflow, key)
+    async def _claim_one(self, workflow: str, key: str, newest: int | None) -> Run | None:
+        claiming = self.store.claim_one(self.token, workflow, key, newest)
         return await self._taken(claiming, lambda run: [] if run is None else [run])
 
     async def create(self, run: Run) -> tuple[Run, bool]:

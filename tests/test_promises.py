@@ -227,9 +227,9 @@ async def test_P6_a_run_has_one_live_owner(store: Store) -> None:
     run = await started(store, await owner(store, "a"))
     b = await owner(store, "b")
     assert await store.claim_one(b, run.workflow, run.key) is None
-    assert await store.claim(b, [run.workflow], 10, math.inf) == []
+    assert await store.claim(b, {run.workflow: 1}, 10, math.inf) == []
     await owner(store, "a", lease=store.now() - 0.001)
-    claimed = await store.claim(b, [run.workflow], 10, math.inf)
+    claimed = await store.claim(b, {run.workflow: 1}, 10, math.inf)
     assert [(one.owner, one.epoch) for one in claimed] == [("b", 2)]
     assert await store.claim_one("a", run.workflow, run.key) is None
 

@@ -423,12 +423,12 @@ async def test_P6_a_claim_takes_due_runs_oldest_first_that_no_live_owner_holds(s
     await made(store, "late", owner=None, due=500.0)
     await made(store, "rests", owner=None, due=None)
     await made(store, "foreign", owner=None, workflow="another")
-    claimed = await store.claim(ME, ["w"], 10, 400.0)
+    claimed = await store.claim(ME, {"w": 1}, 10, 400.0)
     assert [run.key for run in claimed] == ["lapsed", "dead", "free"]
     assert {(run.owner, run.epoch) for run in claimed} == {(ME, 4)}
     assert [facts(run) for run in claimed] == [facts(await reload(store, run)) for run in claimed]
-    assert [run.key for run in await store.claim(ME, ["w", "another"], 10, float("inf"))] == ["foreign", "late"]
-    assert await store.claim(ME, ["w", "another"], 10, float("inf")) == []
+    assert [run.key for run in await store.claim(ME, {"w": 1, "another": 1}, 10, float("inf"))] == ["foreign", "late"]
+    assert await store.claim(ME, {"w": 1, "another": 1}, 10, float("inf")) == []
     with pytest.raises(LeaseLost):
         await store.commit(moved(replace(claimed[0], owner="lapsed", epoch=3)))
     await store.commit(moved(claimed[0]))
@@ -438,11 +438,11 @@ async def test_a_claim_takes_no_more_than_it_is_asked_for(store: Store) -> None:
     await enrol(store, ME)
     for n in range(10):
         await made(store, f"k{n}", {"n": n, "big": LARGE}, owner=None, due=float(n))
-    first = await store.claim(ME, ["w"], 4, float("inf"))
+    first = await store.claim(ME, {"w": 1}, 4, float("inf"))
     assert [run.key for run in first] == ["k0", "k1", "k2", "k3"]
     assert [run.data["big"] for run in first] == [LARGE] * 4
-    assert len(await store.claim(ME, ["w"], 0, float("inf"))) == 0
-    assert len(await store.claim(ME, ["w"], 100, float("inf"))) == 6
+    assert len(await store.claim(ME, {"w": 1}, 0, float("inf"))) == 0
+    assert len(await store.claim(ME, {"w": 1}, 100, float("inf"))) == 6
 
 
 async def test_one_run_is_claimed_by_its_key_unless_a_live_owner_holds_it(store: Store) -> None:
@@ -461,17 +461,52 @@ async def test_one_run_is_claimed_by_its_key_unless_a_live_owner_holds_it(store:
     assert await store.claim_one(ME, "w", "live") is not None
 
 
+async def test_runs_of_a_newer_version_than_can_be_driven_are_left_alone(store: Store) -> None:
+    await enrol(store, ME)
+    for key, definition in {"older": 1, "mine": 2, "newer": 3}.items():
+        await made(store, key, owner=None, definition=definition, due=float(definition))
+    assert await store.claim_one(ME, "w", "newer", 2) is None
+    assert await store.oldest("w", ["older", "mine"], 2) is None
+    assert await store.oldest("w", ["older", "mine"], 3) == "newer"
+    assert [run.key for run in await store.claim(ME, {"w": 2, "another": 9}, 10, float("inf"))] == ["older", "mine"]
+    assert (await reload(store, await reload(store, new("newer")))).epoch == 1
+    assert [run.key for run in await store.claim(ME, {"w": 3}, 10, float("inf"))] == ["newer"]
+
+
+async def test_a_claim_passes_over_what_it_is_told_to_for_as_long_as_that_stands_still(store: Store) -> None:
+    await enrol(store, ME)
+    runs = {key: await made(store, key, due=float(n)) for n, key in enumerate("abc")}
+    await store.commit(moved(runs["b"], due=1.0))
+    for run in runs.values():
+        await store.release(run)
+    but = [(runs["a"].id, 0), (runs["b"].id, 0)]
+    assert [run.key for run in await store.claim(ME, {"w": 1}, 1, float("inf"), but)] == ["b"]
+    assert [run.key for run in await store.claim(ME, {"w": 1}, 10, float("inf"), but)] == ["c"]
+    assert [run.key for run in await store.claim(ME, {"w": 1}, 10, float("inf"))] == ["a"]
+
+
+async def test_history_keeps_the_detail_of_a_move_and_none_of_others(store: Store) -> None:
+    runs = [await made(store, key) for key in "abc"]
+    moves = [moved(runs[0]), replace(moved(runs[1]), detail="1 -> 2"), replace(moved(runs[2]), detail="2 -> 3")]
+    await asyncio.gather(*map(store.commit, moves))
+    await store.commit(replace(moved(moves[0].after), detail="3 -> 4"))
+    with pytest.raises(LeaseLost):
+        await store.commit(replace(moved(replace(runs[1], epoch=9)), detail="lost"))
+    details = [[entry.detail for entry in await store.history(run)] for run in runs]
+    assert details == [[None, None, "3 -> 4"], [None, "1 -> 2"], [None, "2 -> 3"]]
+
+
 async def test_P6_processes_that_claim_at_once_share_the_runs(durable_url: str) -> None:
     async with opened(durable_url) as one, opened(durable_url) as two:
         await asyncio.gather(*[one.create(new(f"k{n}", owner=None)) for n in range(300)])
         for store, token in ((one, ME), (two, OTHER)):
             await enrol(store, token)
         found = await asyncio.gather(
-            *[s.claim(t, ["w"], 30, float("inf")) for _ in range(8) for s, t in ((one, ME), (two, OTHER))]
+            *[s.claim(t, {"w": 1}, 30, float("inf")) for _ in range(8) for s, t in ((one, ME), (two, OTHER))]
         )
         keys = [run.key for runs in found for run in runs]
         assert len(keys) == len(set(keys))
-        rest = await one.claim(ME, ["w"], 1_000, float("inf"))
+        rest = await one.claim(ME, {"w": 1}, 1_000, float("inf"))
         assert len(keys) + len(rest) == 300
         assert {run.epoch for runs in found for run in runs} == {2}
 
@@ -984,7 +1019,7 @@ async def test_no_prepared_statement_is_kept_where_none_may_be(postgres_url: str
     async with opened(postgres_url, pool={"statement_cache_size": 0, "server_settings": {"jit": "off"}}) as store:
         await enrol(store, ME)
         runs = await asyncio.gather(*[made(store, f"k{n}", owner=None) for n in range(5)])
-        claimed = await store.claim(ME, ["w"], 10, float("inf"))
+        claimed = await store.claim(ME, {"w": 1}, 10, float("inf"))
         await asyncio.gather(*[store.commit(moved(run)) for run in claimed])
         await store.commit(moved(await reload(store, runs[0])))
         assert [await gapless(store, run) for run in runs] == [2, 1, 1, 1, 1]

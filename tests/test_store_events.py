@@ -415,7 +415,7 @@ async def test_an_event_posted_between_the_look_into_the_inbox_and_the_resting_c
         due = (await settled(store, run)).due
         assert due is not None
         assert due <= store.now()
-    assert {r.key for r in await store.claim(OTHER, ["w"], 10, store.now())} == {"a", "b"}
+    assert {r.key for r in await store.claim(OTHER, {"w": 1}, 10, store.now())} == {"a", "b"}
 
 
 async def test_once_it_was_seen_an_event_leaves_the_run_as_the_move_says(store: Store) -> None:
@@ -550,13 +550,13 @@ async def test_what_was_posted_while_a_run_ended_is_dropped_by_the_next_who_clai
     ended = await settled(store, run)
     assert ended.due == 11.0
     assert await fate(store, run) == ("waiting", None)
-    (claimed,) = await store.claim(ME, ["w"], 10, store.now())
+    (claimed,) = await store.claim(ME, {"w": 1}, 10, store.now())
     assert claimed.posted == 1
     await store.settle(claimed, replace(claimed, due=None, owner=None))
     assert await fate(store, run) == ("dropped", 1)
     after = await settled(store, run)
     assert (after.due, after.owner, after.version, after.status) == (None, None, 1, "done")
-    assert await store.claim(ME, ["w"], 10, float("inf")) == []
+    assert await store.claim(ME, {"w": 1}, 10, float("inf")) == []
 
 
 async def test_settling_drops_only_where_the_run_is_over_and_still_ours(store: Store) -> None:

@@ -6,6 +6,7 @@ a locked file, a full disk) it waits for, with a warning in the log; what it nev
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from fsmworkflow.errors import StoreError
@@ -20,6 +21,8 @@ Calls = list[Call]
 Events = list[Event]
 Names = list[str]
 Keys = list[tuple[str, str]]
+Versions = Mapping[str, int]
+Pairs = Sequence[tuple[int, int]]
 
 
 class Store(Protocol):
@@ -98,14 +101,24 @@ class Store(Protocol):
     async def load(self, workflow: str, key: str) -> Run | None:
         """One run, or None."""
 
-    async def claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
-        """Make up to `many` runs due by then that no live owner holds ours, oldest first, each under a new epoch."""
+    async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
+        """Make up to `many` runs due by then that no live owner holds ours, oldest first, each under a new epoch.
 
-    async def claim_one(self, owner: str, workflow: str, key: str) -> Run | None:
-        """Make one run ours, under a new epoch. None where there is none, or a live owner holds it."""
+        `workflows` names the newest version of each that can be driven: runs of a newer one are left alone, and so are
+        those in `but`, (id, version), for as long as they are at that version.
+        """
 
-    async def oldest(self, workflow: str, but: Names) -> str | None:
-        """The key of the oldest run that may go on and that no live owner holds, `but` those; else None."""
+    async def claim_one(self, owner: str, workflow: str, key: str, newest: int | None = None) -> Run | None:
+        """Make one run ours, under a new epoch. None where there is none, or a live owner holds it.
+
+        Nor is one of a newer version of the workflow than `newest` claimed.
+        """
+
+    async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
+        """The key of the oldest run that may go on and that no live owner holds, `but` those; else None.
+
+        One of a newer version of the workflow than `newest` is passed over.
+        """
 
     async def list(self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int) -> Runs:
         """Runs in the order of their making, after the one with id `after`."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fsmworkflow.codec import read_back
 from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError
 from fsmworkflow.records import Call, Entry, Event, Move, Owner, Post, Run, replace
-from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Runs
+from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Pairs, Runs, Versions
 from fsmworkflow.store.rows import drops, is_new, opened, posted, sealed, sealed_move
 
 
@@ -207,22 +207,24 @@ class MemoryStore:
         run = self._runs[run.id] = replace(run, owner=owner, epoch=run.epoch + 1)
         return run
 
-    async def claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
+    async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
         self._open()
         due = [r for r in self._runs.values() if r.due is not None and r.due <= by]
-        due = [r for r in due if r.workflow in workflows and self._free(r)]
+        due = [r for r in due if r.definition <= workflows.get(r.workflow, 0) and self._free(r)]
+        due = [r for r in due if (r.id, r.version) not in but]
         return [self._claim(run, owner) for run in sorted(due, key=lambda r: r.due or 0.0)[:many]]
 
-    async def claim_one(self, owner: str, workflow: str, key: str) -> Run | None:
+    async def claim_one(self, owner: str, workflow: str, key: str, newest: int | None = None) -> Run | None:
         run = await self.load(workflow, key)
-        return self._claim(run, owner) if run and (run.owner == owner or self._free(run)) else None
+        may = run is not None and not _newer(run, newest) and (run.owner == owner or self._free(run))
+        return self._claim(run, owner) if run is not None and may else None
 
-    async def oldest(self, workflow: str, but: Names) -> str | None:
+    async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
         self._open()
         for run in self._runs.values():
             due = run.due is not None and run.due <= self._clock()
             may = due or run.status == "running" or (run.status == "failed" and not run.over)
-            if run.workflow == workflow and run.key not in but and may and self._free(run):
+            if run.workflow == workflow and run.key not in but and may and self._free(run) and not _newer(run, newest):
                 return run.key
         return None
 
@@ -269,6 +271,10 @@ def stale(run: Run) -> Stale:
     )
 
 
+def _newer(run: Run, newest: int | None) -> bool:
+    return newest is not None and run.definition > newest
+
+
 def _sooner(due: float | None, then: float | None) -> float | None:
     return due if then is None else then if due is None else min(due, then)
 
@@ -299,4 +305,5 @@ def _entry(move: Move) -> Entry:
         asked=move.asked,
         error=after.error if after.error is not before.error else None,
         trigger=event.trigger,
+        detail=move.detail,
     )

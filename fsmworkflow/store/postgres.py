@@ -21,7 +21,7 @@ import asyncpg
 from fsmworkflow.codec import Codec, decode, digests
 from fsmworkflow.errors import CodecError, RunNotFound, RunOver, SchemaError, StoreError, StoreUnavailable
 from fsmworkflow.records import Active, Move, Owner, Post, Run, replace
-from fsmworkflow.store import Entries, Names, Runs, rows
+from fsmworkflow.store import Entries, Names, Pairs, Runs, Versions, rows
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, missing, queries
 from fsmworkflow.store.verbs import Verbs
@@ -280,8 +280,9 @@ class PostgresStore(Verbs):
         for write in batch:
             write.error = None
             kinds.setdefault(write.kind, []).append(write)
-        posts = [post for write in kinds.get("move", ()) for post in write.record.posts]
-        several = bool(posts) or len(kinds) > 1
+        moves = (*kinds.get("move", ()), *kinds.get("detailed", ()))
+        posts = [post for write in moves for post in write.record.posts]
+        several = bool(posts) or len(kinds) > 1 or "detailed" in kinds
         several = several or (len(batch) > 1 and kinds.keys().isdisjoint(("move", "create", "post")))
         async with self._transaction(connection, several=several):
             if created := kinds.pop("create", None):
@@ -307,35 +308,37 @@ class PostgresStore(Verbs):
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
-    async def claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
+    async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
         """In transactions of at most 2,000 runs each, so that no row is locked for long."""
         claimed: Runs = []
         while len(claimed) < many:
             asked = min(CHUNK, many - len(claimed))
-            found = await self._claim(owner, workflows, asked, by)
+            found = await self._claim(owner, workflows, asked, by, but)
             claimed += found
             if len(found) < asked:
                 break
         return sorted(claimed, key=lambda run: (run.due or 0.0, run.id))
 
-    async def _claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
+    async def _claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs) -> Runs:
         """One claim. Where an answer was lost, what the claim had made ours comes first."""
         claim, asked = secrets.token_hex(8), False
+        names = list(workflows)
+        values = (names, many, claim, [workflows[name] for name in names], *_arrays(but, 2))
 
         async def attempt(db: Connection) -> Runs:
             nonlocal asked
             before = await _runs(db, SQL["claimed"], owner, by, claim) if asked else []
             asked = True
-            return before or await _runs(db, SQL["claim"], owner, by, workflows, many, claim)
+            return before or await _runs(db, SQL["claim"], owner, by, *values)
 
         return await self._do(attempt)
 
-    async def claim_one(self, owner: str, workflow: str, key: str) -> Run | None:
-        found = await self._do(lambda db: _runs(db, SQL["claim_one"], owner, workflow, key))
+    async def claim_one(self, owner: str, workflow: str, key: str, newest: int | None = None) -> Run | None:
+        found = await self._do(lambda db: _runs(db, SQL["claim_one"], owner, workflow, key, newest))
         return found[0] if found else None
 
-    async def oldest(self, workflow: str, but: Names) -> str | None:
-        key: str | None = await self._ask(lambda db: db.fetchval(SQL["oldest"], workflow, but))
+    async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
+        key: str | None = await self._ask(lambda db: db.fetchval(SQL["oldest"], workflow, but, newest))
         return key
 
     async def enrol(self, owner: Owner) -> None:
@@ -451,6 +454,13 @@ def _emitted(post: Post, now: float) -> tuple[Any, ...]:
     return *rows.event_values(post.event, now), post.workflow, post.key
 
 
+async def _advance_detailed(connection: Connection, writes: list[Write], now: float) -> None:
+    """Moves of which history says more than of most, so that these do not pay for it."""
+    await _advance(connection, writes, now)
+    made = [(w.record.after.id, w.record.after.version, w.record.detail) for w in writes if w.error is None]
+    await connection.execute(SQL["detail"], *_arrays(made, 3))
+
+
 async def _resolve(connection: Connection, writes: list[Write]) -> None:
     """Not every move hit its row. One that is in the history was made, now or by a COMMIT whose answer was lost."""
     mine = [(w.run.id, w.record.after.version, w.run.owner, w.run.epoch) for w in writes]
@@ -551,6 +561,7 @@ async def _addressed(connection: Connection, writes: list[Write]) -> None:
 _KINDS: dict[str, Callable[[Connection, list[Write], float], Awaitable[None]]] = {
     "call": _remember,
     "move": _advance,
+    "detailed": _advance_detailed,
     "settle": _settle,
     "release": _release,
     "post": _post,  # last: what was decided without it is not made stale by it

@@ -390,4 +390,5 @@ def entry_of(row: Row, large: Callable[[str], Any]) -> Entry:
         asked=() if row["asked"] is None else _asked(row["asked"]),
         error=None if row["error"] is None else _failure(row["error"]),
         trigger=row["trigger"],
+        detail=row["detail"],
     )

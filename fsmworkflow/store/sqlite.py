@@ -22,7 +22,7 @@ import aiosqlite
 from fsmworkflow.codec import decode
 from fsmworkflow.errors import RunNotFound, RunOver, SchemaError, StoreError, StoreUnavailable
 from fsmworkflow.records import Event, Move, Owner, Post, Run, replace
-from fsmworkflow.store import Entries, Names, Runs, rows
+from fsmworkflow.store import Entries, Names, Pairs, Runs, Versions, rows
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, missing, queries, statements
 from fsmworkflow.store.verbs import Verbs
@@ -193,18 +193,19 @@ class SQLiteStore(Verbs):
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
-    async def claim(self, owner: str, workflows: Names, many: int, by: float) -> Runs:
-        values = {"by": by, "owner": owner, "now": self._clock(), "workflows": json.dumps(workflows), "many": many}
+    async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
+        values = {"by": by, "owner": owner, "now": self._clock(), "many": many}
+        values |= {"workflows": json.dumps(dict(workflows)), "but": json.dumps(list(but))}
         found = await self._do(lambda db: _runs(db, SQL["claim"], values))
         return sorted(found, key=lambda run: (run.due or 0.0, run.id))
 
-    async def claim_one(self, owner: str, workflow: str, key: str) -> Run | None:
-        values = {"owner": owner, "now": self._clock(), "workflow": workflow, "key": key}
+    async def claim_one(self, owner: str, workflow: str, key: str, newest: int | None = None) -> Run | None:
+        values = {"owner": owner, "now": self._clock(), "workflow": workflow, "key": key, "newest": newest}
         found = await self._do(lambda db: _runs(db, SQL["claim_one"], values))
         return found[0] if found else None
 
-    async def oldest(self, workflow: str, but: Names) -> str | None:
-        values = {"workflow": workflow, "now": self._clock(), "but": json.dumps(but)}
+    async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
+        values = {"workflow": workflow, "now": self._clock(), "but": json.dumps(but), "newest": newest}
         row = await self._ask(lambda db: db.execute(SQL["oldest"], values).fetchone())
         return None if row is None else str(row[0])
 
@@ -341,6 +342,13 @@ def _single_move(db: sqlite3.Connection, write: Write, now: float) -> None:
     _advance(db, [write.record])
 
 
+def _single_detailed(db: sqlite3.Connection, write: Write, now: float) -> None:
+    """A move of which history says more than of most, so that these do not pay for it."""
+    move: Move = write.record
+    _advance(db, [move])
+    db.execute(SQL["detail"], (move.detail, move.after.id, move.after.version))
+
+
 def _missed(db: sqlite3.Connection, before: Run) -> StoreError | None:
     """Why a move was not made. One that is in the history was, by a COMMIT whose answer was lost."""
     if db.execute(SQL["moved"], (before.id, before.version + 1, before.owner, before.epoch)).fetchone():
@@ -409,6 +417,7 @@ _SINGLE: dict[str, Callable[[sqlite3.Connection, Write, float], None]] = {
     "release": _single_release,
     "call": _single_call,
     "post": _single_post,
+    "detailed": _single_detailed,
 }
 
 

@@ -39,7 +39,8 @@ class Verbs:
         return there
 
     async def commit(self, move: Move) -> None:
-        await self._put("move", rows.sealed_move(move) if move.event.id else move, move.before)
+        kind: Kind = "move" if move.detail is None else "detailed"
+        await self._put(kind, rows.sealed_move(move) if move.event.id else move, move.before)
 
     async def settle(self, before: Run, after: Run) -> None:
         await self._put("settle", after, before)

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from fsmworkflow.errors import StoreUnavailable
 
 T = TypeVar("T")
-Kind = Literal["create", "move", "settle", "release", "call", "post"]
+Kind = Literal["create", "move", "settle", "release", "call", "post", "detailed"]
 Apply = Callable[[list["Write"]], Coroutine[Any, Any, None]]
 Done = Callable[[BaseException | None], None]
 Start = Callable[[list["Write"], Done], Callable[[], object] | None]

@@ -173,6 +173,12 @@ SELECT run, version, at, began, event, trigger, source, state, status,
        attempt, mover, epoch, changes, removed, asked, failure
   FROM hit;
 
+-- name: detail
+-- What else history says of moves, in the transaction that makes them.
+UPDATE fsm_moves SET detail = said.detail
+  FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS said (run, version, detail)
+ WHERE fsm_moves.run = said.run AND fsm_moves.version = said.version;
+
 -- name: lock
 -- All rows that a transaction of several statements writes, by id or by name, in the order of their ids.
 SELECT id FROM fsm_runs
@@ -362,14 +368,18 @@ SELECT fsm_runs.* FROM unnest($1::text[], $2::text[]) AS wanted (workflow, key) 
 SELECT run, hash, text FROM unnest($1::bigint[], $2::text[]) AS wanted (run, hash) JOIN fsm_fields USING (run, hash);
 
 -- name: claim
--- The due runs of these workflows that no live owner holds, oldest first, become ours. A row that another claimed since
--- this statement began is passed over: its owner may be too new to be among the live ones that are seen here. The inner
--- look at `epoch` sees the row as it was then, also where the outer one has waited for another.
+-- The due runs of these workflows, of no newer version than is given, that no live owner holds, oldest first, become
+-- ours; but not those that are at the version that is given last. A row that another claimed since this statement began
+-- is passed over: its owner may be too new to be among the live ones that are seen here. The inner look at `epoch` sees
+-- the row as it was then, also where the outer one has waited for another.
 WITH live AS MATERIALIZED (
     SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())),
+known AS MATERIALIZED (
+    SELECT * FROM unnest($3::text[], $6::bigint[]) AS known (name, newest)),
 free AS MATERIALIZED (
     SELECT id FROM fsm_runs
-     WHERE due <= $2 AND workflow = ANY ($3::text[])
+     WHERE due <= $2 AND definition <= (SELECT newest FROM known WHERE name = workflow)
+       AND (id, version) NOT IN (SELECT but.run, but.at FROM unnest($7::bigint[], $8::bigint[]) AS but (run, at))
        AND (owner IS NULL OR owner NOT IN (SELECT token FROM live))
        AND epoch = (SELECT seen.epoch FROM fsm_runs AS seen WHERE seen.id = fsm_runs.id)
      ORDER BY due, id LIMIT $4 FOR NO KEY UPDATE SKIP LOCKED)
@@ -382,9 +392,9 @@ RETURNING *;
 SELECT * FROM fsm_runs WHERE due <= $2 AND owner = $1 AND claim = $3;
 
 -- name: claim_one
--- One run becomes ours, whatever it waits for, unless a live owner holds it.
+-- One run becomes ours, whatever it waits for, unless a live owner holds it, or its definition is a newer one.
 UPDATE fsm_runs SET owner = $1, epoch = epoch + 1
- WHERE workflow = $2 AND key = $3
+ WHERE workflow = $2 AND key = $3 AND ($4::bigint IS NULL OR definition <= $4)
    AND (owner IS NULL OR owner = $1
         OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())))
    AND epoch = (SELECT seen.epoch FROM fsm_runs AS seen WHERE seen.id = fsm_runs.id)
@@ -393,7 +403,7 @@ RETURNING *;
 -- name: oldest
 -- The oldest run of a workflow that is running or due, or failed and may go on, and that no live owner holds.
 SELECT key FROM fsm_runs
- WHERE workflow = $1
+ WHERE workflow = $1 AND ($3::bigint IS NULL OR definition <= $3)
    AND (status = 'running' OR due <= extract(epoch FROM clock_timestamp())
         OR (status = 'failed' AND error IS NOT NULL AND undo::json ->> 'ends' IS NULL))
    AND (owner IS NULL

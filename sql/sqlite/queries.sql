@@ -28,6 +28,10 @@ INSERT INTO fsm_moves
        (run, version, at, began, event, trigger, source, dest, status, attempt, owner, epoch, changes, removed, asked, error)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
+-- name: detail
+-- What else history says of a move, in the transaction that makes it.
+UPDATE fsm_moves SET detail = ? WHERE run = ? AND version = ?;
+
 -- name: event_taken
 -- A new event, with what the move that took it made of it.
 INSERT INTO fsm_events (run, event_id, name, payload, due, state, visit, status, version, created)
@@ -123,27 +127,31 @@ SELECT * FROM fsm_runs WHERE id = ?;
 SELECT run, hash, text FROM fsm_fields WHERE (run, hash) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?));
 
 -- name: claim
--- The due runs of these workflows that no live owner holds, oldest first, become ours.
+-- The due runs of these workflows, of no newer version than is given, that no live owner holds, oldest first, become
+-- ours; `but` those that are at that version.
+WITH known AS MATERIALIZED (SELECT key AS name, value AS newest FROM json_each(:workflows)),
+     but AS MATERIALIZED (SELECT value ->> 0 AS run, value ->> 1 AS at FROM json_each(:but))
 UPDATE fsm_runs SET owner = :owner, epoch = epoch + 1
  WHERE id IN (
         SELECT id FROM fsm_runs
          WHERE due <= :by
-           AND workflow IN (SELECT value FROM json_each(:workflows))
+           AND definition <= (SELECT newest FROM known WHERE name = workflow)
+           AND (id, version) NOT IN (SELECT run, at FROM but)
            AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
          ORDER BY due LIMIT :many)
 RETURNING *;
 
 -- name: claim_one
--- One run becomes ours, whatever it waits for, unless a live owner holds it or it is over.
+-- One run becomes ours, whatever it waits for, unless a live owner holds it, or its definition is a newer one.
 UPDATE fsm_runs SET owner = :owner, epoch = epoch + 1
- WHERE workflow = :workflow AND key = :key
+ WHERE workflow = :workflow AND key = :key AND (:newest IS NULL OR definition <= :newest)
    AND (owner IS NULL OR owner = :owner OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
 RETURNING *;
 
 -- name: oldest
 -- The oldest run of a workflow that is running or due, or failed and may go on, and that no live owner holds.
 SELECT key FROM fsm_runs
- WHERE workflow = :workflow
+ WHERE workflow = :workflow AND (:newest IS NULL OR definition <= :newest)
    AND (status = 'running' OR due <= :now OR (status = 'failed' AND error IS NOT NULL AND undo ->> 'ends' IS NULL))
    AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
    AND key NOT IN (SELECT value FROM json_each(:but))
