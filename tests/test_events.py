@@ -513,7 +513,7 @@ async def main():
     flow = article()
     async with Engine(sys.argv[1], workflows=[flow], poll=60.0) as engine:
         await engine.run(flow, {}, key="a")
-        engine._wake = lambda *_: None
+        engine._drives._wake = lambda *_: None
         await engine.send(flow, "a", "approved", {"by": "ann"}, event_id="e")
         print("sent", flush=True)
         await asyncio.sleep(60)

@@ -223,7 +223,7 @@ async def test_an_owner_that_lapsed_between_two_attempts_leaves_the_next_one_to_
     workflow.final("end")
     async with Engine(both[0], workflows=[workflow]) as one:
         running = asyncio.create_task(one.run(workflow, key="k"))
-        while not bodies or one._drives["flow", "k"].drive.run.version < 1:  # type: ignore[union-attr]
+        while not bodies or one._drives.get(("flow", "k")).drive.run.version < 1:  # type: ignore[union-attr]
             await asyncio.sleep(0.005)
         await lapse(one)
         async with Engine(both[1], workflows=[workflow]) as two:

@@ -48,6 +48,7 @@ FLOORS = {
     "explain.py": 3,
     "threads.py": 3,
     "machine.py": 3,
+    "driving.py": 3,
     "engine.py": 3,
     "lease.py": 3,
     "worker.py": 3,

@@ -1,0 +1,392 @@
+"""Drives: what sees to the runs of one engine. It starts them, takes them up, watches them, holds those that rest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, TypeVar
+
+from fsmworkflow.drive import LEFT_BEHIND, STOPPING, Drive
+from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound
+from fsmworkflow.machine import WATCH, may_go_on
+from fsmworkflow.records import Event, Post, Run, replace
+from fsmworkflow.worker import Worker, first_of
+from fsmworkflow.workflow import Workflow
+
+__all__ = ["Drives", "Driving"]
+
+log = logging.getLogger("fsmworkflow")
+
+T = TypeVar("T")
+Name = tuple[str, str]
+"""A run by its workflow and key."""
+
+BUSY = 0.02
+"""Seconds between two looks at a run that an event is just moving."""
+
+CHUNK = 2_000
+"""How many runs one claim takes at the most."""
+
+
+class Driving:
+    """A run that this engine sees to: `started` once it is durable, `done` when it rests."""
+
+    __slots__ = ("done", "drive", "error", "retry", "run", "started", "workflow")
+
+    def __init__(self, workflow: Workflow, run: Run, retry: bool) -> None:
+        self.workflow = workflow
+        self.run = run
+        self.retry = retry
+        self.started: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[Run] | None = None
+        self.drive: Drive | None = None
+        self.error: BaseException | None = None
+
+
+class Line:
+    """Claimed runs that wait to be driven, each with what drove it here before; `ended` when no claim finds more."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[Driving, asyncio.Future[Run] | None]] = deque()
+        self.seen: set[int] = set()
+        self.claiming = asyncio.Lock()
+        self.ended = False
+
+
+class Drives:
+    """The runs that one engine sees to, each by its workflow and key: driven, held while they rest, or watched.
+
+    `workflows` are those that the engine knows, which may become more; `poll` is how often it looks for what other
+    processes have posted, in seconds.
+    """
+
+    def __init__(self, worker: Worker, workflows: Mapping[str, Workflow], poll: float) -> None:
+        self.worker = worker
+        self.store = worker.store
+        self._workflows = workflows
+        self._poll = poll
+        self._polling: asyncio.Task[None] | None = None
+        self._drives: dict[Name, Driving] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._held: dict[Name, Drive] = {}  # runs of ours that rest
+        self._busy: dict[Name, Drive] = {}  # those that an event is just moving
+
+    def begin(self) -> None:
+        """Look for events and times from now on."""
+        self._polling = asyncio.create_task(self._poll_for_ever(), name="fsmworkflow-poll")
+
+    async def rest(self, grace: float) -> None:
+        """Begin nothing new, and let running steps end for up to `grace` seconds."""
+        self.worker.stopping = True
+        if self._polling is not None:
+            self._polling.cancel()
+            self._polling = None
+        for driving in self._drives.values():
+            if driving.drive is not None:
+                driving.drive.wake()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=grace)
+
+    async def end(self) -> None:
+        """Stop what still goes on, and let go of everything. What does not stop within 10 s is left behind."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            _, left = await asyncio.wait(tasks, timeout=LEFT_BEHIND)
+            if left:
+                log.warning("%d runs do not stop: their steps swallow cancellation, and are left behind", len(left))
+        for driving in list(self._drives.values()):
+            if driving.done is not None:
+                driving.done.cancel()  # it was claimed, and waits in line: closing gives it back
+        self._held.clear()
+
+    # -- asked for by the engine --------------------------------------------------------------------------------------
+
+    def __contains__(self, name: Name) -> bool:
+        """Whether a run is driven, watched or held here."""
+        return name in self._drives or name in self._busy or name in self._held
+
+    def get(self, name: Name) -> Driving | None:
+        """How this engine sees to a run that it drives or watches; None for any other, also for one that rests here."""
+        return self._drives.get(name)
+
+    async def load(self, workflow: str, key: str) -> Run:
+        """The run as it now is. Raises RunNotFound."""
+        self.worker.check()
+        run = await self.store.load(workflow, key)
+        if run is None:
+            raise RunNotFound(workflow, key)
+        return run
+
+    def start(self, definition: Workflow, run: Run, *, retry: bool) -> Driving:
+        """Begin to see to a run that is to be created, or is there already."""
+        driving = Driving(definition, run, retry)
+        self._see_to(driving, self._task(self._start_and_drive(driving)))
+        return driving
+
+    async def send(self, name: tuple[str, str], event: Event) -> Event | None:
+        """Event and move in one commit, where the run rests here. None where it is to be posted."""
+        drive = self._held.pop(name, None)
+        if drive is None:
+            return None
+        self._busy[name] = drive
+        try:
+            sent = await drive.send(event)
+        except LeaseLost:
+            return None  # another owner has it: the event is posted to that one
+        finally:
+            del self._busy[name]  # and where this was cancelled, nobody here holds it any more
+        if not drive.idle or drive.run.actions:
+            self._redrive(drive)
+        elif drive.run.owner is not None:
+            self._held[name] = drive
+        return sent
+
+    async def post(self, definition: Workflow, key: str, event: Event) -> Event:
+        """Post an event, and see to the run that it is for, here or wherever it is driven."""
+        posted = await self.store.post(definition.name, key, event)
+        if posted.status == "waiting":
+            await self._deliver(definition, key, event.name)
+        return posted
+
+    def told(self, posts: Iterable[Post]) -> None:
+        """A step of a run of ours has emitted these events, which are durable."""
+        for post in posts:
+            if post.workflow in self._workflows and not self.worker.stopping:
+                self._task(self._deliver_later(post))
+
+    async def _deliver(self, definition: Workflow, key: str, event: str) -> None:
+        """See to it that an event which was posted is looked at: here, unless another process drives its run."""
+        name = (definition.name, key)
+        if name in self:
+            self._wake(name, event)
+            return
+        driving = Driving(definition, await self.load(*name), retry=False)
+        if name not in self._drives:
+            driving.started.set_result(driving.run)
+            self._see_to(driving, self._task(self._watch_and_drive(driving)))
+
+    async def _deliver_later(self, post: Post) -> None:
+        try:
+            await self._deliver(self._workflows[post.workflow], post.key, post.event.name)
+        except FSMWorkflowError as error:
+            log.warning("run %s/%s is not looked at here for what was emitted: %s", post.workflow, post.key, error)
+
+    async def resume(self, concurrency: int) -> int:
+        """Drive every unfinished run that nobody drives, `concurrency` of them at once. Returns how many."""
+        line = Line()
+        drivers = [self._task(self._drive_in_line(line)) for _ in range(concurrency)]
+        try:
+            await asyncio.gather(*map(asyncio.shield, drivers))
+        finally:
+            line.ended = True
+        return len(line.seen)
+
+    # -- driving -----------------------------------------------------------------------------------------------------
+
+    async def driving(self, definition: Workflow, fresh: Run, retry: bool) -> Driving:
+        """How this engine sees to a run: as it does already, as to one that rests here, or by beginning to."""
+        name = (fresh.workflow, fresh.key)
+        while name in self._busy:  # noqa: ASYNC110 (for the time of one commit)
+            await asyncio.sleep(BUSY)
+        driving = self._drives.get(name)
+        if driving is not None and not (driving.done is not None and driving.done.done()):
+            if driving.drive is not None and driving.drive.within(asyncio.current_task()):
+                raise FSMWorkflowError(
+                    f"a step of run {name[0]}/{name[1]} waits for its own run, which waits for the step"
+                )
+            return driving
+        if name in self._held:
+            driving = Driving(definition, fresh, retry)
+            driving.run = self._held[name].run
+            driving.started.set_result(driving.run)
+            driving.done = asyncio.get_running_loop().create_future()
+            driving.done.set_result(driving.run)
+        else:
+            return self.start(definition, fresh, retry=retry)
+        return driving
+
+    async def rested(self, driving: Driving) -> Run:
+        """The run once it rests. Raises EngineClosed where this engine was closed before."""
+        assert driving.done is not None
+        try:
+            run = await asyncio.shield(driving.done)
+        except asyncio.CancelledError:
+            if not (driving.done.cancelled() and self.worker.stopping):
+                raise
+            run = driving.run
+        if self.worker.stopping and may_go_on(run, self.store.now(), retry=False):
+            raise EngineClosed(f"the engine was closed while run {run.workflow}/{run.key} went on: resume it")
+        return run
+
+    def _task(self, life: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that closing waits for."""
+        task = asyncio.create_task(life)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _see_to(self, driving: Driving, done: asyncio.Future[Run]) -> None:
+        """Make a run known by workflow and key until it is `done` with."""
+        name = (driving.run.workflow, driving.run.key)
+        driving.done = done
+        self._drives[name] = driving
+
+        def over(_: asyncio.Future[Run]) -> None:
+            if self._drives.get(name) is driving:
+                del self._drives[name]
+            _report(driving)
+
+        done.add_done_callback(over)
+
+    async def _start_and_drive(self, driving: Driving) -> Run:
+        try:
+            mine = replace(driving.run, owner=self.worker.token, epoch=1)
+            driving.run, created = await self.store.create(mine)
+            created = created or first_of(driving.run, self.worker.token)
+        except BaseException as error:
+            driving.started.set_exception(error)
+            driving.started.exception()  # whoever waits for it is told; where nobody does, the log is
+            raise
+        driving.started.set_result(driving.run)
+        if created and await self._drive(driving, driving.run, fresh=True):
+            return driving.run
+        return await self._watch_and_drive(driving)
+
+    async def _watch_and_drive(self, driving: Driving) -> Run:
+        """Drive a run that is there; while a live owner does, watch it, and take over where that one ends."""
+        run = driving.run
+        driving.retry = driving.retry and run.status == "failed"  # a failure that was waited for is its result
+        if run.status == "waiting" and run.due is not None and run.due > self.store.now() and not self.worker.stopping:
+            # It is held until its time comes.
+            claimed = await self.worker.claim_one(run.workflow, run.key, driving.workflow.version)
+            if claimed is not None and await self._drive(driving, claimed):
+                return driving.run
+        while not self.worker.stopping and may_go_on(run, self.store.now(), retry=driving.retry):
+            claimed = await self.worker.claim_one(run.workflow, run.key, driving.workflow.version)
+            if claimed is not None:
+                if await self._drive(driving, claimed):
+                    break
+            else:
+                await asyncio.sleep(WATCH)
+            run = driving.run = await self.load(run.workflow, run.key)
+        return driving.run
+
+    async def _drive(self, driving: Driving, run: Run, *, fresh: bool = False) -> bool:
+        """Drive a claimed run until it rests. False where another owner has claimed it meanwhile."""
+        driving.drive = Drive(driving.workflow, run, self.worker, fresh=fresh, retry=driving.retry, hold=True)
+        return await self._go_on(driving, driving.drive)
+
+    async def _go_on(self, driving: Driving, drive: Drive) -> bool:
+        name = (driving.run.workflow, driving.run.key)
+        try:
+            driving.run = await drive.go()
+            while drive.run.owner is not None and not drive.idle and not self.worker.stopping:
+                driving.run = await drive.go()  # an event came while it was about to rest
+        except LeaseLost as error:
+            log.warning("%s", error)
+            return False
+        driving.error = drive.error
+        if drive.run.owner is not None and not self.worker.stopping:
+            self._held[name] = drive
+        return True
+
+    async def _again(self, driving: Driving, drive: Drive) -> Run:
+        """Drive a held run on, to which something has happened."""
+        if not await self._go_on(driving, drive):
+            return await self._watch_and_drive(driving)
+        return driving.run
+
+    def _wake(self, name: tuple[str, str], event: str | None = None) -> None:
+        """Something was posted to a run, or a time has come for it: have it looked at, if it is ours."""
+        driving = self._drives.get(name)
+        if driving is not None and driving.drive is not None:
+            driving.drive.wake(event)
+        elif name in self._busy:
+            self._busy[name].wake(event)
+        elif name in self._held:
+            drive = self._held.pop(name)
+            drive.wake(event)
+            self._redrive(drive)
+
+    def _redrive(self, drive: Drive) -> None:
+        driving = Driving(drive.workflow, drive.run, retry=False)
+        driving.started.set_result(drive.run)
+        driving.drive = drive
+        self._see_to(driving, self._task(self._again(driving, drive)))
+
+    async def _poll_for_ever(self) -> None:
+        """Look for what other processes have posted to runs of ours, and for timers of runs that rest here."""
+        since = self.store.now()
+        while True:
+            await asyncio.sleep(self._poll)
+            now = self.store.now()
+            for name, drive in list(self._held.items()):
+                if not drive.idle:
+                    self._wake(name)
+            if not self._held and not self._drives:
+                since = now
+                continue
+            try:
+                for name in await self.store.woken(self.worker.token, since - self._poll):
+                    self._wake(name, await self._stopping(name))
+                since = now
+            except Exception as error:  # whatever it is, the next look must come
+                log.warning("the engine could not look for events: %r", error)
+
+    async def _stopping(self, name: tuple[str, str]) -> str | None:
+        """The event that another process has sent to stop the step that is on, where there is one."""
+        driving = self._drives.get(name)
+        if driving is None or driving.drive is None:
+            return None
+        _, waiting = await self.store.inbox(driving.drive.run)
+        return next((event.name for event in waiting if event.name in STOPPING), None)
+
+    async def _drive_in_line(self, line: Line) -> None:
+        """Drive one claimed run after another, and claim more when the line is empty."""
+        while not self.worker.stopping:
+            if not line.waiting:
+                async with line.claiming:
+                    if not line.waiting and not line.ended:
+                        await self._claim_more(line)
+                if not line.waiting:
+                    return
+            await self._drive_claimed(*line.waiting.popleft())
+
+    async def _claim_more(self, line: Line) -> None:
+        claimed = await self.worker.claim({w.name: w.version for w in self._workflows.values()}, CHUNK)
+        line.ended = line.seen.issuperset(run.id for run in claimed)
+        line.seen.update(run.id for run in claimed)
+        # All are known before the next await, so that no `run` of the same key drives one of them beside us.
+        for run in () if line.ended else claimed:
+            earlier = self._drives.get((run.workflow, run.key))
+            driving = Driving(self._workflows[run.workflow], run, retry=False)
+            driving.started.set_result(run)
+            self._see_to(driving, asyncio.get_running_loop().create_future())
+            line.waiting.append((driving, None if earlier is None else earlier.done))
+
+    async def _drive_claimed(self, driving: Driving, earlier: asyncio.Future[Run] | None) -> None:
+        done = driving.done
+        assert done is not None
+        try:
+            if earlier is None:
+                await self._drive(driving, driving.run)
+            else:  # a `run` of this engine that was about to claim it, and has by now
+                await asyncio.wait([earlier])
+                driving.run = await self.load(driving.run.workflow, driving.run.key)
+                await self._watch_and_drive(driving)
+            done.set_result(driving.run)
+        except Exception as error:
+            done.set_exception(error)
+        finally:
+            done.cancel()  # only where this task is being cancelled
+
+
+def _report(driving: Driving) -> None:
+    """An error that stopped a drive is in the log, also where nobody waits for it."""
+    done = driving.done
+    if done is not None and not done.cancelled() and (error := done.exception()) is not None:
+        log.error("run %s/%s is left where it is: %r", driving.run.workflow, driving.run.key, error)
