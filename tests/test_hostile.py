@@ -248,7 +248,7 @@ async def test_an_owner_that_lapsed_does_no_action_of_a_run_that_is_anothers(bot
     workflow.final("end")
     async with Engine(both[0], workflows=[workflow]) as one:
         running = asyncio.create_task(one.run(workflow, key="k"))
-        while ("flow", "k") not in one._drives or one._drives["flow", "k"].drive is None:
+        while ("flow", "k") not in one._drives or one._drives.get(("flow", "k")).drive is None:
             await asyncio.sleep(0.005)
         await lapse(one)
         async with Engine(both[1], workflows=[workflow]) as two:
