@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterable
+from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from fsmworkflow.codec import encode
 from fsmworkflow.decide import CANCEL, PAUSE, RERUN, RETRY, UNPAUSE
@@ -20,6 +21,7 @@ from fsmworkflow.errors import (
     NotAccepted,
     RunFailed,
     RunOver,
+    ScheduleNotFound,
     UnknownWorkflow,
 )
 from fsmworkflow.explain import explained, forked
@@ -30,12 +32,16 @@ from fsmworkflow.store.writer import whole
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow, known_event, name_problem, nearest
 
+if TYPE_CHECKING:
+    from fsmworkflow.schedule import Missed, Overlap, Schedule
+
 __all__ = ["Engine"]
 
 STEERED = 0.02
 """Seconds between two looks at what has become of a steering event."""
 
 Different = Literal["log", "refuse"]
+Schedules = list["Schedule"]
 
 
 class Engine:
@@ -71,8 +77,9 @@ class Engine:
     async def __aenter__(self) -> Self:
         if self._worker.token:
             raise EngineOpen("this engine is open already: make one for each `async with`")
-        for workflow in self._workflows.values():
+        for workflow in list(self._workflows.values()):
             workflow.check()
+            self._with_schedules(workflow)
         self._opened = not self.store.opened
         await self.store.open()
         try:
@@ -305,6 +312,57 @@ class Engine:
         definition = self._known(workflow).check()
         run = await self._drives.load(definition.name, key)
         return explained(definition, run, await self.store.history(run), now=self.store.now())
+
+    # -- schedules --------------------------------------------------------------------------------------------------
+
+    async def schedule(
+        self,
+        name: str,
+        workflow: Workflow | str,
+        *,
+        cron: str,
+        timezone: str = "UTC",
+        data: Any = None,
+        missed: Missed = "one",
+        overlap: Overlap = "skip",
+    ) -> Schedule:
+        """Start a run of the workflow with this data at each tick, under the key `name/tick`, once over all processes.
+
+        The tick is in ISO 8601 with its offset: "nightly/2026-03-01T03:00:00+01:00". Durable when it returns, and
+        driven by any engine that knows the workflow and works. Given again it changes nothing; with other words it
+        changes the schedule, from now on, and says so in the log. `missed` is what follows when ticks came while nobody
+        worked, or it was paused: one run for the last of them, none, or all; `overlap="skip"` passes over a tick while
+        the run before goes on. Raises ValueError for words that mean nothing, CodecError for data that does not fit.
+        """
+        from fsmworkflow.schedule import put  # only who uses a calendar pays for it
+
+        self._worker.check()
+        spec = {"cron": cron, "timezone": timezone, "data": data, "missed": missed, "overlap": overlap}
+        return await put(self, self._known(workflow).check(), name, spec)
+
+    async def unschedule(self, name: str) -> None:
+        """End the schedule of that name; what it has started goes on. Raises ScheduleNotFound."""
+        from fsmworkflow.schedule import remove
+
+        found = [schedule for schedule in await self.schedules() if schedule.name == name]
+        if not found:
+            raise ScheduleNotFound(f"the workflows of this engine have no schedule {name!r}")
+        for schedule in found:
+            await remove(self, schedule)
+
+    async def schedules(self) -> Schedules:
+        """The schedules of this engine's workflows, by name."""
+        from fsmworkflow.schedule import listed
+
+        self._worker.check()
+        return await listed(self)
+
+    def _with_schedules(self, workflow: Workflow) -> None:
+        """Know the schedules of a workflow, to drive those that there are; without the extra they are left alone."""
+        if find_spec("cronsim") is not None:
+            from fsmworkflow.schedule import built_in
+
+            built_in(self, workflow)
 
     # -- driving ----------------------------------------------------------------------------------------------------
 

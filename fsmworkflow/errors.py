@@ -11,6 +11,7 @@ FSMWorkflowError
 ├── RunFailed                           a run that was waited for has failed
 ├── RunNotFound (LookupError)           no run of that workflow and key
 ├── RunOver                             the run has ended for good, and takes no more events
+├── ScheduleNotFound (LookupError)      no schedule of that name
 ├── UnknownWorkflow (LookupError)       the engine was not given this workflow
 ├── DefinitionChanged                   the run's state or data no longer fits the workflow
 ├── InputDiffers                        the key is taken by a run with another input
@@ -49,6 +50,7 @@ __all__ = [
     "RunFailed",
     "RunNotFound",
     "RunOver",
+    "ScheduleNotFound",
     "SchemaError",
     "Stale",
     "StepTimeout",
@@ -173,6 +175,12 @@ class RunOver(FSMWorkflowError):
     def __init__(self, workflow: str, key: str, status: str) -> None:
         self.workflow, self.key, self.status = workflow, key, status
         super().__init__(f"run {key!r} of workflow {workflow!r} is {status}: it takes no more events")
+
+
+class ScheduleNotFound(FSMWorkflowError, LookupError):
+    """There is no schedule of that name, or it has been removed."""
+
+    code = "schedule_not_found"
 
 
 class UnknownWorkflow(FSMWorkflowError, LookupError):

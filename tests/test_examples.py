@@ -172,6 +172,13 @@ def test_a_parcel_is_sent_once_paid_and_packed_or_called_back(start: Start) -> N
     ]
 
 
+def test_a_report_comes_each_night_and_once_for_the_nights_that_were_missed(start: Start) -> None:
+    first = ["2026-03-27T02:30:00+01:00", "2026-03-28T02:30:00+01:00", "2026-03-29T03:00:00+02:00"]
+    assert start("nightly.py").splitlines() == [f"  nightly/{tick}: a report for ann" for tick in first]
+    then = [f"  nightly/2026-04-0{day}T02:30:00+02:00: a report for ann" for day in (5, 6, 7, 8)]
+    assert start("nightly.py").splitlines() == then
+
+
 def test_typed_data_is_typed_in_steps_and_wrong_data_is_refused_with_its_place(start: Start) -> None:
     small, large, refused = start("typed.py").splitlines()
     assert small == "Ann, 01 May 2031: 19.00"

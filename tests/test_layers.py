@@ -52,6 +52,7 @@ FLOORS = {
     "engine.py": 3,
     "lease.py": 3,
     "worker.py": 3,
+    "schedule.py": 3,
     "resources.py": 3,
     "stream.py": 4,
     "functions.py": 4,
@@ -74,6 +75,7 @@ LIBRARIES = {
     "pydantic": {"codec.py"},
     "re2": {"conditions.py"},
     "yaml": {"config.py"},
+    "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
 LOWER_FLOORS_LINES = 6_600

@@ -35,7 +35,7 @@ async def main():
 
 asyncio.run(main())
 """
-LATE = ["aiosqlite", "asyncpg", "dotenv", "pydantic", "re2", "transitions", "uvloop", "yaml"]
+LATE = ["aiosqlite", "asyncpg", "cronsim", "dotenv", "pydantic", "re2", "transitions", "uvloop", "yaml"]
 
 
 def run(*command: object, cwd: Path) -> str:
