@@ -27,6 +27,8 @@ FLOORS = {
     "workflow.py": 2,
     "statechart.py": 2,
     "decide.py": 2,
+    "plain.py": 1,
+    "typed.py": 1,
     "codec.py": 1,
     "config.py": 2,
     "diagram.py": 2,
@@ -78,7 +80,7 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 6_600
+LOWER_FLOORS_LINES = 7_500
 TOP_FLOOR_LINES = 400
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
