@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 import uuid
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -27,6 +29,7 @@ from fsmworkflow.errors import (
 from fsmworkflow.explain import explained, forked
 from fsmworkflow.machine import WATCH, first, may_go_on, tell
 from fsmworkflow.records import Event, Run, Status, replace
+from fsmworkflow.retry import seconds
 from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.store.writer import whole
 from fsmworkflow.worker import Worker
@@ -37,8 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
+log = logging.getLogger("fsmworkflow")
+
 STEERED = 0.02
 """Seconds between two looks at what has become of a steering event."""
+
+PRUNED, PRUNE_PAUSE, PRUNE_EVERY = 100, 0.05, 600.0
+"""How many runs one transaction deletes, the seconds until the next one, and the seconds between two looks."""
 
 Different = Literal["log", "refuse"]
 Schedules = list["Schedule"]
@@ -312,6 +320,35 @@ class Engine:
         definition = self._known(workflow).check()
         run = await self._drives.load(definition.name, key)
         return explained(definition, run, await self.store.history(run), now=self.store.now())
+
+    # -- upkeep -----------------------------------------------------------------------------------------------------
+
+    async def prune(self) -> int:
+        """Delete the runs that have ended longer ago than their workflows keep them, with all that is theirs.
+
+        In small transactions with pauses between, oldest first. Returns how many went. A run stays while children of
+        it, or its parent, have not ended. Engines that work do this by themselves now and then.
+        """
+        self._worker.check()
+        gone = 0
+        for workflow in list(self._workflows.values()):
+            for status, kept in workflow.keep.items():
+                before = self.store.now() - seconds(kept)
+                while some := await self.store.prune(workflow.name, [status], before, PRUNED):
+                    gone += some
+                    if self._worker.stopping:
+                        return gone
+                    await asyncio.sleep(PRUNE_PAUSE)
+        return gone
+
+    async def _prune_for_ever(self) -> None:
+        """For engines that work: beside their loop, and not all of them at the same moment."""
+        while True:
+            await asyncio.sleep(PRUNE_EVERY * (0.5 + random.random()))
+            try:
+                await self.prune()
+            except FSMWorkflowError as error:
+                log.warning("what is kept no longer could not be deleted: %s", error)
 
     # -- schedules --------------------------------------------------------------------------------------------------
 

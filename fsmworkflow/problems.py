@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, cast, get_args
 
 from fsmworkflow.conditions import Guard, as_guard
+from fsmworkflow.records import ENDED
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.workflow import (
     ENDS,
@@ -34,6 +35,9 @@ ANY = "*"
 def problems_of(workflow: Workflow) -> list[str]:
     """Every problem of a workflow, each with its place. Paths are followed only where all else is right."""
     problems = name_problem(workflow.name, "workflow name") + _duration(workflow.deadline, "deadline")
+    for status, span in workflow.keep.items():
+        problems += _duration(span, f"keep {status!r}")
+        problems += [] if status in ENDED else [f"keep: {status!r} must be one of {', '.join(sorted(ENDED))}"]
     version: Any = workflow.version
     merge: dict[str, Any] = workflow.merge
     if type(version) is not int or version < 1:

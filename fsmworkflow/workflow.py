@@ -15,6 +15,7 @@ import msgspec
 from fsmworkflow.codec import LIMIT, Codec
 from fsmworkflow.conditions import cut
 from fsmworkflow.errors import DefinitionError, UnknownEvent
+from fsmworkflow.records import ENDED
 from fsmworkflow.retry import Retry
 
 if TYPE_CHECKING:
@@ -303,7 +304,8 @@ class Workflow(Scope):
     `data` is the type of the run's data (a dataclass, msgspec.Struct, TypedDict or pydantic model), else a plain dict;
     `limit` the largest JSON text of it, in bytes; `merge` how two changes of one key become one, `{key: fn(old, new)}`.
     `payload="merge"` writes the payload of every event that is taken into the data. `deadline` (seconds, or text as
-    "2d") fails the run that has not ended by then. `on_failure="park"` parks a run before its undoing begins.
+    "2d") fails the run that has not ended by then. `on_failure="park"` parks a run before its undoing begins. `keep`
+    ("30d", or {"done": "30d", "failed": "90d"}) is how long a run is kept after its end; else it is for ever.
     """
 
     def __init__(
@@ -316,6 +318,7 @@ class Workflow(Scope):
         payload: Literal["merge"] | None = None,
         deadline: float | str | None = None,
         on_failure: Literal["park"] | None = None,
+        keep: float | str | Mapping[str, float | str] | None = None,
         limit: int = LIMIT,
     ) -> None:
         self.name = name
@@ -325,6 +328,7 @@ class Workflow(Scope):
         self.payload = payload
         self.deadline = deadline
         self.on_failure = on_failure
+        self.keep = _kept(keep)
         self._problems: list[str] = []
         self.codec = self._codec(data, limit)
         self.states: dict[str, State] = {}
@@ -468,6 +472,11 @@ def _bind(workflow: Workflow, transition: Transition, methods: object) -> None:
         method = getattr(methods, transition.after, None)
         if callable(method):
             workflow.actions[transition.after] = method
+
+
+def _kept(keep: Any) -> dict[str, Any]:
+    """How long runs of each status are kept, those of one that is not named for ever."""
+    return dict(keep) if isinstance(keep, Mapping) else {} if keep is None else dict.fromkeys(sorted(ENDED), keep)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

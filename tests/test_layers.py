@@ -61,6 +61,7 @@ FLOORS = {
     "simple.py": 4,
     "doctor.py": 4,
     "testing.py": 4,
+    "upkeep.py": 4,
     "cli.py": 4,
     "readers/": 4,
     "patterns/": 4,

@@ -120,11 +120,19 @@ class Store(Protocol):
         One of a newer version of the workflow than `newest` is passed over.
         """
 
+    async def prune(self, workflow: str, statuses: Names, before: float, many: int) -> int:
+        """Delete up to `many` ended runs of these statuses that have not moved since then. Returns how many went.
+
+        All that is theirs goes in the same transaction, with the runs below them. A run stays that has children which
+        have not ended, a parent that is not over, an owner, or something due. A start of the same key finds the run
+        that was there, or makes a new one. Where an id could be given again, the newest run of the store stays too.
+        """
+
     async def list(self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int) -> Runs:
         """Runs in the order of their making, after the one with id `after`."""
 
     async def history(self, run: Run) -> Entries:
-        """All moves of a run, from version 0."""
+        """All moves of a run, from version 0. Raises RunNotFound where it has been deleted."""
 
     async def enrol(self, owner: Owner) -> None:
         """Make an owner known, or its lease longer."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from fsmworkflow.codec import read_back
 from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError
-from fsmworkflow.records import Call, Entry, Event, Move, Owner, Post, Run, replace
+from fsmworkflow.records import UNFINISHED, Call, Entry, Event, Move, Owner, Post, Run, replace
 from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Pairs, Runs, Versions
 from fsmworkflow.store.rows import drops, is_new, opened, posted, sealed, sealed_move
 
@@ -27,6 +27,7 @@ class MemoryStore:
 
     def _clear(self) -> None:
         self._runs: dict[int, Run] = {}
+        self._last = 0  # the id that was given last
         self._keys: dict[tuple[str, str], int] = {}
         self._moves: dict[int, list[Entry]] = {}
         self._calls: dict[tuple[int, str, int], dict[tuple[str, int], Call]] = {}
@@ -53,7 +54,8 @@ class MemoryStore:
         there = self._keys.get((run.workflow, run.key))
         if there is not None:
             return self._runs[there], False
-        run = replace(run, id=len(self._runs) + 1)
+        self._last += 1
+        run = replace(run, id=self._last)
         self._runs[run.id] = run
         self._keys[run.workflow, run.key] = run.id
         self._moves[run.id] = [_start(run)]
@@ -172,6 +174,8 @@ class MemoryStore:
 
     async def history(self, run: Run) -> Entries:
         self._open()
+        if run.id not in self._moves:
+            raise RunNotFound(run.workflow, run.key)
         return list(self._moves[run.id])
 
     async def inbox(self, run: Run) -> tuple[int, Events]:
@@ -227,6 +231,24 @@ class MemoryStore:
             if run.workflow == workflow and run.key not in but and may and self._free(run) and not _newer(run, newest):
                 return run.key
         return None
+
+    async def prune(self, workflow: str, statuses: Names, before: float, many: int) -> int:
+        self._open()
+        found = [r for r in self._runs.values() if r.workflow == workflow and r.status in statuses]
+        found = [r for r in found if r.updated < before and r.due is None and r.owner is None]
+        roots = [r for r in found if (above := self._runs.get(r.parent or 0)) is None or above.over]
+        families = (self._family(run) for run in roots)
+        going = [f for f in families if not any(r.status in UNFINISHED or r.owner is not None for r in f)]
+        gone = {run.id: run for family in going[:many] for run in family}
+        for run in gone.values():
+            del self._runs[run.id], self._keys[run.workflow, run.key], self._moves[run.id]
+            self._events.pop(run.id, None)
+        self._calls = {place: calls for place, calls in self._calls.items() if place[0] not in gone}
+        return len(gone)
+
+    def _family(self, run: Run) -> Runs:
+        below = [r for r in self._runs.values() if r.parent == run.id]
+        return [run, *(r for child in below for r in self._family(child))]
 
     # -- owners -----------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from fsmworkflow.errors import CodecError, RunNotFound, RunOver, SchemaError, St
 from fsmworkflow.records import Active, Move, Owner, Post, Run, replace
 from fsmworkflow.store import Entries, Names, Pairs, Runs, Versions, rows
 from fsmworkflow.store.memory import lost, stale
-from fsmworkflow.store.sql import Migration, missing, queries
+from fsmworkflow.store.sql import Migration, missing, queries, statements
 from fsmworkflow.store.verbs import Verbs
 from fsmworkflow.store.writer import Write, Writer, beside, in_task, patiently, whole
 
@@ -304,7 +304,7 @@ class PostgresStore(Verbs):
         return await self._ask(lambda db: _runs(db, SQL[block], *values))
 
     async def history(self, run: Run) -> Entries:
-        return await self._ask(lambda db: _history(db, run.id))
+        return await self._ask(lambda db: _history(db, run))
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
@@ -341,6 +341,18 @@ class PostgresStore(Verbs):
         key: str | None = await self._ask(lambda db: db.fetchval(SQL["oldest"], workflow, but, newest))
         return key
 
+    async def prune(self, workflow: str, statuses: Names, before: float, many: int) -> int:
+        """Looked for without a lock; those that are found are locked, and looked at again."""
+        ids = [row["id"] for row in await self._read_rows("prunable", workflow, statuses, before, many)]
+
+        async def go(db: Connection) -> int:
+            async with self._transaction(db, several=True):
+                await db.execute(SQL["prune_lock"], ids)
+                gone: int = await db.fetchval(SQL["prune"], ids, statuses, before)
+                return gone
+
+        return await patiently(lambda: whole(self._writing_on(go))) if ids else 0
+
     async def enrol(self, owner: Owner) -> None:
         values = (owner.token, owner.machine, owner.process, owner.lease, owner.started)
         await self._do(lambda db: self._measured(db.fetchval(SQL["enrol"], *values)))
@@ -350,6 +362,16 @@ class PostgresStore(Verbs):
 
     async def bury(self, token: str) -> None:
         await self._do(lambda db: db.execute(SQL["bury"], token))
+
+    async def vacuum(self) -> None:
+        """Make the room of what was deleted free for new rows, on a connection of its own."""
+        connection = await self._connect()
+        try:
+            with _saying(self.url):
+                for one in statements(SQL["vacuum"]):
+                    await connection.execute(one, timeout=RESET_SECONDS)
+        finally:
+            await _closed(connection)
 
     async def reset(self) -> None:
         await self._do(lambda db: db.execute(SQL["reset"], timeout=RESET_SECONDS))
@@ -583,11 +605,15 @@ async def _texts(connection: Connection, wanted: list[tuple[int, str]]) -> dict[
     return {(run, h): text for run, h, text in found}
 
 
-async def _history(connection: Connection, run: int) -> Entries:
-    found = await connection.fetch(SQL["history"], run)
-    wanted = {(run, h) for h in rows.referred(row["changes"] for row in found)}
+async def _history(connection: Connection, run: Run) -> Entries:
+    found = await connection.fetch(SQL["history"], run.id)
+    if not found:
+        raise RunNotFound(run.workflow, run.key)
+    wanted = {(run.id, h) for h in rows.referred(row["changes"] for row in found)}
     texts = await _texts(connection, list(wanted)) if wanted else {}
-    return [rows.entry_of(row, lambda h: decode(texts[run, h])) for row in found]
+    if len(texts) < len(wanted):
+        raise rows.gone(run)
+    return [rows.entry_of(row, lambda h: decode(texts[run.id, h])) for row in found]
 
 
 # -- the schema -------------------------------------------------------------------------------------------------------

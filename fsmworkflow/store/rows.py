@@ -10,6 +10,7 @@ import msgspec
 from fsmworkflow.codec import REFERENCE, Fields, encode, fields_of, text_of
 from fsmworkflow.codec import read_back as value_of
 from fsmworkflow.conditions import Seen
+from fsmworkflow.errors import StoreUnavailable
 from fsmworkflow.records import Action, Active, Call, Entry, Event, Failure, Move, Run, Undoing, replace
 
 _encode = msgspec.json.Encoder().encode
@@ -361,8 +362,16 @@ def filled(run: Run, texts: Mapping[tuple[int, str], str]) -> Run:
     """The run with its large fields in place of the references."""
     if not run.hashes:
         return run
-    large = {key: _Raw(texts[run.id, h].encode()) for key, h in run.hashes.items()}
+    try:
+        large = {key: _Raw(texts[run.id, h].encode()) for key, h in run.hashes.items()}
+    except KeyError:
+        raise gone(run) from None
     return replace(run, fields={**run.fields, **large})
+
+
+def gone(run: Run) -> StoreUnavailable:
+    """What reads a run in several statements while it is deleted: read again, and it is not there."""
+    return StoreUnavailable(f"run {run.workflow}/{run.key} was deleted while it was read")
 
 
 def referred(changes: Iterable[str | None]) -> list[str]:

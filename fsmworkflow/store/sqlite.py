@@ -189,7 +189,7 @@ class SQLiteStore(Verbs):
         return await self._ask(lambda db: _runs(db, SQL[block], values))
 
     async def history(self, run: Run) -> Entries:
-        return await self._ask(lambda db: _history(db, run.id))
+        return await self._ask(lambda db: _history(db, run))
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
@@ -209,6 +209,14 @@ class SQLiteStore(Verbs):
         row = await self._ask(lambda db: db.execute(SQL["oldest"], values).fetchone())
         return None if row is None else str(row[0])
 
+    async def prune(self, workflow: str, statuses: Names, before: float, many: int) -> int:
+        """Looked for on the connection that reads, so that writers wait only for what there is to delete."""
+        which = {"workflow": workflow, "statuses": json.dumps(statuses), "before": before, "many": many}
+        ids = [row[0] for row in await self._ask(lambda db: db.execute(SQL["prunable"], which).fetchall())]
+        if not ids:
+            return 0
+        return await self._do(lambda db: _prune(db, {**which, "ids": json.dumps(ids)}))
+
     async def enrol(self, owner: Owner) -> None:
         values = (owner.token, owner.machine, owner.process, owner.lease, owner.started)
         await self._do(lambda db: db.execute(SQL["enrol"], values))
@@ -218,6 +226,10 @@ class SQLiteStore(Verbs):
 
     async def bury(self, token: str) -> None:
         await self._do(lambda db: db.execute(SQL["bury"], (token,)))
+
+    async def vacuum(self) -> None:
+        """Write the file anew without the room of what was deleted. Raises StoreUnavailable where others hold it."""
+        await self._on(self._check(), lambda db: [db.execute(one).fetchall() for one in statements(SQL["vacuum"])])
 
     async def reset(self) -> None:
         await self._do(lambda db: [db.execute(one) for one in statements(SQL["reset"])])
@@ -441,12 +453,24 @@ def _event(db: sqlite3.Connection, sql: str, values: tuple[int, int | str]) -> E
     return rows.event_of(found[0]) if found else None
 
 
-def _history(db: sqlite3.Connection, run: int) -> Entries:
-    def large(name: str) -> Any:
-        ((_, _, text),) = db.execute(SQL["fields"], (json.dumps([[run, name]]),)).fetchall()
-        return decode(text)
+def _prune(db: sqlite3.Connection, which: Mapping[str, Any]) -> int:
+    gone = [row[0] for row in db.execute(SQL["prune"], which).fetchall()]
+    for block in ("prune_moves", "prune_events", "prune_calls", "prune_fields"):
+        db.execute(SQL[block], (json.dumps(gone),))
+    return len(gone)
 
-    return [rows.entry_of(row, large) for row in _mappings(db.execute(SQL["history"], (run,)))]
+
+def _history(db: sqlite3.Connection, run: Run) -> Entries:
+    def large(name: str) -> Any:
+        found = db.execute(SQL["fields"], (json.dumps([[run.id, name]]),)).fetchone()
+        if found is None:
+            raise rows.gone(run)
+        return decode(found[2])
+
+    found = [rows.entry_of(row, large) for row in _mappings(db.execute(SQL["history"], (run.id,)))]
+    if not found:
+        raise RunNotFound(run.workflow, run.key)
+    return found
 
 
 # -- the schema -----------------------------------------------------------------------------------------------------

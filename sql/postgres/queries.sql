@@ -235,6 +235,84 @@ dropped AS (
      WHERE fsm_events.run = ended.run AND fsm_events.status = 'waiting')
 SELECT id FROM hit;
 
+-- name: prunable
+-- Ended runs of a workflow that nothing has happened to since then, the oldest first. A child goes after its parent is
+-- over, a parent after its children have ended.
+SELECT id FROM fsm_runs
+ WHERE workflow = $1 AND status = ANY ($2::text[]) AND updated < $3 AND due IS NULL AND owner IS NULL
+   AND NOT EXISTS (
+        SELECT FROM fsm_runs AS above
+         WHERE above.id = fsm_runs.parent
+           AND NOT (above.status IN ('done', 'cancelled')
+                    OR (above.status = 'failed' AND (above.error IS NULL OR above.undo::json ->> 'ends' IS NOT NULL))))
+   AND NOT EXISTS (
+        SELECT FROM fsm_runs AS below
+         WHERE below.parent = fsm_runs.id AND below.status IN ('running', 'waiting', 'paused', 'compensating'))
+ ORDER BY id LIMIT $4;
+
+-- name: prune_lock
+-- These runs and all below them, so that nothing happens to them until they are gone.
+WITH RECURSIVE family (id) AS (
+    SELECT id FROM fsm_runs WHERE id = ANY ($1::bigint[])
+    UNION
+    SELECT below.id FROM family JOIN fsm_runs AS below ON below.parent = family.id)
+SELECT id FROM fsm_runs WHERE id IN (SELECT id FROM family) ORDER BY id FOR UPDATE;
+
+-- name: prune
+-- Of these runs those that still are as they were go, each with all runs below it. How many went comes back.
+WITH RECURSIVE family (root, id) AS (
+    SELECT id, id FROM fsm_runs
+     WHERE id = ANY ($1::bigint[]) AND status = ANY ($2::text[]) AND updated < $3 AND due IS NULL AND owner IS NULL
+    UNION
+    SELECT root, below.id FROM family JOIN fsm_runs AS below ON below.parent = family.id),
+kept (root) AS (
+    SELECT root FROM family JOIN fsm_runs AS run ON run.id = family.id
+     WHERE run.status IN ('running', 'waiting', 'paused', 'compensating') OR run.owner IS NOT NULL),
+gone AS (
+    DELETE FROM fsm_runs WHERE id IN (SELECT id FROM family WHERE root NOT IN (SELECT root FROM kept))
+    RETURNING id),
+moves AS (DELETE FROM fsm_moves USING gone WHERE run = gone.id),
+events AS (DELETE FROM fsm_events USING gone WHERE run = gone.id),
+calls AS (DELETE FROM fsm_calls USING gone WHERE run = gone.id),
+fields AS (DELETE FROM fsm_fields USING gone WHERE run = gone.id)
+SELECT count(*) FROM gone;
+
+-- name: rows
+-- How many rows each table has.
+SELECT 'fsm_runs' AS name, count(*) AS many FROM fsm_runs
+UNION ALL SELECT 'fsm_moves', count(*) FROM fsm_moves
+UNION ALL SELECT 'fsm_events', count(*) FROM fsm_events
+UNION ALL SELECT 'fsm_calls', count(*) FROM fsm_calls
+UNION ALL SELECT 'fsm_fields', count(*) FROM fsm_fields
+UNION ALL SELECT 'fsm_owners', count(*) FROM fsm_owners;
+
+-- name: bytes
+-- The size of each table with its indexes and what is stored beside it.
+SELECT relname::text AS name, pg_total_relation_size(oid) AS bytes
+  FROM pg_class
+ WHERE relname LIKE 'fsm\_%' AND relkind IN ('r', 'p') AND pg_table_is_visible(oid);
+
+-- name: weights
+-- Of each workflow its runs, those that have not ended, and the bytes of text that they hold.
+WITH held (run, bytes) AS (
+    SELECT id, octet_length(data) + octet_length(active) FROM fsm_runs
+    UNION ALL
+    SELECT run, coalesce(octet_length(changes), 0) + coalesce(octet_length(asked), 0) + coalesce(octet_length(error), 0)
+      FROM fsm_moves
+    UNION ALL SELECT run, coalesce(octet_length(payload), 0) FROM fsm_events
+    UNION ALL SELECT run, octet_length(result) FROM fsm_calls
+    UNION ALL SELECT run, octet_length(text) FROM fsm_fields),
+summed (run, bytes) AS (SELECT run, sum(bytes)::bigint FROM held GROUP BY run)
+SELECT workflow, count(*) AS runs, sum(bytes)::bigint AS bytes,
+       count(*) FILTER (WHERE status IN ('running', 'waiting', 'paused', 'compensating')) AS unfinished
+  FROM summed JOIN fsm_runs ON id = run
+ GROUP BY workflow ORDER BY workflow;
+
+-- name: vacuum
+-- Each by itself, outside any transaction.
+VACUUM (ANALYZE) fsm_runs; VACUUM (ANALYZE) fsm_moves; VACUUM (ANALYZE) fsm_events; VACUUM (ANALYZE) fsm_calls;
+VACUUM (ANALYZE) fsm_fields; VACUUM (ANALYZE) fsm_owners;
+
 -- name: release
 UPDATE fsm_runs SET owner = NULL
   FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS mine (run, owner, epoch)

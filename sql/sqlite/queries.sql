@@ -157,6 +157,85 @@ SELECT key FROM fsm_runs
    AND key NOT IN (SELECT value FROM json_each(:but))
  ORDER BY id LIMIT 1;
 
+-- name: prunable
+-- Ended runs of a workflow that nothing has happened to since then, the oldest first. A child goes after its parent is
+-- over, a parent after its children have ended.
+SELECT id FROM fsm_runs
+ WHERE workflow = :workflow AND status IN (SELECT value FROM json_each(:statuses)) AND updated < :before
+   AND due IS NULL AND owner IS NULL
+   AND NOT EXISTS (
+        SELECT 1 FROM fsm_runs AS above
+         WHERE above.id = fsm_runs.parent
+           AND NOT (above.status IN ('done', 'cancelled')
+                    OR (above.status = 'failed' AND (above.error IS NULL OR above.undo ->> 'ends' IS NOT NULL))))
+   AND NOT EXISTS (
+        SELECT 1 FROM fsm_runs AS below
+         WHERE below.parent = fsm_runs.id AND below.status IN ('running', 'waiting', 'paused', 'compensating'))
+ ORDER BY id LIMIT :many;
+
+-- name: prune
+-- Of these runs those that still are as they were go, each with all runs below it. The newest row of all stays: its id
+-- would be given again, and what is in flight knows a run by its id.
+WITH RECURSIVE family (root, id) AS (
+    SELECT id, id FROM fsm_runs
+     WHERE id IN (SELECT value FROM json_each(:ids))
+       AND status IN (SELECT value FROM json_each(:statuses)) AND updated < :before AND due IS NULL AND owner IS NULL
+    UNION
+    SELECT root, below.id FROM family JOIN fsm_runs AS below ON below.parent = family.id),
+kept (root) AS (
+    SELECT root FROM family JOIN fsm_runs AS run ON run.id = family.id
+     WHERE run.status IN ('running', 'waiting', 'paused', 'compensating') OR run.owner IS NOT NULL
+        OR run.id = (SELECT max(id) FROM fsm_runs))
+DELETE FROM fsm_runs WHERE id IN (SELECT id FROM family WHERE root NOT IN (SELECT root FROM kept))
+RETURNING id;
+
+-- name: prune_moves
+DELETE FROM fsm_moves WHERE run IN (SELECT value FROM json_each(?));
+
+-- name: prune_events
+DELETE FROM fsm_events WHERE run IN (SELECT value FROM json_each(?));
+
+-- name: prune_calls
+DELETE FROM fsm_calls WHERE run IN (SELECT value FROM json_each(?));
+
+-- name: prune_fields
+DELETE FROM fsm_fields WHERE run IN (SELECT value FROM json_each(?));
+
+-- name: rows
+-- How many rows each table has.
+SELECT 'fsm_runs' AS name, count(*) AS many FROM fsm_runs
+UNION ALL SELECT 'fsm_moves', count(*) FROM fsm_moves
+UNION ALL SELECT 'fsm_events', count(*) FROM fsm_events
+UNION ALL SELECT 'fsm_calls', count(*) FROM fsm_calls
+UNION ALL SELECT 'fsm_fields', count(*) FROM fsm_fields
+UNION ALL SELECT 'fsm_owners', count(*) FROM fsm_owners;
+
+-- name: bytes
+-- The pages of each table with its indexes. Not every SQLite is built with dbstat.
+SELECT tbl_name AS name, sum(pgsize) AS bytes
+  FROM dbstat JOIN sqlite_master USING (name)
+ WHERE tbl_name LIKE 'fsm\_%' ESCAPE '\'
+ GROUP BY tbl_name;
+
+-- name: weights
+-- Of each workflow its runs, those that have not ended, and the bytes of text that they hold.
+WITH held (run, bytes) AS (
+    SELECT id, length(data) + length(active) FROM fsm_runs
+    UNION ALL
+    SELECT run, coalesce(length(changes), 0) + coalesce(length(asked), 0) + coalesce(length(error), 0) FROM fsm_moves
+    UNION ALL SELECT run, coalesce(length(payload), 0) FROM fsm_events
+    UNION ALL SELECT run, length(result) FROM fsm_calls
+    UNION ALL SELECT run, length(text) FROM fsm_fields),
+summed (run, bytes) AS (SELECT run, sum(bytes) FROM held GROUP BY run)
+SELECT workflow, count(*) AS runs, sum(bytes) AS bytes,
+       sum(status IN ('running', 'waiting', 'paused', 'compensating')) AS unfinished
+  FROM summed JOIN fsm_runs ON id = run
+ GROUP BY workflow ORDER BY workflow;
+
+-- name: vacuum
+-- Each by itself, outside any transaction.
+PRAGMA wal_checkpoint(TRUNCATE); VACUUM; PRAGMA optimize;
+
 -- name: release
 UPDATE fsm_runs SET owner = NULL WHERE id = ? AND owner = ? AND epoch = ?;
 
