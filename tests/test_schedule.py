@@ -176,7 +176,7 @@ class Reports:
         return report
 
     def engine(self, store: Store | None = None) -> Engine:
-        return Engine(store or self.store, workflows=[self.make()], poll=0.01)
+        return Engine(store or self.store, workflows=[self.make()], poll=0.01, lease=100 * DAY)  # no turn ends it
 
     async def turn(self, engine: Engine, by: str, name: str = "nightly") -> Schedule:
         """Turn the clock, and wait until the schedule has seen to what is due."""
