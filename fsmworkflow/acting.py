@@ -17,10 +17,11 @@ from fsmworkflow.errors import FSMWorkflowError, StepTimeout
 from fsmworkflow.records import Active, Event, Run
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.threads import is_async
+from fsmworkflow.transaction import Transaction
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["Acting", "act_after"]
+__all__ = ["Acting", "act_after", "failed"]
 
 ACTION_RETRY = Retry(attempts=3, first_delay=0.2, max_delay=2.0)
 
@@ -28,11 +29,12 @@ ACTION_RETRY = Retry(attempts=3, first_delay=0.2, max_delay=2.0)
 class Acting:
     """Acts on states of one run. `undo=True` runs the compensation of a finished visit in place of a step."""
 
-    __slots__ = ("worker", "workflow")
+    __slots__ = ("transactions", "worker", "workflow")
 
     def __init__(self, workflow: Workflow, worker: Worker) -> None:
         self.workflow = workflow
         self.worker = worker
+        self.transactions: dict[tuple[str, int], Transaction] = {}  # of attempts, by state and visit
 
     def step(
         self, run: Run, name: str, stay: Active, *, fresh: bool, event: Event | None = None
@@ -68,7 +70,7 @@ class Acting:
         workflow, store = self.workflow, self.worker.store
         codec, began = workflow.codec, store.now()
         place = f"{name}:undo" if undoing else name
-        calls = Calls(self.worker, workflow, run, place, stay.visit, fresh=fresh)
+        calls = Calls(self.worker, workflow, run, place, stay.visit, fresh=fresh, transactions=self.transactions)
         data = Data(run.fields) if codec.kind is None else codec.decode(run.fields)
         ctx: WorkflowContext[Any] = WorkflowContext(
             data, run=run, state=name, stay=stay, calls=calls, event=event, undoing=undoing
@@ -81,12 +83,14 @@ class Acting:
                 encode(trigger, "trigger")
             changes, removed = codec.changes(data, run.fields)
             calls.check()
-        except (Exception, asyncio.CancelledError) as error:
-            if asked_to_stop(error):
+            lent = None if calls.transaction is None else calls.transaction.ended()
+        except BaseException as error:
+            said = error if calls.transaction is None else await calls.transaction.failed(error)
+            if not isinstance(error, (Exception, asyncio.CancelledError)) or asked_to_stop(error):
                 raise
             if calls.broken is not None:
                 raise calls.broken from None  # our own store's error is never the step's, whatever it made of it
-            return _failed(error, run, name, began, calls.used)
+            return failed(said, run, name, began, calls.used)
         return Event(
             name=DONE,
             state=name,
@@ -97,6 +101,7 @@ class Acting:
             began=began,
             remembered=calls.used,
             posts=tuple(calls.posts),
+            within=lent,
         )
 
     async def _within(self, place: str, fn: Callable[..., Any], ctx: WorkflowContext[Any], timeout: Any) -> Any:
@@ -122,7 +127,8 @@ class Acting:
         return awaitable
 
 
-def _failed(error: BaseException, run: Run, name: str, began: float, remembered: bool) -> Event:
+def failed(error: BaseException, run: Run, name: str, began: float | None, remembered: bool) -> Event:
+    """The end of a step that raised."""
     found = failure(error, run, name)
     return Event(name=ERROR, state=name, error=error, failure=found, began=began, remembered=remembered)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from urllib.parse import quote
 
 import msgspec
 
 from fsmworkflow.codec import decode, encode
-from fsmworkflow.errors import CodecError, FSMWorkflowError, RunNotFound, StoreError, UnknownWorkflow
+from fsmworkflow.errors import CodecError, FSMWorkflowError, RunNotFound, StoreError, TransactionError, UnknownWorkflow
 from fsmworkflow.records import Active, Call, Event, Post, Run
+from fsmworkflow.transaction import Transaction
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow, known_event
 
@@ -145,6 +147,22 @@ class WorkflowContext(Generic[D]):
         made = Event(name=event, payload=sealed, id=f"{self.idempotency_key}:emit:{calls.count('emit')}")
         return calls.post(workflow, Post(name, key, made))
 
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """The driver's own connection to the run's database, for rows of your own that are written exactly once.
+
+            async with ctx.transaction() as connection:  # of asyncpg or aiosqlite
+                await connection.execute("UPDATE accounts ...")
+
+        What is written there is committed with this step's move, or rolled back with its failure; an error that leaves
+        the block rolls it back at once. A step has one: a second block goes on in it. Inside, savepoints are yours,
+        BEGIN, COMMIT and ROLLBACK are not, and from its begin `call` and `remember` raise TransactionError. On SQLite
+        every other write waits for it, so begin it last and keep it short: after 5 s it is rolled back and the step
+        fails with TransactionError. That is also raised where the store has no connection (memory://), and
+        FSMWorkflowError in a sync step. A commit that fails for a serialization failure, a deadlock or a lost
+        connection runs the step again, in the same attempt.
+        """
+        return self._in_step("ctx.transaction").block()
+
     def _in_step(self, what: str) -> Calls:
         """What belongs to the async step that is on. Raises FSMWorkflowError where there is none."""
         try:
@@ -160,6 +178,11 @@ class WorkflowContext(Generic[D]):
     ) -> Awaitable[Any]:
         if self._calls is None:
             raise FSMWorkflowError("this context belongs to no run: nothing can be remembered in it")
+        if self._calls.transaction is not None and self._calls.transaction.on:
+            raise TransactionError(
+                f"a remembered call in the transaction of {self._calls.where}: it would wait for the transaction, or "
+                "outlive its rollback. Make it before the transaction begins"
+            )
         # Counted here, not when it is awaited: the order of the calls in the program is what repeats.
         return self._calls.perform(name, self._calls.count(name), fn, args, kwargs)
 
@@ -175,12 +198,24 @@ class Calls:
     """The remembered calls of one attempt. `fresh` says that the visit is new, so that nothing has to be looked up."""
 
     __slots__ = (
-        "_begun", "_counts", "_found", "_loading", "_store", "_worker",
-        "broken", "limit", "posts", "run", "state", "used", "visit", "workflow",
+        "_begun", "_counts", "_found", "_loading", "_store", "_transactions",
+        "broken", "limit", "posts", "run", "state", "transaction", "used", "visit", "worker", "workflow",
     )  # fmt: skip
 
-    def __init__(self, worker: Worker, workflow: Workflow, run: Run, state: str, visit: int, *, fresh: bool) -> None:
-        self._worker = worker
+    def __init__(
+        self,
+        worker: Worker,
+        workflow: Workflow,
+        run: Run,
+        state: str,
+        visit: int,
+        *,
+        fresh: bool,
+        transactions: dict[tuple[str, int], Transaction],
+    ) -> None:
+        self.worker = worker
+        self._transactions = transactions
+        self.transaction: Transaction | None = None
         self._store = worker.store
         self.broken: StoreError | None = None  # what our own store raised inside the step
         self._begun = 0
@@ -224,6 +259,17 @@ class Calls:
                 "write `await ctx.call(...)`, in an async step"
             )
 
+    @property
+    def where(self) -> str:
+        """The state and the run, for messages."""
+        return f"state {self.state!r} of {self.run.workflow}/{self.run.key}"
+
+    def block(self) -> AbstractAsyncContextManager[Any]:
+        """A block of the step's transaction."""
+        if self.transaction is None:
+            self.transaction = self._transactions[self.state, self.visit] = Transaction(self)
+        return self.transaction.block()
+
     def sealed(self, payload: Any) -> msgspec.Raw | None:
         """A payload as text, so that it is what it was when it was emitted."""
         return None if payload is None else msgspec.Raw(encode(payload, "payload", limit=self.limit))
@@ -231,7 +277,7 @@ class Calls:
     async def post(self, workflow: Workflow | str, post: Post) -> None:
         """Add an event to what goes with the step's move, once its run and its name are known."""
         self._begun += 1
-        known = self._worker.workflows
+        known = self.worker.workflows
         if post.workflow not in known:
             if isinstance(workflow, str) and workflow != self.workflow.name:
                 raise UnknownWorkflow(workflow)
@@ -252,9 +298,9 @@ class Calls:
         found = self._found if self._found is not None else await self._load()
         text = found.get((name, nth))
         if text is None:
-            await self._worker.hold(self.run)
+            await self.worker.hold(self.run)
             try:
-                result = await self._worker.threads.invoke(fn, *args, **kwargs)
+                result = await self.worker.threads.invoke(fn, *args, **kwargs)
             except StoreError as error:  # of a store of the user's: the step's own error
                 raise Failed(error) from error
             text = encode(result, f"result of {name.split(' ')[0].lstrip('=')}", limit=self.limit)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import Any
 
-from fsmworkflow.acting import Acting, act_after
+from fsmworkflow.acting import Acting, act_after, failed
 from fsmworkflow.decide import (
     CANCEL,
     DONE,
@@ -25,8 +25,9 @@ from fsmworkflow.decide import (
     fit,
     resting_due,
 )
-from fsmworkflow.errors import EndlessLoop, Stale, StoreError
+from fsmworkflow.errors import EndlessLoop, RolledBack, Stale, StoreError
 from fsmworkflow.records import Event, Move, Run, replace
+from fsmworkflow.store.lent import Lent
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
@@ -37,6 +38,8 @@ log = logging.getLogger("fsmworkflow")
 LOOP = 1_000
 LEFT_BEHIND = 10.0
 """Seconds that a cancelled step has to end, before the move that leaves its state is committed without it."""
+AGAIN = 0.05
+"""Seconds before a step is run again whose transaction had no effect."""
 PIECE = 0.25
 """Seconds of one piece of a wait for which no step runs."""
 STOPPING = frozenset({CANCEL, RERUN})
@@ -185,7 +188,13 @@ class Drive:
             if again is not None and again > now:
                 return None
             await self.worker.hold(run)
-            return await self._acting.undo(run)
+            while True:
+                try:
+                    return await self._acting.undo(run)
+                except RolledBack as error:
+                    await self._anew(error)
+        if self._steps and (name := self._lent_to()) is not None and (event := self._ended_step(name)) is not None:
+            return event
         event = due_next(self.workflow, run, now, asked=self._asked)
         if event is not None:
             return self._counted(event)
@@ -236,7 +245,12 @@ class Drive:
         stay = run.active[state]
         fresh = self._fresh and stay.attempt == 1 and stay.visit == run.version
         event = await self._entered(stay.visit) if run.posted else None
-        return await self._acting.step(run, state, stay, fresh=fresh, event=event)
+        while True:
+            try:
+                return await self._acting.step(run, state, stay, fresh=fresh, event=event)
+            except RolledBack as error:
+                fresh = False
+                await self._anew(error)
 
     async def _entered(self, visit: int) -> Event | None:
         """The event that led into this visit, also after a crash."""
@@ -258,9 +272,9 @@ class Drive:
         finally:
             self._inline = None
 
-    def _ended_step(self) -> Event | None:
+    def _ended_step(self, only: tuple[str, int] | None = None) -> Event | None:
         for name, task in list(self._steps.items()):
-            if task.done():
+            if task.done() and only in (None, name):
                 del self._steps[name]
                 if not task.cancelled():
                     return task.result()
@@ -300,8 +314,7 @@ class Drive:
             task.cancel()
         _, left = await asyncio.wait(tasks, timeout=LEFT_BEHIND)
         for task in tasks:
-            if task not in left and not task.cancelled():
-                task.exception()
+            task.add_done_callback(_let_go)
         for task in left:
             log.warning(
                 "%s of run %s/%s does not end: it is left behind", task.get_name(), self.run.workflow, self.run.key
@@ -336,19 +349,85 @@ class Drive:
 
     async def _take(self, event: Event) -> None:
         """Decide and commit. Steps whose states the move leaves are ended before its commit."""
+        if event.within is not None:
+            await self._take_within(event, event.within)
+            return
         move = await decide(self.workflow, self.run, event, now=self.store.now())
         if move.after is move.before:
             self._asked = self.run.version
             return
         if self._steps:
-            live = move.after.active if move.after.status in ("running", "waiting") else {}
-            gone = [(s, v) for s, v in self._steps if s not in live or live[s].visit != v]
-            await self._stop(gone)
+            await self._stop_left(move)
+            if (name := self._lent_to()) is not None:
+                await self._take_after(name, event)
+                return
         await self.commit(move)
+
+    async def _stop_left(self, move: Move) -> None:
+        live = move.after.active if move.after.status in ("running", "waiting") else {}
+        await self._stop([(s, v) for s, v in self._steps if s not in live or live[s].visit != v])
+
+    async def _take_within(self, event: Event, lent: Lent) -> None:
+        """As `_take`, for a step with a transaction: its move is committed there, or it is rolled back first."""
+        failing: Event | None = None
+        try:
+            move = await decide(self.workflow, self.run, event, now=self.store.now())
+            if move.error is None:
+                await self._stop_left(move)
+                failing = await self._commit_within(move, lent)
+        finally:
+            await lent.rollback()
+        if failing is not None:
+            await self._take(failing)
+        elif move.error is not None:
+            await self.commit(move)
+
+    async def _commit_within(self, move: Move, lent: Lent) -> Event | None:
+        """Commit a move where its step has written. Returns the step's failure, where what it wrote cannot be kept."""
+        event = move.event
+        try:
+            await lent.commit(move)
+        except RolledBack as error:
+            await self._anew(error)
+        except StoreError:
+            raise
+        except Exception as error:
+            return failed(error, self.run, event.state, event.began, event.remembered)
+        else:
+            self._committed(move)
+        return None
+
+    async def _anew(self, error: RolledBack) -> None:
+        """What a step did had no effect: it is run again, in the same attempt."""
+        log.warning("a step of run %s/%s is run again: %s", self.run.workflow, self.run.key, error)
+        self._fresh = False  # what it has remembered stays
+        await asyncio.sleep(AGAIN)
+
+    def _lent_to(self) -> tuple[str, int] | None:
+        """The step, if there is one, whose transaction every other write waits for."""
+        lent = self._acting.transactions
+        return next((name for name in self._steps if name in lent and lent[name].holds_the_writer), None)
+
+    async def _take_after(self, name: tuple[str, int], event: Event) -> None:
+        """Take an event after the end of a step for which every write waits, and which waits for nothing but its end.
+
+        What is in the inbox, and what is due, is found again; the end of another step is taken where it still can be.
+        """
+        visits = {state: stay.visit for state, stay in self.run.active.items()}
+        await asyncio.wait([self._steps[name]])
+        first = self._ended_step(name)
+        if first is not None:
+            await self._take(first)
+        stay = self.run.active.get(event.state)
+        if event.began is not None and stay is not None and stay.visit == visits.get(event.state):
+            await self._take(event)
 
     async def commit(self, move: Move) -> None:
         """Write a move, and go on from there."""
         await self.store.commit(move)
+        self._committed(move)
+
+    def _committed(self, move: Move) -> None:
         event = move.event
         if event.id:
             self._idle.clear()
@@ -415,6 +494,12 @@ def _broken(run: Run, error: BaseException) -> Event:
     """An action that failed for good fails the run; no retry of a step is meant by it."""
     leaf = next(reversed(run.active))
     return Event(name=ERROR, state=leaf, failure=failure(error, run, leaf))
+
+
+def _let_go(task: asyncio.Task[Event]) -> None:
+    """What a step did that was stopped is dropped, also where it came to its end all the same."""
+    if not task.cancelled() and task.exception() is None and (lent := task.result().within) is not None:
+        lent.drop()
 
 
 def _log(move: Move) -> None:

@@ -164,6 +164,7 @@ class Engine:
 
     async def result(self, workflow: Workflow | str, key: str) -> Run:
         """Wait until a run ends or rests, whoever drives it, and return it, also when it failed."""
+        self._worker.check_free()
         name = self._name(workflow)
         while True:
             driving = self._drives.get((name, key))
@@ -234,7 +235,7 @@ class Engine:
         is. With `visit` (of the run as the sender saw it) it is good for that visit only; `due` (seconds since the
         epoch) delivers it later. Raises UnknownEvent, RunNotFound, RunOver, and CodecError for the payload.
         """
-        self._worker.check()
+        self._worker.check_free()
         definition = self._known(workflow).check()
         known_event(definition, event)
         encode(payload, "payload", limit=definition.codec.limit)
@@ -281,7 +282,7 @@ class Engine:
 
     async def _steer(self, workflow: Workflow | str, key: str, name: str, payload: Any = None) -> Run:
         """Post one of the engine's own events, and wait until the run's owner has taken it."""
-        self._worker.check()
+        self._worker.check_free()
         definition = self._known(workflow).check()
         event, place = Event(name=name, payload=payload, id=uuid.uuid4().hex), (definition.name, key)
         posted = await self._drives.post(definition, key, event)
@@ -407,7 +408,7 @@ class Engine:
         self, workflow: Workflow | str, data: Any, key: str | None, different: Different, *, retry: bool
     ) -> Driving:
         """Make sure that the run is there and that this engine sees to it. Returns once it is durable."""
-        self._worker.check()
+        self._worker.check_free()
         if different not in get_args(Different):
             raise ValueError(f"different must be one of {', '.join(get_args(Different))}, not {different!r}")
         definition = self._known(workflow).check()

@@ -16,10 +16,12 @@ FSMWorkflowError
 ├── DefinitionChanged                   the run's state or data no longer fits the workflow
 ├── InputDiffers                        the key is taken by a run with another input
 ├── EngineClosed                        the engine is not open
+├── TransactionError                    a step's transaction cannot be had, or was taken back
 └── StoreError                          the store cannot do its work
     ├── StoreUnavailable                it may again: waited for, then retried
     ├── SchemaError                     the tables are newer than this code, or not ours
     ├── LeaseLost                       another owner has claimed the run: nothing was written
+    ├── RolledBack                      a step's transaction had no effect: the step is run again
     └── Stale                           an older event has been posted meanwhile: nothing was written
 """
 
@@ -47,6 +49,7 @@ __all__ = [
     "MergeConflict",
     "NoTransition",
     "NotAccepted",
+    "RolledBack",
     "RunFailed",
     "RunNotFound",
     "RunOver",
@@ -56,6 +59,7 @@ __all__ = [
     "StepTimeout",
     "StoreError",
     "StoreUnavailable",
+    "TransactionError",
     "UnknownEvent",
     "UnknownWorkflow",
 ]
@@ -217,6 +221,12 @@ class EngineOpen(FSMWorkflowError):
     code = "engine_open"
 
 
+class TransactionError(FSMWorkflowError):
+    """A step's transaction cannot be had here, was misused, or took too long. What the step wrote in it is gone."""
+
+    code = "transaction"
+
+
 class StoreError(FSMWorkflowError):
     """The store cannot do its work, for a reason that waiting does not mend."""
 
@@ -239,6 +249,15 @@ class LeaseLost(StoreError):
     """Another owner has claimed this run, so nothing was written. Its work here is stopped; the other one goes on."""
 
     code = "lease_lost"
+
+
+class RolledBack(StoreError):
+    """A step's transaction was rolled back for a reason that passes, as a serialization failure or a lost connection.
+
+    It had no effect, so that the step is run again, in the same attempt.
+    """
+
+    code = "rolled_back"
 
 
 class Stale(StoreError):

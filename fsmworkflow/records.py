@@ -171,7 +171,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     `$done` carries what a step changed (`changes`, `removed`, seen from `base`) and the `trigger` that it returned;
     `$error` the `failure`, and the exception itself as `error`, which is never stored. `remembered` is False where the
-    visit surely has no remembered calls; `posts` is what the step has emitted.
+    visit surely has no remembered calls; `posts` is what the step has emitted, and `within` the transaction that it has
+    begun, in which its move is to be committed.
     """
 
     name: str
@@ -192,6 +193,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     began: float | None = None
     remembered: bool = True
     posts: tuple[Post, ...] = ()
+    within: Any = None
 
 
 class Post(msgspec.Struct, frozen=True):

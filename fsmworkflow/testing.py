@@ -8,6 +8,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from fsmworkflow.records import Call, Event, Move, Owner, Run
 from fsmworkflow.retry import Duration, seconds
 from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Pairs, Runs, Store, Versions
+from fsmworkflow.store.lent import Lent
 
 __all__ = ["Clock", "Crash", "CrashingStore"]
 
@@ -48,8 +49,9 @@ class CrashingStore:
         async with Engine(store.inner, workflows=[article]) as engine:  # the restarted process
             run = await engine.run(article, key="article-1")
 
-    Writes are create, commit, settle, release, remember and post. The one that stops raises Crash in whoever drives;
-    from then on everything but `close` does. `writes` counts what was asked for; `crashed` says whether it has stopped.
+    Writes are create, commit (of a step's transaction too), settle, release, remember and post. The one that stops
+    raises Crash in whoever drives; from then on everything but `close` does. `writes` counts what was asked for;
+    `crashed` says whether it has stopped.
     With `at=None` it never stops, and only counts.
     """
 
@@ -100,6 +102,17 @@ class CrashingStore:
 
     async def commit(self, move: Move) -> None:
         await self._write(self.inner.commit, move)
+
+    def transaction(self, run: Run) -> Lent:
+        self._alive()
+        lent = self.inner.transaction(run)
+        commit = lent.commit
+
+        async def counted(move: Move) -> None:
+            await self._write(commit, move)
+
+        lent.commit = counted  # type: ignore[method-assign]
+        return lent
 
     async def settle(self, before: Run, after: Run) -> None:
         await self._write(self.inner.settle, before, after)

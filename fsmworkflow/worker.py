@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
-from fsmworkflow.errors import EngineClosed, FSMWorkflowError
+from fsmworkflow.errors import EngineClosed, FSMWorkflowError, TransactionError
 from fsmworkflow.lease import Lease, machine_id, process_id
 from fsmworkflow.records import Owner, Post, Run, replace
 from fsmworkflow.store import Store, Versions
@@ -52,6 +52,7 @@ class Worker:
         self._lease: Lease | None = None
         self.workflows: dict[str, Workflow] = {}
         self.told: Callable[[Iterable[Post]], None] = lambda posts: None
+        self.lending: asyncio.Task[Any] | None = None  # in which a step runs for which every other write waits
         self.stuck: dict[int, int] = {}
         self._giving_back: set[asyncio.Task[None]] = set()
 
@@ -167,6 +168,15 @@ class Worker:
             raise EngineClosed("the engine is closing: nothing new is begun")
         if not self.token:
             raise EngineClosed("the engine is not open: use it inside `async with Engine(...) as engine:`")
+
+    def check_free(self) -> None:
+        """As `check`, and raise TransactionError in a step whose transaction every other write waits for."""
+        self.check()
+        if self.lending is not None and self.lending is asyncio.current_task():
+            raise TransactionError(
+                "a step in a transaction on SQLite asks the engine for what waits for the end of this transaction: "
+                "do it before it, in another step, or by ctx.emit"
+            )
 
 
 def first_of(run: Run, token: str) -> bool:

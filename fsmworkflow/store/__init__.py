@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from fsmworkflow.errors import StoreError
 from fsmworkflow.records import Call, Entry, Event, Move, Owner, Run
+from fsmworkflow.store.lent import Lent
 
 __all__ = ["Store", "open_store"]
 
@@ -59,6 +60,9 @@ class Store(Protocol):
         A move that ends the run for good drops what still waits. Where an event was posted since `before`, a run is
         left due now, whatever the move says.
         """
+
+    def transaction(self, run: Run) -> Lent:
+        """A transaction for a step of this run, not begun yet. Raises TransactionError in a store that has none."""
 
     async def settle(self, before: Run, after: Run) -> None:
         """Write what is no move: the `actions`, `owner` (kept or None), `due` and `error` of `after`. Raises LeaseLost.

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 
 from fsmworkflow.codec import read_back
-from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError
+from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError, TransactionError
 from fsmworkflow.records import UNFINISHED, Call, Entry, Event, Move, Owner, Post, Run, replace
 from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Pairs, Runs, Versions
+from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.rows import drops, is_new, opened, posted, sealed, sealed_move
 
 
@@ -75,6 +76,12 @@ class MemoryStore:
             self._calls.pop((row.id, state, visit), None)
         for post in move.posts:
             self._emit(post, move.at)
+
+    def transaction(self, run: Run) -> Lent:
+        raise TransactionError(
+            f"a step of {run.workflow}/{run.key} asks for a transaction, and {self.url} has no connection to give: "
+            "ctx.transaction() is for runs in sqlite:///file.db and postgresql://..."
+        )
 
     async def settle(self, before: Run, after: Run) -> None:
         self._open()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import json
 import logging
@@ -19,11 +20,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from fsmworkflow.codec import Codec, decode, digests
-from fsmworkflow.errors import CodecError, RunNotFound, RunOver, SchemaError, StoreError, StoreUnavailable
+from fsmworkflow.errors import (
+    CodecError,
+    RolledBack,
+    RunNotFound,
+    RunOver,
+    SchemaError,
+    Stale,
+    StoreError,
+    StoreUnavailable,
+    TransactionError,
+)
 from fsmworkflow.records import Active, Move, Owner, Post, Run, replace
 from fsmworkflow.store import Entries, Names, Pairs, Runs, Versions, rows
+from fsmworkflow.store.lent import Lent, own_end
 from fsmworkflow.store.memory import lost, stale
-from fsmworkflow.store.sql import Migration, missing, queries, statements
+from fsmworkflow.store.sql import Migration, ends_transaction, missing, queries, statements
 from fsmworkflow.store.verbs import Verbs
 from fsmworkflow.store.writer import Write, Writer, beside, in_task, patiently, whole
 
@@ -104,6 +116,7 @@ class PostgresStore(Verbs):
         self.url = _shown(url, self._connecting)
         self.pool: asyncpg.Pool[asyncpg.Record] | None = None  # the user's: what steps hold cannot starve our reads
         self._reads: asyncpg.Pool[asyncpg.Record] | None = None
+        self._lends: asyncpg.Pool[asyncpg.Record] | None = None  # whose connections steps have for their transactions
         self._offset = 0.0
         self._writer = Writer(in_task(self._apply))
         self._writing, self._pooled = asyncio.Lock(), asyncio.Lock()
@@ -161,6 +174,14 @@ class PostgresStore(Verbs):
                     self._reads = await self._make_pool(READS)
         return self._reads
 
+    async def _lending(self) -> asyncpg.Pool[asyncpg.Record]:
+        """A pool as the user's, each of whose connections can be kept from ending its transaction."""
+        async with self._pooled:
+            if self._lends is None:
+                kind = type("Guarded", (Guarded, self._pooling.get("connection_class", asyncpg.Connection)), {})
+                self._lends = await self._make_pool({**POOL, **self._pooling, "connection_class": kind})
+        return self._lends
+
     async def _make_pool(self, keywords: Mapping[str, Any]) -> asyncpg.Pool[asyncpg.Record]:
         options = {"timeout": CONNECT_SECONDS, **self._connecting, **keywords}
         with _saying(self.url):
@@ -174,8 +195,8 @@ class PostgresStore(Verbs):
 
     async def _close(self) -> None:
         await self._writer.drain(CLOSE_SECONDS)
-        held = (self._write, self.pool, self._reads)
-        self._write = self.pool = self._reads = None
+        held = (self._write, self.pool, self._reads, self._lends)
+        self._write = self.pool = self._reads = self._lends = None
         self._open = False
         for one in held:
             if one is not None:
@@ -183,11 +204,11 @@ class PostgresStore(Verbs):
 
     def _forget(self) -> None:
         """Let go of what belongs to an event loop that has ended, and cannot be closed in peace any more."""
-        for one in (self._write, self.pool, self._reads):
+        for one in (self._write, self.pool, self._reads, self._lends):
             if one is not None:
                 with contextlib.suppress(RuntimeError, asyncpg.InterfaceError):
                     one.terminate()
-        self._write = self.pool = self._reads = None
+        self._write = self.pool = self._reads = self._lends = None
         self._open = False
 
     def twin(self) -> PostgresStore:
@@ -295,6 +316,20 @@ class PostgresStore(Verbs):
                 if kind in kinds:
                     await write_all(connection, kinds[kind], now)
 
+    def transaction(self, run: Run) -> Lent:
+        self._check()
+        return PostgresLent(self, run)
+
+    async def _outcome(self, write: Write) -> None:
+        """Set the error of a move whose COMMIT may have been made, none where it was. Waits for one under way."""
+
+        async def look(connection: Connection) -> None:
+            async with connection.transaction(isolation="read_committed"):
+                await connection.execute(SQL["lock"], [write.run.id], [], [])
+                await _resolve(connection, [write])
+
+        await self._ask(look)
+
     # -- reading ----------------------------------------------------------------------------------------------------
 
     async def _read_rows(self, block: str, *values: Any) -> list[asyncpg.Record]:
@@ -375,6 +410,148 @@ class PostgresStore(Verbs):
 
     async def reset(self) -> None:
         await self._do(lambda db: db.execute(SQL["reset"], timeout=RESET_SECONDS))
+
+
+class Guarded:
+    """What a pooled connection is made of that steps have: while it is `guarded`, only we end its transaction."""
+
+    guarded: str | None = None
+    """Whose step has it."""
+
+    def guard(self, where: str | None) -> Any:
+        """Guard it, or no more. Returns the connection itself, which is there when the pool's proxy has let it go."""
+        self.guarded = where
+        return self
+
+    def refuse(self, query: str = "") -> None:
+        """Raise TransactionError for what would end the transaction, and for anything that comes after its end."""
+        if self.guarded is None or self.is_closed():  # type: ignore[attr-defined]
+            return
+        if ends_transaction(query) or not self.is_in_transaction():  # type: ignore[attr-defined]
+            raise own_end(self.guarded)
+
+
+def _refusing(name: str, *, ends: bool = False) -> Callable[..., Any]:
+    """A method of asyncpg's connection that is refused where it, or its query, would end the transaction."""
+    inherited = getattr(asyncpg.Connection, name)
+
+    @functools.wraps(inherited)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.refuse("ROLLBACK" if ends else args[0] if args else kwargs.get("query", kwargs.get("command", "")))
+        return getattr(super(Guarded, self), name)(*args, **kwargs)
+
+    return call
+
+
+for _name in ("execute", "executemany", "fetch", "fetchval", "fetchrow", "fetchmany", "prepare", "cursor"):
+    setattr(Guarded, _name, _refusing(_name))
+for _name in ("close", "reset"):
+    setattr(Guarded, _name, _refusing(_name, ends=True))
+
+
+class PostgresLent(Lent):
+    """A connection of its own, in READ COMMITTED unless the step's first statement sets another level."""
+
+    def __init__(self, store: PostgresStore, run: Run) -> None:
+        super().__init__(run)
+        self._store = store
+        self._gone = False  # whether the connection was lost before it was rolled back
+
+    async def _begin(self) -> None:
+        await patiently(self._attempt)
+
+    async def _attempt(self) -> None:
+        self._store._check()
+        with _saying(self._store.url):
+            self._pool = await self._store._lending()
+            connection = await self._pool.acquire(timeout=self._store._patience)
+            try:
+                self._transaction = connection.transaction(isolation="read_committed")
+                await self._transaction.start()
+            except BaseException:
+                connection.terminate()
+                await self._pool.release(connection)
+                raise
+        self._own = connection.guard(self.where)  # type: ignore[attr-defined]
+        self.connection = connection
+
+    @property
+    def lost(self) -> RolledBack | None:
+        return None if not self._gone else RolledBack(f"{self._store.url}: the connection of its transaction was lost")
+
+    async def _commit(self, move: Move) -> None:
+        write = Write("move", move, move.before, asyncio.get_running_loop().create_future())
+        try:
+            try:
+                await self._written(write)
+            except PASSING as error:
+                raise self._passing(error) from error
+            if write.error is not None:
+                raise write.error
+            await self._committed(write)
+        except BaseException:
+            await self._undone()
+            raise
+        finally:
+            await self._give_back()
+
+    async def _written(self, write: Write) -> None:
+        """The statements of the move, in the step's own transaction."""
+        connection, posts = self._own, write.record.posts
+        connection.guard(None)
+        if not connection.is_closed() and not connection.is_in_transaction():
+            raise own_end(self.where)
+        try:
+            if posts:
+                named = [(post.workflow, post.key) for post in posts]
+                await connection.execute(SQL["lock"], [write.run.id], *_columns(named))
+            await _advance(connection, [write], self._store.now())
+        except asyncpg.PostgresError as error:
+            if isinstance(error, PASSING):
+                raise
+            raise TransactionError(
+                f"the transaction of a step of {self.where} cannot take the step's move after what the step did in it: "
+                f"{error} ({type(error).__name__})"
+            ) from error
+
+    def _passing(self, error: BaseException) -> Exception:
+        """What stopped the move before its COMMIT, so that nothing was written."""
+        if isinstance(error, asyncpg.InterfaceError) and not self._own.is_closed():
+            return TransactionError(f"the transaction of a step of {self.where} is still in use by it: {error}")
+        return RolledBack(f"{self._store.url}: {error!s:.500} ({type(error).__name__})")
+
+    async def _committed(self, write: Write) -> None:
+        """COMMIT. Where its answer is lost, history says whether it was made."""
+        try:
+            await self._transaction.commit()
+        except UNHARMED as error:
+            raise self._passing(error) from error
+        except PASSING as error:
+            self._own.terminate()  # so that what was not made by now never is
+            await self._store._outcome(write)
+            if write.error is not None:
+                raise (self._passing(error) if isinstance(write.error, Stale) else write.error) from error
+
+    async def _rollback(self) -> None:
+        self._gone = self._own.is_closed()
+        self._own.guard(None)
+        await self._undone()
+        await self._give_back()
+
+    async def _undone(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if not self._own.is_closed() and self._own.is_in_transaction():
+                    await self._transaction.rollback()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self._own.terminate()
+
+    async def _give_back(self) -> None:
+        """The pool resets what the step has set on the connection."""
+        try:
+            await self._pool.release(self.connection, timeout=CLOSE_SECONDS)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            log.warning("%s: a connection could not be given back: %r", self._store.url, error)
 
 
 # -- errors and addresses ---------------------------------------------------------------------------------------------

@@ -62,6 +62,21 @@ def missing(dialect: Dialect, tables: Collection[str], versions: Sequence[int]) 
     return tuple(migration for migration in known if migration.version > done)
 
 
+_KEPT = re.compile(
+    r"""--[^\n]*|/\*.*?\*/|[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(\$\w*\$).*?\1""", re.DOTALL
+)
+_ENDS = re.compile(
+    r"(?:^|;)\s*(?:commit|end|abort|begin|start\s+transaction|prepare\s+transaction"
+    r"|rollback(?!\s+(?:work\s+|transaction\s+)?to\b))\b",
+    re.IGNORECASE,
+)
+
+
+def ends_transaction(query: str) -> bool:
+    """Whether one of the statements of a query begins or ends a transaction. Savepoints do not."""
+    return _ENDS.search(_KEPT.sub(" ", query)) is not None
+
+
 def statements(sql: str) -> list[str]:
     """The single statements of a migration. Its comments must hold no semicolon."""
     return [part.strip() for part in _bare(sql).split(";") if part.strip()]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import math
 import os
 import sqlite3
 import time
@@ -20,17 +22,30 @@ from urllib.parse import unquote
 import aiosqlite
 
 from fsmworkflow.codec import decode
-from fsmworkflow.errors import RunNotFound, RunOver, SchemaError, StoreError, StoreUnavailable
+from fsmworkflow.errors import (
+    RolledBack,
+    RunNotFound,
+    RunOver,
+    SchemaError,
+    StoreError,
+    StoreUnavailable,
+    TransactionError,
+)
 from fsmworkflow.records import Event, Move, Owner, Post, Run, replace
 from fsmworkflow.store import Entries, Names, Pairs, Runs, Versions, rows
+from fsmworkflow.store.lent import Lent, own_end
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, missing, queries, statements
 from fsmworkflow.store.verbs import Verbs
 from fsmworkflow.store.writer import Done, Write, Writer, patiently, whole
 
+log = logging.getLogger("fsmworkflow")
+
 T = TypeVar("T")
 SQL = queries("sqlite")
 BUSY_SECONDS, OPEN_SECONDS, CLOSE_SECONDS = 5.0, 15.0, 5.0
+LENT_SECONDS = 5.0
+"""How long a step's transaction may hold up all other writes."""
 PASSING = ("locked", "busy", "disk is full", "disk i/o error")
 
 
@@ -87,8 +102,8 @@ class SQLiteStore(Verbs):
     def opened(self) -> bool:
         return self._write is not None
 
-    async def _connect(self) -> aiosqlite.Connection:
-        connection = aiosqlite.connect(self.path, isolation_level=None, timeout=BUSY_SECONDS)
+    async def _connect(self, **options: Any) -> aiosqlite.Connection:
+        connection = aiosqlite.connect(self.path, isolation_level=None, timeout=BUSY_SECONDS, **options)
         connection._thread.daemon = True  # a program that forgets to close must still be able to exit
         try:
             await connection
@@ -180,6 +195,10 @@ class SQLiteStore(Verbs):
 
         connection._tx.put_nowait((None, commit))
 
+    def transaction(self, run: Run) -> Lent:
+        self._check()
+        return SQLiteLent(self, self._writer, run)
+
     # -- reading ----------------------------------------------------------------------------------------------------
 
     async def _read_rows(self, block: str, *values: Any) -> list[dict[str, Any]]:
@@ -235,6 +254,77 @@ class SQLiteStore(Verbs):
         await self._do(lambda db: [db.execute(one) for one in statements(SQL["reset"])])
 
 
+class SQLiteLent(Lent):
+    """The writer's turn, on a connection that is the step's alone: whatever is done to it, the writer's is as it was.
+
+    After 5 s it is rolled back, also in the middle of a statement.
+    """
+
+    alone = True
+
+    def __init__(self, store: SQLiteStore, writer: Writer, run: Run) -> None:
+        super().__init__(run)
+        self._store = store
+        self._writer = writer
+        self._expired = False
+
+    async def _begin(self) -> None:
+        await self._writer.borrow()
+        try:
+            # No statement is kept: one that was prepared before would not be asked about again.
+            connection = await self._store._connect(cached_statements=0)
+            try:
+                await patiently(lambda: self._attempt(connection))
+            except BaseException:
+                await connection.close()
+                raise
+        except BaseException:
+            self._writer.give_back()
+            raise
+        self.connection = connection
+        self.until = asyncio.get_running_loop().time() + LENT_SECONDS
+        self._timer = asyncio.get_running_loop().call_at(self.until, self._expire)
+
+    async def _attempt(self, connection: aiosqlite.Connection) -> None:
+        self._store._check()  # a store that was closed meanwhile lends nothing
+        await self._store._on(connection, _lend)
+
+    def _expire(self) -> None:
+        if not self.over:
+            self._expired = True
+            self.drop()
+
+    def said(self, error: BaseException) -> BaseException:
+        """A refused COMMIT, and what follows when the connection is taken away, as a TransactionError."""
+        late = isinstance(error, TimeoutError) and asyncio.get_running_loop().time() >= (self.until or math.inf)
+        if self._expired or late:
+            return self._too_long()
+        return own_end(self.where) if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_AUTH else error
+
+    async def _commit(self, move: Move) -> None:
+        self._timer.cancel()
+        try:
+            await self.connection._execute(_commit_lent, self.connection._conn, move, self._store._named)
+        finally:
+            await self._give_back()
+
+    async def _rollback(self) -> None:
+        self._timer.cancel()
+        try:
+            self.connection._conn.interrupt()
+            await self.connection._execute(_take_back, self.connection._conn)
+        except (sqlite3.Error, ValueError) as error:  # closed by the step, which rolled it back
+            log.debug("%s: %s", self.where, error)
+        finally:
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        try:
+            await self.connection.close()
+        finally:
+            self._writer.give_back()
+
+
 # -- on the connection's thread -------------------------------------------------------------------------------------
 
 
@@ -261,6 +351,48 @@ def _transaction(db: sqlite3.Connection, function: Callable[[sqlite3.Connection]
             db.execute("ROLLBACK")
         raise
     return result
+
+
+def _lend(db: sqlite3.Connection) -> None:
+    """Begin a transaction that only we end: once it has ended otherwise, by a conflict clause, nothing more is done."""
+
+    def may(action: int, *_: object) -> int:
+        allowed = action != sqlite3.SQLITE_TRANSACTION and db.in_transaction
+        return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("BEGIN IMMEDIATE")
+    db.set_authorizer(may)
+
+
+def _take_back(db: sqlite3.Connection) -> None:
+    db.set_authorizer(None)
+    if db.in_transaction:
+        db.execute("ROLLBACK")
+
+
+def _commit_lent(db: sqlite3.Connection, move: Move, named: Callable[[Exception], StoreError]) -> None:
+    """A move, and what its step has written: both, or neither."""
+    run = move.before
+    db.set_authorizer(None)
+    if not db.in_transaction:
+        raise TransactionError(
+            f"the transaction of a step of {run.workflow}/{run.key} was rolled back by one of its statements, and the "
+            "step went on"
+        )
+    try:
+        _advance(db, [move])
+        db.execute("COMMIT")
+    except (_Mixed, sqlite3.Error) as error:
+        _take_back(db)
+        missed = _missed(db, run)
+        if missed is None:
+            return
+        if isinstance(error, _Mixed):
+            raise missed from None
+        if not isinstance(passing := named(error), StoreUnavailable):
+            raise  # of the step's making: a constraint that is checked at the end, a statement that is not done
+        raise RolledBack(str(passing)) from error
 
 
 def _write(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
@@ -51,6 +52,7 @@ class Writer:
     def __init__(self, start: Start) -> None:
         self._start = start
         self._waiting: list[Write] = []
+        self._lenders: deque[tuple[list[Write], asyncio.Future[None]]] = deque()
         self._batch: list[Write] = []
         self._busy = False
         self._pause = FIRST_PAUSE
@@ -67,6 +69,23 @@ class Writer:
             loop.call_soon(self._flush)  # not at once: what is put in this turn of the loop rides along
         return future
 
+    async def borrow(self) -> None:
+        """Wait for a turn of one's own, in which nothing is written until `give_back`: after all that was put before.
+
+        Not to be cancelled: nobody would give it back.
+        """
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lenders.append((self._waiting, turn))
+        self._waiting = []
+        if not self._busy:
+            self._busy = True
+            self._flush()
+        await turn
+
+    def give_back(self) -> None:
+        """The turn that was borrowed is over."""
+        self._flush()
+
     async def drain(self, seconds: float | None = None) -> None:
         """Wait until nothing is waiting, for up to `seconds`: what then still waits fails with StoreUnavailable."""
         if not self._busy:
@@ -75,12 +94,25 @@ class Writer:
             self._idle = asyncio.get_running_loop().create_future()
         done, _ = await asyncio.wait([self._idle], timeout=seconds)
         if not done:
-            left, self._batch, self._waiting = [*self._batch, *self._waiting], [], []
+            earlier = [write for writes, _ in self._lenders for write in writes]
+            left, self._batch, self._waiting = [*self._batch, *earlier, *self._waiting], [], []
+            turns, self._lenders = [turn for _, turn in self._lenders], deque()
+            for turn in turns:
+                turn.set_exception(StoreUnavailable("the store was closed before its turn came"))
             if self._give_up is not None:
                 self._give_up()
             _answer(left, StoreUnavailable("the store was closed before this could be written"))
 
     def _flush(self) -> None:
+        if self._lenders:
+            self._batch, turn = self._lenders[0]
+            if not self._batch:
+                self._lenders.popleft()
+                turn.set_result(None)
+                return
+            self._lenders[0] = [], turn
+            self._attempt(self._batch)
+            return
         if self._waiting:
             self._batch, self._waiting = self._waiting, []
             self._attempt(self._batch)
