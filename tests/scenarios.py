@@ -118,7 +118,8 @@ class Scenario:
 
     `bodies` are the states of the bodies that run where nothing goes wrong (the visits unless given), `calls` how many
     remembered calls are really made, `actions` what is done after commits, and undone, in order. `beside` is how many
-    bodies one death may repeat; with `waits` the run rests on its way, until a time comes.
+    bodies one death may repeat; with `waits` the run rests on its way, until a time comes; with `connected` it needs a
+    store that has a connection.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Scenario:
     actions: tuple[str, ...] = ()
     beside: int = 1
     waits: bool = False
+    connected: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -826,6 +828,30 @@ def emitted_to_itself(ledger: Ledger) -> Workflow:
         async with ledger.body(ctx):
             assert ctx.event is not None
             ctx.data["answer"] = ctx.event.payload
+
+    flow.final("end")
+    return flow
+
+
+async def rows(db: Any, query: str) -> list[Any]:
+    """What a query finds, by either driver."""
+    return list(await (db.fetch(query) if hasattr(db, "fetch") else db.execute_fetchall(query)))
+
+
+@scenario(visits="write count", state="end", data={"rows": 1}, connected=True)
+def rows_of_its_own(ledger: Ledger) -> Workflow:
+    flow = Workflow("rows_of_its_own")
+
+    @flow.step(initial=True, then="count")
+    async def write(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx), ctx.transaction() as db:
+            await db.execute("CREATE TABLE IF NOT EXISTS tally (made text)")
+            await db.execute(f"INSERT INTO tally VALUES ('{ctx.run.created!r}')")
+
+    @flow.step(then="end")
+    async def count(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx), ctx.transaction() as db:
+            ctx.data["rows"] = len(await rows(db, f"SELECT made FROM tally WHERE made = '{ctx.run.created!r}'"))
 
     flow.final("end")
     return flow

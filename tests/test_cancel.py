@@ -29,11 +29,12 @@ ALL = [
     "retried_twice",
     "regions_at_once",
     "undone_in_reverse",
+    "rows_of_its_own",
 ]
 
 
 def places(*postgres: str) -> pytest.MarkDecorator:
-    """The eight scenarios that wait in different ways on SQLite, where a restart is cheap, and these on PostgreSQL."""
+    """The nine scenarios that wait in different ways on SQLite, where a restart is cheap, and these on PostgreSQL."""
     known = {scenario.name: scenario for scenario in SCENARIOS}
     pairs = [*(("sqlite", name) for name in ALL), *(("postgres", name) for name in postgres)]
     values = [pytest.param(store, known[name], id=f"{store}-{name}") for store, name in pairs]
@@ -204,7 +205,7 @@ async def every(what: str, attempt: Callable[[int], Awaitable[bool]], least: int
 # -- a machine, in the caller's own task ----------------------------------------------------------------------------
 
 
-@places("remembered_calls", "actions_after_commits", "large_field")
+@places("remembered_calls", "actions_after_commits", "large_field", "rows_of_its_own")
 async def test_P12_a_machine_cancelled_at_any_await_leaves_its_run_resumable(world: World, scenario: Scenario) -> None:
     async def attempt(n: int) -> bool:
         ledger = await world.emptied()
@@ -253,7 +254,7 @@ async def freed(store: Store, scenario: Scenario) -> Run | None:
 # -- an engine ------------------------------------------------------------------------------------------------------
 
 
-@places("remembered_calls", "retried_twice")
+@places("remembered_calls", "retried_twice", "rows_of_its_own")
 async def test_P12_an_engine_whose_drive_is_cancelled_at_any_await_leaves_the_run_resumable(
     world: World, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,8 +36,11 @@ def shared_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-async def store(shared_url: str) -> Any:
+async def store(request: pytest.FixtureRequest, shared_url: str) -> Any:
     """An open store that stays open, so that each of some hundred restarts costs milliseconds."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and shared_url == "memory://" and callspec.params["scenario"].connected:
+        pytest.skip("a store in memory has no connection to give")
     store = open_store(unhurried(shared_url))
     await store.open()
     close, store.close = store.close, _nothing  # type: ignore[method-assign]
@@ -170,7 +173,8 @@ async def test_P11_a_write_whose_acknowledgement_is_lost_was_made_once(
             raise AssertionError(f"{scenario}, batch {at} said to have failed, {way.__name__}: {error!r}") from error
         deaf.leave()
         if not deaf.struck:
-            assert at > len(scenario.visits), f"{scenario} made only {at - 1} batches"
+            # A step's own transaction is committed beside the writer: see test_transaction.py.
+            assert at > (1 if scenario.connected else len(scenario.visits)), f"{scenario} made only {at - 1} batches"
             return
     raise AssertionError(f"{scenario} needs more than {MOST} batches")
 
