@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from fsmworkflow import Engine, PersistentWorkflowStateMachine, Run, RunFailed, Store, Workflow, open_store
+from fsmworkflow.driving import Drives
 from fsmworkflow.settings import DBConfig
 from tests.scenarios import KEY, SCENARIOS, SECONDS, Ledger, Refused, Scenario, Way, by_machine, check_end, left
 
@@ -258,7 +259,7 @@ async def freed(store: Store, scenario: Scenario) -> Run | None:
 async def test_P12_an_engine_whose_drive_is_cancelled_at_any_await_leaves_the_run_resumable(
     world: World, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = Engine._task
+    task = Drives._task
 
     async def attempt(n: int) -> bool:
         ledger = await world.emptied()
@@ -268,7 +269,7 @@ async def test_P12_an_engine_whose_drive_is_cancelled_at_any_await_leaves_the_ru
             places.append(CancelledAt(life, n))
             return await places[-1]
 
-        monkeypatch.setattr(Engine, "_task", lambda self, life: task(self, cut(life)))
+        monkeypatch.setattr(Drives, "_task", lambda self, life: task(self, cut(life)))
         async with Engine(world.url, workflows=[flow]) as engine:
             running = asyncio.create_task(engine.run(flow, scenario.input, key=KEY))
             await asyncio.wait([running], timeout=SECONDS)
