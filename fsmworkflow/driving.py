@@ -55,6 +55,10 @@ class Line:
         self.ended = False
 
 
+FADING = 0.8
+"""What is left at each look of how late the event loop once was."""
+
+
 class Drives:
     """The runs that one engine sees to, each by its workflow and key: driven, held while they rest, or watched.
 
@@ -66,7 +70,8 @@ class Drives:
         self.worker = worker
         self.store = worker.store
         self._workflows = workflows
-        self._poll = poll
+        self.poll = poll
+        self.lag = 0.0  # seconds by which the event loop was late of late
         self._polling: asyncio.Task[None] | None = None
         self._drives: dict[Name, Driving] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -112,6 +117,11 @@ class Drives:
     def get(self, name: Name) -> Driving | None:
         """How this engine sees to a run that it drives or watches; None for any other, also for one that rests here."""
         return self._drives.get(name)
+
+    @property
+    def driven(self) -> int:
+        """How many runs are driven here now; not those that rest."""
+        return len(self._drives) + len(self._busy)
 
     async def load(self, workflow: str, key: str) -> Run:
         """The run as it now is. Raises RunNotFound."""
@@ -321,8 +331,11 @@ class Drives:
     async def _poll_for_ever(self) -> None:
         """Look for what other processes have posted to runs of ours, and for timers of runs that rest here."""
         since = self.store.now()
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._poll)
+            began = loop.time()
+            await asyncio.sleep(self.poll)
+            self.lag = max(loop.time() - began - self.poll, self.lag * FADING)
             now = self.store.now()
             for name, drive in list(self._held.items()):
                 if not drive.idle:
@@ -331,7 +344,7 @@ class Drives:
                 since = now
                 continue
             try:
-                for name in await self.store.woken(self.worker.token, since - self._poll):
+                for name in await self.store.woken(self.worker.token, since - self.poll):
                     self._wake(name, await self._stopping(name))
                 since = now
             except Exception as error:  # whatever it is, the next look must come

@@ -36,6 +36,7 @@ from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow, known_event, name_problem, nearest
 
 if TYPE_CHECKING:
+    from fsmworkflow.health import Health
     from fsmworkflow.schedule import Missed, Overlap, Schedule
 
 __all__ = ["Engine"]
@@ -323,6 +324,17 @@ class Engine:
         return explained(definition, run, await self.store.history(run), now=self.store.now())
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
+
+    async def health(self, *, within: float = 2.0) -> Health:
+        """How this engine is: `ok`, and apart `live` (its loop turns) and `ready` (its store and its lease are there).
+
+        Makes a real write, and waits for the store for `within` seconds at the most. Raises EngineClosed.
+        """
+        from fsmworkflow.health import seen
+
+        if not self._worker.token:
+            self._worker.check()
+        return await seen(self, within)
 
     async def prune(self) -> int:
         """Delete the runs that have ended longer ago than their workflows keep them, with all that is theirs.

@@ -60,7 +60,12 @@ class Lease:
     @property
     def lapsed(self) -> bool:
         """Whether it has ended by this process's own clock, so that others may have claimed."""
-        return time.monotonic() >= self._until
+        return self.left <= 0
+
+    @property
+    def left(self) -> float:
+        """For how many seconds it still holds."""
+        return self._until - time.monotonic()
 
     async def begin(self) -> None:
         """Make the owner known, and renew its lease for as long as this event loop runs."""

@@ -159,6 +159,9 @@ class CrashingStore:
     async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
         return await self._other(self.inner.oldest, workflow, but, newest)
 
+    async def overdue(self, workflows: Names) -> float | None:
+        return await self._other(self.inner.overdue, workflows)
+
     async def prune(self, workflow: str, statuses: Names, before: float, many: int) -> int:
         return await self._other(self.inner.prune, workflow, statuses, before, many)
 

@@ -104,6 +104,16 @@ class Worker:
         """Whether the lease has ended by this process's own clock, so that others may have claimed."""
         return self._lease is None or self._lease.lapsed
 
+    @property
+    def left(self) -> float:
+        """For how many seconds the lease still holds by this process's own clock; below zero since when it does not."""
+        return 0.0 if self._lease is None else self._lease.left
+
+    async def prove(self) -> None:
+        """Write to the store, by renewing the lease. Raises StoreError where that cannot be done."""
+        if self._lease is not None:
+            await self._lease.renew()
+
     async def reap(self) -> bool:
         """Strike dead processes of this machine off the list of owners. True where there was one."""
         machine, now, found = machine_id(), self.store.now(), False

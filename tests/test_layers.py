@@ -57,6 +57,7 @@ FLOORS = {
     "lease.py": 3,
     "worker.py": 3,
     "schedule.py": 3,
+    "health.py": 3,
     "resources.py": 3,
     "stream.py": 4,
     "functions.py": 4,

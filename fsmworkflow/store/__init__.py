@@ -124,6 +124,9 @@ class Store(Protocol):
         One of a newer version of the workflow than `newest` is passed over.
         """
 
+    async def overdue(self, workflows: Names) -> float | None:
+        """Since when the oldest due run of these workflows waits that no live owner holds; None where none does."""
+
     async def prune(self, workflow: str, statuses: Names, before: float, many: int) -> int:
         """Delete up to `many` ended runs of these statuses that have not moved since then. Returns how many went.
 

@@ -239,6 +239,11 @@ class MemoryStore:
                 return run.key
         return None
 
+    async def overdue(self, workflows: Names) -> float | None:
+        self._open()
+        due = [r.due for r in self._runs.values() if r.due is not None and r.workflow in workflows and self._free(r)]
+        return min((time for time in due if time <= self._clock()), default=None)
+
     async def prune(self, workflow: str, statuses: Names, before: float, many: int) -> int:
         self._open()
         found = [r for r in self._runs.values() if r.workflow == workflow and r.status in statuses]

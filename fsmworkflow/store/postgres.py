@@ -376,6 +376,10 @@ class PostgresStore(Verbs):
         key: str | None = await self._ask(lambda db: db.fetchval(SQL["oldest"], workflow, but, newest))
         return key
 
+    async def overdue(self, workflows: Names) -> float | None:
+        since: float | None = await self._ask(lambda db: db.fetchval(SQL["overdue"], workflows))
+        return since
+
     async def prune(self, workflow: str, statuses: Names, before: float, many: int) -> int:
         """Looked for without a lock; those that are found are locked, and looked at again."""
         ids = [row["id"] for row in await self._read_rows("prunable", workflow, statuses, before, many)]

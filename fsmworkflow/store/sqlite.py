@@ -228,6 +228,11 @@ class SQLiteStore(Verbs):
         row = await self._ask(lambda db: db.execute(SQL["oldest"], values).fetchone())
         return None if row is None else str(row[0])
 
+    async def overdue(self, workflows: Names) -> float | None:
+        values = {"now": self._clock(), "workflows": json.dumps(workflows)}
+        row = await self._ask(lambda db: db.execute(SQL["overdue"], values).fetchone())
+        return None if row is None else float(row[0])
+
     async def prune(self, workflow: str, statuses: Names, before: float, many: int) -> int:
         """Looked for on the connection that reads, so that writers wait only for what there is to delete."""
         which = {"workflow": workflow, "statuses": json.dumps(statuses), "before": before, "many": many}

@@ -235,6 +235,14 @@ dropped AS (
      WHERE fsm_events.run = ended.run AND fsm_events.status = 'waiting')
 SELECT id FROM hit;
 
+-- name: overdue
+-- Since when the oldest due run of these workflows waits that no live owner holds.
+SELECT due FROM fsm_runs
+ WHERE due <= extract(epoch FROM clock_timestamp()) AND workflow = ANY ($1::text[])
+   AND (owner IS NULL
+        OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())))
+ ORDER BY due LIMIT 1;
+
 -- name: prunable
 -- Ended runs of a workflow that nothing has happened to since then, the oldest first. A child goes after its parent is
 -- over, a parent after its children have ended.

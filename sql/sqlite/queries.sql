@@ -157,6 +157,13 @@ SELECT key FROM fsm_runs
    AND key NOT IN (SELECT value FROM json_each(:but))
  ORDER BY id LIMIT 1;
 
+-- name: overdue
+-- Since when the oldest due run of these workflows waits that no live owner holds.
+SELECT due FROM fsm_runs
+ WHERE due <= :now AND workflow IN (SELECT value FROM json_each(:workflows))
+   AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
+ ORDER BY due LIMIT 1;
+
 -- name: prunable
 -- Ended runs of a workflow that nothing has happened to since then, the oldest first. A child goes after its parent is
 -- over, a parent after its children have ended.
