@@ -52,7 +52,7 @@ class Acting:
         if state is None or state.compensate is None:
             error = FSMWorkflowError(f"state {undo.state!r} has no compensation any more")
             return Event(name=ERROR, state=undo.state, failure=failure(error, run, undo.state))
-        stay = Active(undo.visit, undo.attempt)
+        stay = Active(undo.visit, undo.attempt, was=undo.was)
         return await self._act(run, undo.state, stay, state.compensate, None, fresh=False, undoing=True)
 
     async def _act(
@@ -70,7 +70,10 @@ class Acting:
         workflow, store = self.workflow, self.worker.store
         codec, began = workflow.codec, store.now()
         place = f"{name}:undo" if undoing else name
-        calls = Calls(self.worker, workflow, run, place, stay.visit, fresh=fresh, transactions=self.transactions)
+        named = f"{stay.was}:undo" if stay.was and undoing else stay.was
+        calls = Calls(
+            self.worker, workflow, run, place, stay.visit, fresh=fresh, named=named, transactions=self.transactions
+        )
         data = Data(run.fields) if codec.kind is None else codec.decode(run.fields)
         ctx: WorkflowContext[Any] = WorkflowContext(
             data, run=run, state=name, stay=stay, calls=calls, event=event, undoing=undoing

@@ -89,9 +89,11 @@ class WorkflowContext(Generic[D]):
         has it.
         """
         run = self.run
-        visit = run.visit if self._stay is None else self._stay.visit
+        stay = Active(run.visit) if self._stay is None else self._stay
         # Quoted, so that workflow "a" with key "b/c" is not workflow "a/b" with key "c", and fit for a header.
-        key = "/".join(quote(part, safe="") for part in (run.workflow, run.key, self._state, str(visit)))
+        key = "/".join(
+            quote(part, safe="") for part in (run.workflow, run.key, stay.was or self._state, str(stay.visit))
+        )
         return f"{key}:undo" if self._undoing else key
 
     @overload
@@ -195,11 +197,14 @@ class Failed(Exception):
 
 
 class Calls:
-    """The remembered calls of one attempt. `fresh` says that the visit is new, so that nothing has to be looked up."""
+    """The remembered calls of one attempt. `fresh` says that the visit is new, so that nothing has to be looked up.
+
+    `named` is the name of the state under which they stand, where a migration has given it another one since.
+    """
 
     __slots__ = (
         "_begun", "_counts", "_found", "_loading", "_store", "_transactions",
-        "broken", "limit", "posts", "run", "state", "transaction", "used", "visit", "worker", "workflow",
+        "broken", "limit", "named", "posts", "run", "state", "transaction", "used", "visit", "worker", "workflow",
     )  # fmt: skip
 
     def __init__(
@@ -211,6 +216,7 @@ class Calls:
         visit: int,
         *,
         fresh: bool,
+        named: str = "",
         transactions: dict[tuple[str, int], Transaction],
     ) -> None:
         self.worker = worker
@@ -221,6 +227,7 @@ class Calls:
         self._begun = 0
         self.run = run
         self.state = state
+        self.named = named or state
         self.visit = visit
         self.workflow = workflow
         self.limit = workflow.codec.limit
@@ -305,7 +312,7 @@ class Calls:
                 raise Failed(error) from error
             text = encode(result, f"result of {name.split(' ')[0].lstrip('=')}", limit=self.limit)
             self.used = True
-            call = Call(run=self.run.id, state=self.state, visit=self.visit, name=name, nth=nth, result=text)
+            call = Call(run=self.run.id, state=self.named, visit=self.visit, name=name, nth=nth, result=text)
             await self._store.remember(self.run, call)
         return decode(text)
 
@@ -314,6 +321,6 @@ class Calls:
             self._loading = asyncio.Lock()
         async with self._loading:
             if self._found is None:
-                calls = await self._store.recall(self.run, self.state, self.visit)
+                calls = await self._store.recall(self.run, self.named, self.visit)
                 self._found = {(call.name, call.nth): call.result for call in calls}
         return self._found

@@ -18,7 +18,6 @@ from fsmworkflow.codec import Data, Fields, digests, encode, text_of
 from fsmworkflow.conditions import Seen, View
 from fsmworkflow.errors import (
     DeadlineExceeded,
-    DefinitionChanged,
     FSMWorkflowError,
     MergeConflict,
     NotAccepted,
@@ -366,9 +365,9 @@ async def _take(
     active = _moved(workflow, run, event, left, entered, draft, version, now)
     ends = any(arc.ends for arc in arcs)
     final = next((s for s in entered if s in workflow.finals and "." not in s), None)
-    undo, forget = run.undo, [(state, run.active[state].visit) for state in left]
+    undo, gone = run.undo, left
     if event.name == DONE and workflow.states[event.state].compensate is not None:
-        undo = replace(undo, left=(*undo.left, Undo(event.state, run.active[event.state].visit)))
+        undo = replace(undo, left=(*undo.left, _done_with(event.state, run.active[event.state])))
     after = replace(
         run,
         active=active,
@@ -386,7 +385,7 @@ async def _take(
     )
     if ends or final is not None:
         after = _ended(workflow, after, now, "done" if final is None else workflow.states[final].outcome)
-        forget = [(state, stay.visit) for state, stay in run.active.items()]
+        gone = list(run.active)
     else:
         after = await _resting(workflow, after, now)
     return Move(
@@ -397,8 +396,17 @@ async def _take(
         changes=draft.changes,
         removed=draft.removed,
         asked=tuple(asked),
-        forget=tuple(forget) if event.remembered else (),
+        forget=_remembered(run, gone) if event.remembered else (),
     )
+
+
+def _remembered(run: Run, states: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    """Where the remembered calls of active states stand."""
+    return tuple((run.active[state].was or state, run.active[state].visit) for state in states)
+
+
+def _done_with(state: str, stay: Active) -> Undo:
+    return Undo(state, stay.visit, was=stay.was)
 
 
 def _step_to_step(
@@ -429,7 +437,7 @@ def _step_to_step(
         changes=draft.changes,
         removed=draft.removed,
         asked=tuple(asked),
-        forget=((event.state, run.active[event.state].visit),) if event.remembered else (),
+        forget=_remembered(run, (event.state,)) if event.remembered else (),
     )
 
 
@@ -557,8 +565,8 @@ async def _cancel(workflow: Workflow, run: Run, event: Event, now: float) -> Mov
     if run.over or run.status == "compensating":
         return _rejected(run, event, now, [])
     after = replace(run, version=run.version + 1, actions=(), updated=now)
-    forget = tuple((state, stay.visit) for state, stay in run.active.items())
-    return Move(before=run, event=event, after=_ended(workflow, after, now, "cancelled"), at=now, forget=forget)
+    after = _ended(workflow, after, now, "cancelled")
+    return Move(before=run, event=event, after=after, at=now, forget=_remembered(run, run.active))
 
 
 # -- $error: a step raised --------------------------------------------------------------------------------------------
@@ -687,8 +695,8 @@ async def _rerun(workflow: Workflow, run: Run, event: Event, now: float) -> Move
     active = {state: _stay(workflow, state, version, now) for state in arc.enters}
     actions = _hooks(workflow, left, arc.enters, [], version)
     after = replace(run, active=active, version=version, error=None, actions=actions, due=now, deaths=0, updated=now)
-    forget = tuple((state, run.active[state].visit) for state in left)
-    return Move(before=run, event=event, after=await _resting(workflow, after, now), at=now, forget=forget)
+    after = await _resting(workflow, after, now)
+    return Move(before=run, event=event, after=after, at=now, forget=_remembered(run, left))
 
 
 async def _pause(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
@@ -715,33 +723,6 @@ _RULES: dict[str, Callable[[Workflow, Run, Event, float], Awaitable[Move]]] = {
     PAUSE: _pause,
     UNPAUSE: _unpause,
 }
-
-
-# -- fitting a run to a definition ----------------------------------------------------------------------------------
-
-
-def fit(workflow: Workflow, run: Run) -> None:
-    """Check that a run can go on in this workflow. Raises DefinitionChanged, with both versions; nothing is touched."""
-    known(workflow, run, run.active)
-    try:
-        if workflow.codec.kind is not None:
-            workflow.codec.decode(run.fields)
-    except FSMWorkflowError as error:
-        raise DefinitionChanged(
-            f"run {run.workflow}/{run.key} (version {run.definition}) has data that does not fit "
-            f"version {workflow.version} of the workflow: {error}; give new fields a default, and take none away"
-        ) from error
-
-
-def known(workflow: Workflow, run: Run, states: Iterable[str]) -> None:
-    """Check that the workflow has these states of a run. Raises DefinitionChanged."""
-    gone = [state for state in states if state not in workflow.states]
-    if gone:
-        raise DefinitionChanged(
-            f"run {run.workflow}/{run.key} (version {run.definition}) is in state {gone[0]!r}, "
-            f"which version {workflow.version} of the workflow does not have{nearest(gone[0], workflow.states)}: "
-            "declare it again for as long as runs are in it"
-        )
 
 
 def failure(error: BaseException, run: Run, state: str) -> Failure:

@@ -22,12 +22,12 @@ from fsmworkflow.decide import (
     decide,
     due_next,
     failure,
-    fit,
     resting_due,
 )
-from fsmworkflow.errors import EndlessLoop, RolledBack, Stale, StoreError
+from fsmworkflow.errors import DefinitionChanged, EndlessLoop, RolledBack, Stale, StoreError
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store.lent import Lent
+from fsmworkflow.versions import Shift, shifted
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
@@ -53,7 +53,7 @@ class Drive:
     """
 
     __slots__ = (
-        "_acting", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_steps", "_unread", "_woken",
+        "_acting", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_shift", "_steps", "_unread", "_woken",
         "error", "hold", "inbox", "retry", "run", "store", "worker", "workflow",
     )  # fmt: skip
 
@@ -79,6 +79,7 @@ class Drive:
         self._fresh = fresh  # whether the visits began here, so that they have no remembered calls yet
         self._unread = run.posted > 0  # whether the inbox may hold what was not looked at
         self._asked: int | None = None  # the version at which waiting states were asked whether they lead on
+        self._shift: Shift | None = None  # what another definition has made of the run, and no commit has written yet
         self._idle: list[str] = []  # the states passed since the last step: a cycle of them never rests
         self._steps: dict[tuple[str, int], asyncio.Task[Event]] = {}
         self._entered_by: dict[int, Event] = {}
@@ -132,7 +133,7 @@ class Drive:
         """
         kept = False
         try:
-            fit(self.workflow, self.run)
+            self._fit()
             if self.retry and self.run.status == "failed" and not self.run.over:
                 await self._take(Event(name=RETRY))
             self.retry = False
@@ -146,6 +147,16 @@ class Drive:
             if self.run.owner is not None and not kept:
                 await self._give_up()
         return self.run
+
+    def _fit(self) -> None:
+        """See the run as this definition has it. Raises DefinitionChanged: then it is claimed no more as it stands."""
+        try:
+            shift = shifted(self.workflow, self.run)
+        except DefinitionChanged:
+            self.worker.stuck[self.run.id] = self.run.version
+            raise
+        if shift is not None:
+            self._shift, self.run = shift, shift.run
 
     async def _turn(self) -> bool:
         """One turn: whatever is next. False when nothing is, and nothing is on its way."""
@@ -385,6 +396,8 @@ class Drive:
     async def _commit_within(self, move: Move, lent: Lent) -> Event | None:
         """Commit a move where its step has written. Returns the step's failure, where what it wrote cannot be kept."""
         event = move.event
+        if self._shift is not None:
+            move = self._shift.onto(self.workflow, move)
         try:
             await lent.commit(move)
         except RolledBack as error:
@@ -424,10 +437,13 @@ class Drive:
 
     async def commit(self, move: Move) -> None:
         """Write a move, and go on from there."""
+        if self._shift is not None:
+            move = self._shift.onto(self.workflow, move)
         await self.store.commit(move)
         self._committed(move)
 
     def _committed(self, move: Move) -> None:
+        self._shift = None
         event = move.event
         if event.id:
             self._idle.clear()

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from fsmworkflow.drive import LEFT_BEHIND, STOPPING, Drive
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound
-from fsmworkflow.machine import WATCH, may_go_on
+from fsmworkflow.machine import WATCH, left_alone, may_go_on
 from fsmworkflow.records import Event, Post, Run, replace
+from fsmworkflow.versions import of_this
 from fsmworkflow.worker import Worker, first_of
 from fsmworkflow.workflow import Workflow
 
@@ -174,7 +175,10 @@ class Drives:
         if name in self:
             self._wake(name, event)
             return
-        driving = Driving(definition, await self.load(*name), retry=False)
+        run = await self.load(*name)
+        if left_alone(definition, run) or self.worker.stuck.get(run.id) == run.version:
+            return
+        driving = Driving(definition, run, retry=False)
         if name not in self._drives:
             driving.started.set_result(driving.run)
             self._see_to(driving, self._task(self._watch_and_drive(driving)))
@@ -270,13 +274,17 @@ class Drives:
         """Drive a run that is there; while a live owner does, watch it, and take over where that one ends."""
         run = driving.run
         driving.retry = driving.retry and run.status == "failed"  # a failure that was waited for is its result
-        if run.status == "waiting" and run.due is not None and run.due > self.store.now() and not self.worker.stopping:
-            # It is held until its time comes.
+        left = left_alone(driving.workflow, run)
+        late = run.due is not None and run.due > self.store.now()  # it is held until its time comes
+        other = not of_this(driving.workflow, run)  # what the run waits for may be another thing in this definition
+        if run.status == "waiting" and (late or other) and not left and not self.worker.stopping:
             claimed = await self.worker.claim_one(run.workflow, run.key, driving.workflow.version)
             if claimed is not None and await self._drive(driving, claimed):
                 return driving.run
         while not self.worker.stopping and may_go_on(run, self.store.now(), retry=driving.retry):
-            claimed = await self.worker.claim_one(run.workflow, run.key, driving.workflow.version)
+            claimed = None
+            if not left:
+                claimed = await self.worker.claim_one(run.workflow, run.key, driving.workflow.version)
             if claimed is not None:
                 if await self._drive(driving, claimed):
                     break

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -28,10 +28,11 @@ from fsmworkflow.errors import (
 )
 from fsmworkflow.explain import explained, forked
 from fsmworkflow.machine import WATCH, first, may_go_on, tell
-from fsmworkflow.records import Event, Run, Status, replace
+from fsmworkflow.records import OVER, Event, Run, Status
 from fsmworkflow.retry import seconds
 from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.store.writer import whole
+from fsmworkflow.versions import Plan, outlook, plan, seen, shifted
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow, known_event, name_problem, nearest
 
@@ -48,6 +49,9 @@ STEERED = 0.02
 
 PRUNED, PRUNE_PAUSE, PRUNE_EVERY = 100, 0.05, 600.0
 """How many runs one transaction deletes, the seconds until the next one, and the seconds between two looks."""
+
+PAGE = 500
+"""How many runs `plan_migration` reads at once."""
 
 Different = Literal["log", "refuse"]
 Schedules = list["Schedule"]
@@ -286,6 +290,9 @@ class Engine:
         self._worker.check_free()
         definition = self._known(workflow).check()
         event, place = Event(name=name, payload=payload, id=uuid.uuid4().hex), (definition.name, key)
+        run = await self._drives.load(definition.name, key)
+        if run.definition <= definition.version:
+            shifted(definition, run)  # what does not fit is left untouched
         posted = await self._drives.post(definition, key, event)
         while posted.status == "waiting" and not self._worker.stopping:
             await asyncio.sleep(STEERED)
@@ -316,6 +323,30 @@ class Engine:
         there = await asyncio.shield(driving.started)
         tell(there, made, data=made, refuse=True)
         return self._shown(there)
+
+    async def plan_migration(self, workflow: Workflow | str | None = None) -> Plan:
+        """What would become of the unfinished runs of a workflow, or of all that this engine knows; writes nothing.
+
+        A record for each version and state says how many fit as they are, would be mapped by migrations, or are stuck,
+        and why. `print` it for a table.
+        """
+        self._worker.check()
+        chosen = list(self._workflows.values()) if workflow is None else [self._known(workflow)]
+        found = []
+        for definition in chosen:
+            for status in get_args(Status):
+                if status not in OVER:
+                    found += [outlook(definition, run) async for run in self._all(definition, status)]
+        return plan(found)
+
+    async def _all(self, workflow: Workflow, status: Status) -> AsyncIterator[Run]:
+        """The runs of a status that are not over, in pages."""
+        after = 0
+        while page := await self.store.list(workflow=workflow.name, status=status, state=None, after=after, many=PAGE):
+            for run in page:
+                if not run.over:
+                    yield run
+            after = page[-1].id
 
     async def explain(self, workflow: Workflow | str, key: str) -> str:
         """In words: why the run is where it is, and what it waits for. Raises RunNotFound."""
@@ -455,14 +486,9 @@ class Engine:
         return workflow if isinstance(workflow, str) else workflow.name
 
     def _shown(self, run: Run) -> Run:
-        """The run with its data as the workflow's own type, where it has one and the data fits it."""
+        """The run as this engine's version of the workflow has it, its data typed; where it does not fit, as it is."""
         workflow = self._workflows.get(run.workflow)
-        if workflow is None or workflow.codec.kind is None:
-            return run
-        try:
-            return replace(run, typed=workflow.codec.decode(run.fields))
-        except FSMWorkflowError:
-            return run
+        return run if workflow is None else seen(workflow, run)
 
 
 def _as_store(given: Any) -> Store:

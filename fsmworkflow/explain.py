@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.codec import encode
-from fsmworkflow.decide import begin, known
+from fsmworkflow.decide import begin
 from fsmworkflow.records import Entry, Run
+from fsmworkflow.versions import known, outlook, seen
 from fsmworkflow.workflow import Workflow
 
 __all__ = ["explained", "forked"]
@@ -21,13 +22,17 @@ def explained(workflow: Workflow, run: Run, history: Sequence[Entry], *, now: fl
     last = history[-1]
     lines = [f"{run.workflow}/{run.key} is {run.status} in state {run.state}, at version {run.version}."]
     lines.append(f"Last, {_event(last)} led from {last.source or 'nowhere'} to {last.dest}, at {_clock(last.at)}.")
-    for seen in last.asked:
-        saw = ", ".join(f"{name} = {value}" for name, value in seen.values.items())
-        lines.append(f"  asked: {seen.condition} -> {seen.answer}{f' ({saw})' if saw else ''}")
+    for one in last.asked:
+        saw = ", ".join(f"{name} = {value}" for name, value in one.values.items())
+        lines.append(f"  asked: {one.condition} -> {one.answer}{f' ({saw})' if saw else ''}")
     if run.error is not None:
         error = run.error
         lines.append(f"Its last error, in state {error.state}, attempt {error.attempt}: {error.type}: {error.message}")
-    lines += _waits(workflow, run, now)
+    if run.definition != workflow.version:
+        there = outlook(workflow, run)
+        becomes = f"goes on in {there.becomes}" if there.becomes else f"is stuck: {there.reasons[0]}"
+        lines.append(f"It is of version {run.definition} of the workflow; in version {workflow.version} it {becomes}.")
+    lines += _waits(workflow, seen(workflow, run), now)
     if run.undo.lost:
         lines.append("Could not be undone: " + ", ".join(f"{u.state} (visit {u.visit})" for u in run.undo.lost) + ".")
     return "\n".join(lines)

@@ -13,10 +13,11 @@ import msgspec
 from fsmworkflow.codec import fields_of, text_of
 from fsmworkflow.decide import begin, decide
 from fsmworkflow.drive import Drive
-from fsmworkflow.errors import CodecError, DefinitionError, EngineClosed, InputDiffers, RunFailed
+from fsmworkflow.errors import CodecError, DefinitionChanged, DefinitionError, EngineClosed, InputDiffers, RunFailed
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.writer import whole
+from fsmworkflow.versions import shifted
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow, WorkflowDefinition, known_event, name_problem
 
@@ -90,7 +91,7 @@ class PersistentWorkflowStateMachine:
         workflow = definition.check() if isinstance(definition, Workflow) else definition.build(self.steps, self)
         worker: Worker = await self._db.acquire()
         try:
-            key = self.key or await _next_key(workflow, worker)
+            key = self.key or await _next_key(workflow, worker, {})
             if self._snapshot is not None:
                 await worker.store.create(self._snapshot)
             run, fresh = await take_up(workflow, worker, key, self._input, wait=True, rest=True)
@@ -173,13 +174,21 @@ class PersistentWorkflowStateMachine:
     # -- one run ------------------------------------------------------------------------------------------------------
 
     async def _run(self, workflow: Workflow, worker: Worker) -> Run:
+        stuck: dict[str, DefinitionChanged] = {}
         while True:
-            key = self.key or await _next_key(workflow, worker)
+            key = self.key or await _next_key(workflow, worker, stuck)
             driven = worker.driven.get((workflow.name, key))
             if driven is not None:
                 await asyncio.wait([driven])
-            elif (run := await self._one(workflow, worker, key)) is not None:
-                return _ended(*run)
+                continue
+            try:
+                if (run := await self._one(workflow, worker, key)) is not None:
+                    return _ended(*run)
+            except DefinitionChanged as error:
+                if self.key is not None:
+                    raise
+                log.error("%s", error)  # the others go on
+                stuck[key] = error
 
     async def _one(self, workflow: Workflow, worker: Worker, key: str) -> tuple[Run, BaseException | None] | None:
         """Drive the run of this key, and return it with what its step raised. None where another process took it."""
@@ -220,12 +229,17 @@ def _ended(run: Run, error: BaseException | None) -> Run:
     raise error if error is not None else RunFailed(run)
 
 
-async def _next_key(workflow: Workflow, worker: Worker) -> str:
-    """The oldest run that may go on and that nobody drives, else the key of a new one."""
+async def _next_key(workflow: Workflow, worker: Worker, stuck: Mapping[str, DefinitionChanged]) -> str:
+    """The oldest run that may go on, is not stuck and driven by nobody, else the key of a new one.
+
+    Raises DefinitionChanged where only such are left that are stuck.
+    """
     await worker.reap()
     while True:
-        held = [key for name, key in worker.driven if name == workflow.name]
+        held = [*stuck, *(key for name, key in worker.driven if name == workflow.name)]
         found = await worker.store.oldest(workflow.name, held, workflow.version)
+        if found is None and stuck:
+            raise next(iter(stuck.values()))
         if found is None:
             return uuid.uuid4().hex
         if (workflow.name, found) not in worker.driven:  # else another machine here took it meanwhile
@@ -260,6 +274,8 @@ async def take_up(
     if created:
         return there, True
     retry = there.status == "failed"  # a failure that was waited for is not tried again
+    if not there.over and left_alone(workflow, there) and rest:
+        shifted(workflow, there)
     while may_go_on(there, store.now(), retry=retry) or (rest and not there.over):
         claimed = await worker.claim_one(workflow.name, key, workflow.version)
         if claimed is not None and (rest or may_go_on(claimed, store.now(), retry=retry)):
@@ -290,6 +306,17 @@ def tell(run: Run, fresh: Run, data: Any, *, refuse: bool = False) -> None:
 
 WATCH = 0.1
 """Seconds between two looks at a run that another process drives."""
+
+
+def left_alone(workflow: Workflow, run: Run) -> bool:
+    """Whether a run is of a newer version of the workflow, which only newer processes drive; then the log says so."""
+    if run.definition <= workflow.version:
+        return False
+    log.warning(
+        "run %s/%s is of version %d of the workflow, and version %d is here: it is left to whoever has that one",
+        run.workflow, run.key, run.definition, workflow.version,
+    )  # fmt: skip
+    return True
 
 
 def may_go_on(run: Run, now: float, *, retry: bool = True) -> bool:

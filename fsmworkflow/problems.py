@@ -9,8 +9,10 @@ from typing import Any, cast, get_args
 from fsmworkflow.conditions import Guard, as_guard
 from fsmworkflow.records import ENDED
 from fsmworkflow.retry import Retry, seconds
+from fsmworkflow.versions import names, steps_from
 from fsmworkflow.workflow import (
     ENDS,
+    Migration,
     Outcome,
     State,
     Transition,
@@ -49,7 +51,7 @@ def problems_of(workflow: Workflow) -> list[str]:
     problems += _initial_problems(workflow)
     for t in workflow.transitions:
         problems += _transition_problems(workflow, t, workflow.states if len(problems) < HINTS else ())
-    problems += _action_problems(workflow)
+    problems += _action_problems(workflow) + _migration_problems(workflow)
     if problems or workflow._problems:
         return list(dict.fromkeys(problems))
     return _Paths(workflow).problems()
@@ -112,7 +114,7 @@ def _state_problems(state: State) -> list[str]:
     return problems
 
 
-def _function_problems(where: str, function: Any) -> list[str]:
+def _function_problems(where: str, function: Any, given: str = "the context") -> list[str]:
     if not callable(function):
         return [f"{where} has no function: give its step one"]
     if inspect.isclass(function):
@@ -122,7 +124,7 @@ def _function_problems(where: str, function: Any) -> list[str]:
     except ValueError:  # written in C, without a signature to read
         return []
     except TypeError as error:
-        return [f"{where}: its function cannot be called with one argument, the context: {error}"]
+        return [f"{where}: its function cannot be called with one argument, {given}: {error}"]
     return []
 
 
@@ -145,6 +147,42 @@ def _by(t: Transition) -> str:
     if t.error is not None:
         return f"on_error {getattr(t.error, '__name__', t.error)}"
     return repr(t.trigger or "then")
+
+
+def _migration_problems(workflow: Workflow) -> list[str]:
+    """Each leads to a newer version, one from each, and to states that are there once all that follow are done."""
+    problems: list[str] = []
+    met: set[Any] = set()
+    for one in workflow.migrations:
+        where = _leading(one)
+        if type(one.version) is not int or type(one.to) is not int or not 1 <= one.version < one.to:
+            problems.append(f"{where}: it must lead from a version, 1 or more, to a newer one")
+            continue
+        if one.to > workflow.version:
+            problems.append(f"{where}: this workflow is of version {workflow.version}")
+        if one.version in met:
+            problems.append(f"{where}: there is another one from version {one.version}")
+        met.add(one.version)
+        if one.data is not None:
+            problems += _function_problems(where, one.data, "the data")
+            problems += [f"{where}: its function is async"] if inspect.iscoroutinefunction(one.data) else []
+    return problems or [
+        f"{_leading(m)}, {found}" for m in workflow.migrations for found in _mapping_problems(workflow, m)
+    ]
+
+
+def _leading(one: Migration) -> str:
+    return f"migration from {one.version!r} to {one.to!r}"
+
+
+def _mapping_problems(workflow: Workflow, one: Migration) -> Iterable[str]:
+    later = steps_from(workflow, one.to)
+    for old, new in one.states.items():
+        found = [name for name in names(str(new), later) if name in workflow.states]
+        if not found:
+            yield f"{old!r}: there is no state {new!r}{nearest(str(new), workflow.states)}"
+        elif "." not in found[0] and workflow.states[found[0]].kind == "final":
+            yield f"{old!r}: {found[0]!r} is final, and a run ends by an event, not by being migrated"
 
 
 def _transition_problems(workflow: Workflow, t: Transition, near: Iterable[str]) -> list[str]:

@@ -25,7 +25,8 @@ class Active(msgspec.Struct, frozen=True, omit_defaults=True):
     """One stay in an active state: the version of the move that entered it, and which attempt of its step is on.
 
     `again` is when the next attempt is due; `timers` are the delays that the state has not yet left behind, each with
-    the time when it is due; `touched` are the keys that a region of a parallel state has changed.
+    the time when it is due; `touched` are the keys that a region of a parallel state has changed. `was` is the name of
+    the state when it was entered, where a migration has given it another: what is remembered stands under it.
     """
 
     visit: int
@@ -33,15 +34,20 @@ class Active(msgspec.Struct, frozen=True, omit_defaults=True):
     again: float | None = None
     timers: dict[str, float] = {}
     touched: tuple[str, ...] = ()
+    was: str = ""
 
 
 class Undo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A finished visit that can be compensated; while undoing, which attempt is on and when the next is due."""
+    """A finished visit that can be compensated; while undoing, which attempt is on and when the next is due.
+
+    `was` is as in Active.
+    """
 
     state: str
     visit: int
     attempt: int = 1
     again: float | None = None
+    was: str = ""
 
 
 class Undoing(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -88,6 +88,15 @@ class To(msgspec.Struct, frozen=True):
     after: str | Callable[..., Any] | None = None
 
 
+class Migration(msgspec.Struct, frozen=True):
+    """How runs of one version become runs of a newer one: states by their new names, and a function of plain data."""
+
+    version: int
+    to: int
+    states: Mapping[str, str] = {}
+    data: Callable[[Any], Any] | None = None
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """One state as it was declared, by its dotted path. `ends` is a step that ends the run when it returns no trigger.
 
@@ -333,6 +342,7 @@ class Workflow(Scope):
         self.codec = self._codec(data, limit)
         self.states: dict[str, State] = {}
         self.transitions: list[Transition] = []
+        self.migrations: list[Migration] = []
         self.lenient = False
         self.actions: dict[str, Callable[..., Any]] = {}
         self.asynchronous: dict[str, bool] = {}  # which steps are coroutine functions, as they are met
@@ -365,6 +375,32 @@ class Workflow(Scope):
     ) -> None:
         """Declare a transition that is taken when the event `trigger` comes, or a step of `source` returns it."""
         self.add(Transition(trigger, source, dest, conditions, after))
+
+    def migrate(
+        self,
+        version: int,
+        *,
+        to: int,
+        states: Mapping[str, str] | None = None,
+        data: Callable[[Any], Any] | None = None,
+    ) -> Callable[[Fn], Fn]:
+        """Say how runs of an older version become runs of a newer one; between versions of which none is said, as is.
+
+        `states` maps dotted paths: what is in a state goes with it, and so do the visit, its attempts, timers and
+        remembered calls. `data`, or the function that this decorates, is given the data as a plain dict, and changes it
+        or returns what it shall be. It must do nothing else: it is called whenever such a run is looked at, and what it
+        made is written with the run's next move.
+        """
+        if self._checked:
+            raise DefinitionError(self.name, ["it was checked, and is immutable since"])
+        self.migrations.append(Migration(version, to, dict(states or {}), data))
+
+        def declare(fn: Fn) -> Fn:
+            place = next(i for i, one in enumerate(self.migrations) if (one.version, one.to) == (version, to))
+            self.migrations[place] = msgspec.structs.replace(self.migrations[place], data=fn)
+            return fn
+
+        return declare
 
     def check(self) -> Workflow:
         """Check the whole once, and make it immutable. Raises DefinitionError, which lists every problem."""

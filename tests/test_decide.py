@@ -13,7 +13,6 @@ from fsmworkflow import (
     CodecError,
     Condition,
     ConditionError,
-    DefinitionChanged,
     Event,
     Failure,
     Move,
@@ -28,7 +27,7 @@ from fsmworkflow import (
     field,
 )
 from fsmworkflow.codec import Codec, decode
-from fsmworkflow.decide import DONE, ERROR, RETRY, begin, decide, failure, fit
+from fsmworkflow.decide import DONE, ERROR, RETRY, begin, decide, failure
 from fsmworkflow.records import Active, replace
 
 NOW = 1_750_000_000.0
@@ -477,31 +476,6 @@ async def test_a_failed_run_goes_on_in_the_same_visit_with_attempts_anew() -> No
     assert (after.status, after.state, after.visit, after.attempt, after.data) == ("running", "draft", 4, 1, {"n": 1})
     assert after.due == NOW
     assert after.owner == "me"
-
-
-# -- a run and a definition that has changed -------------------------------------------------------------------------
-
-
-def test_a_state_that_is_gone_is_told_with_both_versions() -> None:
-    workflow = judged()
-    with pytest.raises(DefinitionChanged, match=r"'drafts'.*version 3.*did you mean 'draft'"):
-        fit(workflow, at(workflow, "drafts"))
-
-
-def test_data_that_no_longer_fits_is_told() -> None:
-    import dataclasses
-
-    @dataclasses.dataclass
-    class Typed:
-        n: int
-
-    workflow = Workflow("typed", data=Typed)
-    workflow.step("a", initial=True, then="end")(nothing)
-    workflow.final("end")
-    workflow.check()
-    fit(workflow, at(workflow, "a", {"n": 1}))
-    with pytest.raises(DefinitionChanged, match="n"):
-        fit(workflow, at(workflow, "a", {"n": "x"}))
 
 
 async def test_decide_alone_drives_a_run_to_its_end() -> None:

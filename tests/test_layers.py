@@ -26,6 +26,7 @@ FLOORS = {
     "retry.py": 2,
     "workflow.py": 2,
     "statechart.py": 2,
+    "versions.py": 2,
     "decide.py": 2,
     "plain.py": 1,
     "typed.py": 1,

@@ -509,7 +509,8 @@ class PostgresLent(Lent):
             if posts:
                 named = [(post.workflow, post.key) for post in posts]
                 await connection.execute(SQL["lock"], [write.run.id], *_columns(named))
-            await _advance(connection, [write], self._store.now())
+            write_all = _advance if write.record.detail is None else _advance_detailed
+            await write_all(connection, [write], self._store.now())
         except asyncpg.PostgresError as error:
             if isinstance(error, PASSING):
                 raise

@@ -386,7 +386,7 @@ def _commit_lent(db: sqlite3.Connection, move: Move, named: Callable[[Exception]
             "step went on"
         )
     try:
-        _advance(db, [move])
+        _advance_detailed(db, move)
         db.execute("COMMIT")
     except (_Mixed, sqlite3.Error) as error:
         _take_back(db)
@@ -491,11 +491,15 @@ def _single_move(db: sqlite3.Connection, write: Write, now: float) -> None:
     _advance(db, [write.record])
 
 
-def _single_detailed(db: sqlite3.Connection, write: Write, now: float) -> None:
-    """A move of which history says more than of most, so that these do not pay for it."""
-    move: Move = write.record
+def _advance_detailed(db: sqlite3.Connection, move: Move) -> None:
+    """A move of which history may say more than of most, so that these do not pay for it."""
     _advance(db, [move])
-    db.execute(SQL["detail"], (move.detail, move.after.id, move.after.version))
+    if move.detail is not None:
+        db.execute(SQL["detail"], (move.detail, move.after.id, move.after.version))
+
+
+def _single_detailed(db: sqlite3.Connection, write: Write, now: float) -> None:
+    _advance_detailed(db, write.record)
 
 
 def _missed(db: sqlite3.Connection, before: Run) -> StoreError | None:
