@@ -388,6 +388,32 @@ async def walks(args: argparse.Namespace) -> None:
             _over(run)
 
 
+# -- rows of their own ------------------------------------------------------------------------------------------------
+
+bank = Workflow("bank")
+
+
+@bank.step(initial=True, then=[(field("left") > 0, "pay_in"), "over"])
+async def pay_in(ctx: Any) -> None:
+    async with ctx.transaction() as db:
+        await db.execute(f"INSERT INTO mine VALUES ('{ctx.run.key}', {ctx.data['left']})")
+        ledger.write("inside", ctx)
+        await asyncio.sleep(0.002)
+    ctx.data["left"] -= 1
+    ledger.write("after", ctx)
+
+
+bank.final("over")
+
+
+async def banks(args: argparse.Namespace) -> None:
+    """Four runs of `--steps` steps, each of which writes a row of its own."""
+    async with Engine(args.url, workflows=[bank], lease=args.lease) as engine:
+        keys = [f"b{n}" for n in range(4)]
+        for run in await asyncio.gather(*(engine.run(bank, {"left": args.steps}, key=key) for key in keys)):
+            _over(run)
+
+
 # -- starting ---------------------------------------------------------------------------------------------------------
 
 
@@ -408,7 +434,7 @@ def _mind_the_modes() -> None:
     assert libc.capset(header, sets) == 0
 
 
-MODES = {"batch": batch, "nap": nap, "forget": forget, "walks": walks, "open": opened}
+MODES = {"batch": batch, "nap": nap, "forget": forget, "walks": walks, "banks": banks, "open": opened}
 
 
 def arguments() -> argparse.Namespace:

@@ -83,6 +83,26 @@ def test_both_spellings_of_the_article_live_in_one_database(start: Start) -> Non
     assert "llm 2" in start("article_as_data.py")
 
 
+def test_money_is_moved_once_whatever_goes_wrong_and_however_often_it_is_started(start: Start) -> None:
+    end = [
+        "t-3: refused, {'ann': 50, 'bob': 450}",
+        "today: closed, ['ann pays bob 300', 'ann pays bob 150']",
+    ]
+    assert start("ledger.py").splitlines() == [
+        "before: {'ann': 500, 'bob': 0}",
+        "t-1: booked, {'ann': 200, 'bob': 300}",
+        "t-2: one account is written, and then something goes wrong",
+        "t-2: booked, {'ann': 50, 'bob': 450}",
+        *end,
+    ]
+    assert start("ledger.py").splitlines() == [
+        "before: {'ann': 50, 'bob': 450}",
+        "t-1: booked, {'ann': 50, 'bob': 450}",
+        "t-2: booked, {'ann': 50, 'bob': 450}",
+        *end,
+    ]
+
+
 def test_the_skeleton_chooses_the_bicycle_for_a_light_parcel(start: Start, tmp_path: Path) -> None:
     assert start("skeleton.py").splitlines() == ["weighed: 3 kg", "by bicycle", "ended in post_by_bicycle"]
     assert (tmp_path / "fsmworkflow.db").exists()

@@ -25,6 +25,7 @@ EXPECTED = {
     "README.md 7": "taxed Invoice(net=100.0, tax=19.0)",
     "docs/retention.md 1": "1\n[]",
     "docs/schedules.md 1": "report 3 True\n['paused']\n[]",
+    "docs/transactions.md 1": "('lamp', 9)",
     "README.md 8": "[0, 1, 4, 9, 16]\n['n-3', 'n-4']",
 }
 

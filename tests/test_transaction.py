@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import aiosqlite
@@ -17,6 +18,7 @@ from fsmworkflow.errors import TransactionError
 from fsmworkflow.store import open_store, sqlite
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.sql import ends_transaction
+from tests.children import Children
 
 QUICK = Retry(attempts=3, first_delay=0, max_delay=0)
 INSERT = "INSERT INTO mine VALUES (1)"
@@ -726,3 +728,25 @@ async def test_P12_begun_committed_or_taken_back_it_is_never_left_open_by_a_canc
         await nothing_is_open(url)
     assert await mine(url) == []
     await store.close()
+
+
+# -- SIGKILL --------------------------------------------------------------------------------------------------------
+
+
+async def test_P4_P11_of_processes_that_are_killed_inside_it_every_row_is_there_once(
+    durable_url: str, tmp_path: Path
+) -> None:
+    await asked(durable_url, "CREATE TABLE mine (key text, n bigint)")
+    steps = 12
+    with Children(tmp_path) as children:
+        for number in range(8):
+            child = children.start("banks", durable_url, "--steps", steps)
+            what = ("inside", "after")[number % 2]
+            before = len(children.ledger.lines(what))
+            child.until(lambda before=before, what=what: len(children.ledger.lines(what)) >= before + 3)
+            assert child.kill()
+        children.start("banks", durable_url, "--steps", steps).succeeded()
+        tried = len(children.ledger.lines("inside"))
+    rows = await asked(durable_url, "SELECT key, n FROM mine ORDER BY key, n")
+    assert rows == [(f"b{key}", n) for key in range(4) for n in range(1, steps + 1)]
+    assert tried > len(rows), "no kill struck in a transaction"
