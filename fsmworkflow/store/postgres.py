@@ -15,7 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import asyncpg
 
@@ -152,8 +152,8 @@ class PostgresStore(Verbs):
             raise
         self._write = connection
 
-    async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
-        options = {"timeout": CONNECT_SECONDS, **self._connecting, "command_timeout": self._patience}
+    async def _connect(self, **more: Any) -> asyncpg.Connection[asyncpg.Record]:
+        options = {"timeout": CONNECT_SECONDS, **self._connecting, "command_timeout": self._patience, **more}
         try:
             with _saying(self.url):
                 return await asyncpg.connect(self._dsn, **options)
@@ -401,6 +401,23 @@ class PostgresStore(Verbs):
 
     async def bury(self, token: str) -> None:
         await self._do(lambda db: db.execute(SQL["bury"], token))
+
+    async def pooled(self) -> Literal["session", "transaction"] | None:
+        """What a pooler before the server pools; None where none is there.
+
+        A pooler tells each client another process number than the server's; one that pools transactions lets two
+        connections in turn be answered by the same server process.
+        """
+        first, second = await self._connect(statement_cache_size=0), await self._connect(statement_cache_size=0)
+        try:
+            with _saying(self.url):
+                seen = [(await _backend(first), await _backend(second)) for _ in range(5)]
+            if first.get_server_pid() == seen[0][0]:
+                return None
+            ones, others = zip(*seen, strict=True)
+            return "transaction" if set(ones) & set(others) else "session"
+        finally:
+            await asyncio.gather(_closed(first), _closed(second))
 
     async def vacuum(self) -> None:
         """Make the room of what was deleted free for new rows, on a connection of its own."""
@@ -785,6 +802,12 @@ async def _runs(connection: Connection, sql: str, *values: Any) -> Runs:
 async def _texts(connection: Connection, wanted: list[tuple[int, str]]) -> dict[tuple[int, str], str]:
     found = await connection.fetch(SQL["fields"], *_columns(wanted))
     return {(run, h): text for run, h, text in found}
+
+
+async def _backend(connection: Connection) -> int:
+    async with connection.transaction():
+        number: int = await connection.fetchval(SQL["backend"])
+        return number
 
 
 async def _history(connection: Connection, run: Run) -> Entries:

@@ -235,6 +235,17 @@ dropped AS (
      WHERE fsm_events.run = ended.run AND fsm_events.status = 'waiting')
 SELECT id FROM hit;
 
+-- name: census
+-- What has not ended, by workflow, version, structure and owner.
+SELECT workflow, definition, structure, owner, count(*) AS many
+  FROM fsm_runs
+ WHERE status IN ('running', 'waiting', 'paused', 'compensating')
+ GROUP BY workflow, definition, structure, owner ORDER BY workflow, definition, structure, owner;
+
+-- name: backend
+-- The server process that answers, whatever stands between.
+SELECT pg_backend_pid();
+
 -- name: overdue
 -- Since when the oldest due run of these workflows waits that no live owner holds.
 SELECT due FROM fsm_runs

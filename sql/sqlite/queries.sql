@@ -157,6 +157,16 @@ SELECT key FROM fsm_runs
    AND key NOT IN (SELECT value FROM json_each(:but))
  ORDER BY id LIMIT 1;
 
+-- name: census
+-- What has not ended, by workflow, version, structure and owner.
+SELECT workflow, definition, structure, owner, count(*) AS many
+  FROM fsm_runs
+ WHERE status IN ('running', 'waiting', 'paused', 'compensating')
+ GROUP BY workflow, definition, structure, owner ORDER BY workflow, definition, structure, owner;
+
+-- name: journal_mode
+PRAGMA journal_mode;
+
 -- name: overdue
 -- Since when the oldest due run of these workflows waits that no live owner holds.
 SELECT due FROM fsm_runs
