@@ -15,6 +15,7 @@ import msgspec
 from fsmworkflow.records import UNFINISHED, Owner
 from fsmworkflow.schedule import PREFIX
 from fsmworkflow.store import Store
+from fsmworkflow.versions import Planned
 from fsmworkflow.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ async def examine(engine: Engine) -> list[Finding]:
     found = [*await _place(store), _clocks(store.now() - time.time())]
     found += owners(await store.owners(), groups, store.now())
     found += definitions(engine._workflows, groups)
+    for name in drifted(engine._workflows, groups):
+        found += outlook(await engine.plan_migration(name))
     health = await engine.health()
     problems = [Finding("health", "error", problem, "see docs/deploy.md") for problem in health.problems]
     return found + (problems or [Finding("health", "ok", "the store takes writes, and nothing waits for a driver")])
@@ -197,35 +200,47 @@ def owners(known: Iterable[Owner], groups: Iterable[Group], now: float) -> list[
 
 
 def definitions(known: Mapping[str, Workflow], groups: Iterable[Group]) -> list[Finding]:
-    """Unfinished runs that this engine's workflows do not fit, or that no workflow of it fits."""
-    sums: Counter[tuple[str, int, str]] = Counter()
+    """Unfinished runs of workflows that this engine does not know, or of versions newer than it has."""
+    sums: Counter[tuple[str, int]] = Counter()
     for group in groups:
-        sums[group.workflow, group.definition, group.structure] += group.many
+        sums[group.workflow, group.definition] += group.many
     found = []
-    for (name, version, structure), many in sorted(sums.items()):
+    for (name, version), many in sorted(sums.items()):
         workflow = known.get(name)
         if workflow is None:
             found.append(
                 Finding("workflows", "warning", f"{many} unfinished runs of workflow {name!r}", _unknown(name))
             )
-        elif version != workflow.version:
-            newer = version > workflow.version
+        elif version > workflow.version:
             what = f"{many} unfinished runs of {name!r} are of version {version}, this engine has {workflow.version}"
-            todo = (
-                "they are left to newer processes" if newer else "see engine.plan_migration() for what becomes of them"
-            )
-            found.append(Finding("workflows", "warning", what, todo))
-        elif structure != workflow.check().chart.structure:
-            what = f"{many} unfinished runs of {name!r} were made with other states or transitions of version {version}"
-            found.append(
-                Finding(
-                    "workflows",
-                    "warning",
-                    what,
-                    "they go on where their state still exists: give what changed a new version",
-                )
-            )
-    return found or [Finding("workflows", "ok", "every unfinished run fits a workflow of this engine")]
+            found.append(Finding("workflows", "warning", what, "they are left to newer processes: start one"))
+    return found or [Finding("workflows", "ok", "this engine knows the workflow of every unfinished run")]
+
+
+def drifted(known: Mapping[str, Workflow], groups: Iterable[Group]) -> list[str]:
+    """The workflows with unfinished runs of an older version, or of other states and transitions of the same."""
+    found = set()
+    for group in groups:
+        workflow = known.get(group.workflow)
+        if workflow is not None and group.definition <= workflow.version:
+            is_as_now = (group.definition, group.structure) == (workflow.version, workflow.check().chart.structure)
+            found |= set() if is_as_now else {group.workflow}
+    return sorted(found)
+
+
+def outlook(plan: Iterable[Planned]) -> list[Finding]:
+    """What becomes of the unfinished runs of a workflow that has changed."""
+    found = []
+    for one in plan:
+        which = f"unfinished runs of {one.workflow!r}, version {one.version}, state {one.state!r}"
+        if one.stuck:
+            what = f"{one.stuck} {which}, do not go on in version {one.to}: {'; '.join(one.reasons)}"
+            todo = f"declare what is gone again, or map them: @{one.workflow}.migrate({one.version}, to={one.to})"
+            found.append(Finding("definitions", "error", what, todo))
+        elif one.version != one.to or one.mapped:
+            what = f"{one.fits + one.mapped} {which}, go on in version {one.to}"
+            found.append(Finding("definitions", "ok", what))
+    return found
 
 
 def _unknown(name: str) -> str:
