@@ -29,11 +29,12 @@ ACTION_RETRY = Retry(attempts=3, first_delay=0.2, max_delay=2.0)
 class Acting:
     """Acts on states of one run. `undo=True` runs the compensation of a finished visit in place of a step."""
 
-    __slots__ = ("transactions", "worker", "workflow")
+    __slots__ = ("stopping", "transactions", "worker", "workflow")
 
     def __init__(self, workflow: Workflow, worker: Worker) -> None:
         self.workflow = workflow
         self.worker = worker
+        self.stopping = worker.stopping
         self.transactions: dict[tuple[str, int], Transaction] = {}  # of attempts, by state and visit
 
     def step(

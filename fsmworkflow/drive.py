@@ -96,6 +96,11 @@ class Drive:
         if event in STOPPING and self._inline is not None:
             self._inline.cancel()  # a step that accepts nothing runs in our own task: only a steering hand stops it
 
+    def stop(self) -> None:
+        """Begin nothing more: once the steps that are on have ended, the run is given back."""
+        self._acting.stopping = True
+        self.wake()
+
     def within(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether a task is one in which a step of this run runs."""
         return task is not None and (task is self._inline or task in self._steps.values())
@@ -129,7 +134,7 @@ class Drive:
     async def go(self) -> Run:
         """Drive the run until it ends, fails or rests, and return it. Raises LeaseLost where another has claimed it.
 
-        When cancelled, or when the worker is stopping, the run is given back and may be resumed at once.
+        When cancelled or stopped, the run is given back and may be resumed at once.
         """
         kept = False
         try:
@@ -139,7 +144,7 @@ class Drive:
             self.retry = False
             while await self._turn():
                 pass
-            kept = self.hold and not self.worker.stopping and self.run.status in ("waiting", "paused")
+            kept = self.hold and not self._acting.stopping and self.run.status in ("waiting", "paused")
             if self.run.owner is not None:
                 await self._rest(kept)
         finally:
@@ -163,7 +168,7 @@ class Drive:
         if self._unread:
             await self._look()
         run = self.run
-        if run.status == "running" and not (run.actions or self._steps or self.inbox or self.worker.stopping):
+        if run.status == "running" and not (run.actions or self._steps or self.inbox or self._acting.stopping):
             ((state, stay),) = run.active.items() if len(run.active) == 1 else ((None, None),)
             if state in self.workflow.chart.quiet and stay is not None and stay.again is None and run.deadline is None:
                 await self._quietly(state)
@@ -171,7 +176,7 @@ class Drive:
         if run.actions and run.due is not None:
             await self._after()
             return True
-        if self.worker.stopping and not self._steps:
+        if self._acting.stopping and not self._steps:
             return False
         event = await self._next(self.store.now())
         if event is not None:
@@ -210,7 +215,7 @@ class Drive:
         if event is not None:
             return self._counted(event)
         event = self._ended_step() or self._accepted(now)
-        if event is not None or self.worker.stopping or run.status != "running":
+        if event is not None or self._acting.stopping or run.status != "running":
             return event
         return await self._begin_steps(now)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from fsmworkflow.drive import LEFT_BEHIND, STOPPING, Drive
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound
+from fsmworkflow.line import CHUNK, Crew, Line
 from fsmworkflow.machine import WATCH, left_alone, may_go_on
 from fsmworkflow.records import Event, Post, Run, replace
 from fsmworkflow.versions import of_this
-from fsmworkflow.worker import Worker, first_of
+from fsmworkflow.worker import CLOSE_SECONDS, Worker, first_of
 from fsmworkflow.workflow import Workflow
 
 __all__ = ["Drives", "Driving"]
@@ -23,37 +23,30 @@ log = logging.getLogger("fsmworkflow")
 T = TypeVar("T")
 Name = tuple[str, str]
 """A run by its workflow and key."""
+Claimed = tuple["Driving", "asyncio.Future[Run] | None"]
+"""A claimed run, with what drove it here before."""
 
 BUSY = 0.02
 """Seconds between two looks at a run that an event is just moving."""
 
-CHUNK = 2_000
-"""How many runs one claim takes at the most."""
+ASIDE = 10.0
+"""For how many seconds a run is left alone whose drive has failed, and not its step."""
 
 
 class Driving:
-    """A run that this engine sees to: `started` once it is durable, `done` when it rests."""
+    """A run that this engine sees to: `started` once it is durable, `done` when it rests; with `hold` it stays ours."""
 
-    __slots__ = ("done", "drive", "error", "retry", "run", "started", "workflow")
+    __slots__ = ("done", "drive", "error", "hold", "retry", "run", "started", "workflow")
 
-    def __init__(self, workflow: Workflow, run: Run, retry: bool) -> None:
+    def __init__(self, workflow: Workflow, run: Run, retry: bool, hold: bool = True) -> None:
         self.workflow = workflow
         self.run = run
         self.retry = retry
+        self.hold = hold
         self.started: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self.done: asyncio.Future[Run] | None = None
         self.drive: Drive | None = None
         self.error: BaseException | None = None
-
-
-class Line:
-    """Claimed runs that wait to be driven, each with what drove it here before; `ended` when no claim finds more."""
-
-    def __init__(self) -> None:
-        self.waiting: deque[tuple[Driving, asyncio.Future[Run] | None]] = deque()
-        self.seen: set[int] = set()
-        self.claiming = asyncio.Lock()
-        self.ended = False
 
 
 FADING = 0.8
@@ -74,6 +67,9 @@ class Drives:
         self.poll = poll
         self.lag = 0.0  # seconds by which the event loop was late of late
         self._polling: asyncio.Task[None] | None = None
+        self._lines: set[Line[Claimed]] = set()
+        self._line: Line[Claimed] | None = None  # of all that work here
+        self._reaped = 0.0
         self._drives: dict[Name, Driving] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._held: dict[Name, Drive] = {}  # runs of ours that rest
@@ -81,6 +77,7 @@ class Drives:
 
     def begin(self) -> None:
         """Look for events and times from now on."""
+        self._line = None
         self._polling = asyncio.create_task(self._poll_for_ever(), name="fsmworkflow-poll")
 
     async def rest(self, grace: float) -> None:
@@ -89,9 +86,11 @@ class Drives:
         if self._polling is not None:
             self._polling.cancel()
             self._polling = None
+        for crew in [crew for line in self._lines for crew in line.crews]:
+            crew.stop()
         for driving in self._drives.values():
             if driving.drive is not None:
-                driving.drive.wake()
+                driving.drive.stop()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=grace)
 
@@ -104,10 +103,16 @@ class Drives:
             _, left = await asyncio.wait(tasks, timeout=LEFT_BEHIND)
             if left:
                 log.warning("%d runs do not stop: their steps swallow cancellation, and are left behind", len(left))
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await asyncio.gather(*(self._give_back(line) for line in self._lines))
+        except (FSMWorkflowError, TimeoutError) as error:
+            log.warning("what was claimed and waits in line could not be given back: %r", error)
         for driving in list(self._drives.values()):
             if driving.done is not None:
-                driving.done.cancel()  # it was claimed, and waits in line: closing gives it back
+                driving.done.cancel()
         self._held.clear()
+        self._lines.clear()
 
     # -- asked for by the engine --------------------------------------------------------------------------------------
 
@@ -191,13 +196,48 @@ class Drives:
 
     async def resume(self, concurrency: int) -> int:
         """Drive every unfinished run that nobody drives, `concurrency` of them at once. Returns how many."""
-        line = Line()
-        drivers = [self._task(self._drive_in_line(line)) for _ in range(concurrency)]
+        seen: set[int] = set()
+        line: Line[Claimed] = Line(lambda line: self._claim_all(line, seen), self._drive_claimed)
         try:
-            await asyncio.gather(*map(asyncio.shield, drivers))
+            await self._crew(line, concurrency).over()
         finally:
             line.ended = True
-        return len(line.seen)
+        if not line.waiting:
+            self._lines.discard(line)
+        return len(seen)
+
+    async def work(self, concurrency: int, grace: float) -> None:
+        """Drive what is due, `concurrency` runs at once, until this engine closes; cancelled, it drains."""
+        self.worker.check()
+        self._line = self._line or Line(self._claim_due, self._drive_claimed)
+        crew = self._crew(self._line, concurrency)
+        try:
+            await crew.over()
+        finally:
+            if not self.worker.stopping:
+                await self._dismiss(crew, grace)
+
+    def _crew(self, line: Line[Claimed], many: int) -> Crew[Claimed]:
+        self._lines.add(line)
+        return Crew(line, many, self._task)
+
+    async def _dismiss(self, crew: Crew[Claimed], grace: float) -> None:
+        """Let a crew end its steps, and give back what it drove; where none is left, also what waits in its line."""
+        for driving, _ in crew.driving:
+            if driving.drive is not None:
+                driving.drive.stop()
+        await crew.dismiss(grace, LEFT_BEHIND)
+        if not crew.line.crews:
+            await self._give_back(crew.line)
+
+    async def _give_back(self, line: Line[Claimed]) -> None:
+        """Give up what was claimed and waits."""
+        waiting = [driving for driving, _ in line.waiting]
+        line.waiting.clear()
+        await asyncio.gather(*(self.store.release(driving.run) for driving in waiting))
+        for driving in waiting:
+            if driving.done is not None and not driving.done.done():
+                driving.done.set_result(driving.run)
 
     # -- driving -----------------------------------------------------------------------------------------------------
 
@@ -225,16 +265,20 @@ class Drives:
 
     async def rested(self, driving: Driving) -> Run:
         """The run once it rests. Raises EngineClosed where this engine was closed before."""
-        assert driving.done is not None
-        try:
-            run = await asyncio.shield(driving.done)
-        except asyncio.CancelledError:
-            if not (driving.done.cancelled() and self.worker.stopping):
-                raise
-            run = driving.run
-        if self.worker.stopping and may_go_on(run, self.store.now(), retry=False):
-            raise EngineClosed(f"the engine was closed while run {run.workflow}/{run.key} went on: resume it")
-        return run
+        while True:
+            assert driving.done is not None
+            try:
+                run = await asyncio.shield(driving.done)
+            except asyncio.CancelledError:
+                if not (driving.done.cancelled() and self.worker.stopping):
+                    raise
+                run = driving.run
+            goes_on = may_go_on(run, self.store.now(), retry=False)
+            if goes_on and self.worker.stopping:
+                raise EngineClosed(f"the engine was closed while run {run.workflow}/{run.key} went on: resume it")
+            if not goes_on or driving.hold:
+                return run
+            driving = await self.driving(driving.workflow, run, retry=False)  # the crew that drove it was sent away
 
     def _task(self, life: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that closing waits for."""
@@ -295,7 +339,7 @@ class Drives:
 
     async def _drive(self, driving: Driving, run: Run, *, fresh: bool = False) -> bool:
         """Drive a claimed run until it rests. False where another owner has claimed it meanwhile."""
-        driving.drive = Drive(driving.workflow, run, self.worker, fresh=fresh, retry=driving.retry, hold=True)
+        driving.drive = Drive(driving.workflow, run, self.worker, fresh=fresh, retry=driving.retry, hold=driving.hold)
         return await self._go_on(driving, driving.drive)
 
     async def _go_on(self, driving: Driving, drive: Drive) -> bool:
@@ -366,30 +410,52 @@ class Drives:
         _, waiting = await self.store.inbox(driving.drive.run)
         return next((event.name for event in waiting if event.name in STOPPING), None)
 
-    async def _drive_in_line(self, line: Line) -> None:
-        """Drive one claimed run after another, and claim more when the line is empty."""
-        while not self.worker.stopping:
-            if not line.waiting:
-                async with line.claiming:
-                    if not line.waiting and not line.ended:
-                        await self._claim_more(line)
-                if not line.waiting:
-                    return
-            await self._drive_claimed(*line.waiting.popleft())
+    def _versions(self) -> dict[str, int]:
+        return {workflow.name: workflow.version for workflow in self._workflows.values()}
 
-    async def _claim_more(self, line: Line) -> None:
-        claimed = await self.worker.claim({w.name: w.version for w in self._workflows.values()}, CHUNK)
-        line.ended = line.seen.issuperset(run.id for run in claimed)
-        line.seen.update(run.id for run in claimed)
-        # All are known before the next await, so that no `run` of the same key drives one of them beside us.
-        for run in () if line.ended else claimed:
+    async def _claim_all(self, line: Line[Claimed], seen: set[int]) -> None:
+        """Claim what is unfinished, due or not; the line has ended when there is nothing new."""
+        await self.worker.reap()
+        claimed = await self.worker.claim(self._versions(), CHUNK)
+        line.ended = seen.issuperset(run.id for run in claimed)
+        seen.update(run.id for run in claimed)
+        if not line.ended:
+            self._enter(line, claimed, hold=True)
+
+    async def _claim_due(self, line: Line[Claimed]) -> None:
+        """Wait until runs are due that nobody drives, and claim them. What rests again is not held."""
+        while not self.worker.stopping:
+            try:
+                await self._reap_now_and_then()
+                claimed = await self.worker.claim(self._versions(), line.wanted(), self.store.now())
+            except EngineClosed:
+                return
+            except Exception as error:  # whatever it is, the next look must come
+                log.warning("the engine could not look for runs that are due: %r", error)
+                claimed = []
+            self._enter(line, claimed, hold=False)
+            if line.waiting:
+                return
+            await asyncio.sleep(self.poll)
+
+    async def _reap_now_and_then(self) -> None:
+        """Recovery goes on for as long as an engine works, however busy it is."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._reaped + self.poll:
+            self._reaped = now
+            await self.worker.reap()
+
+    def _enter(self, line: Line[Claimed], claimed: Iterable[Run], *, hold: bool) -> None:
+        """All are known before the next await, so that no `run` of the same key drives one of them beside us."""
+        for run in claimed:
             earlier = self._drives.get((run.workflow, run.key))
-            driving = Driving(self._workflows[run.workflow], run, retry=False)
+            driving = Driving(self._workflows[run.workflow], run, retry=False, hold=hold)
             driving.started.set_result(run)
             self._see_to(driving, asyncio.get_running_loop().create_future())
             line.waiting.append((driving, None if earlier is None else earlier.done))
 
-    async def _drive_claimed(self, driving: Driving, earlier: asyncio.Future[Run] | None) -> None:
+    async def _drive_claimed(self, claimed: Claimed) -> None:
+        driving, earlier = claimed
         done = driving.done
         assert done is not None
         try:
@@ -401,9 +467,17 @@ class Drives:
                 await self._watch_and_drive(driving)
             done.set_result(driving.run)
         except Exception as error:
+            self._set_aside(driving.run)
             done.set_exception(error)
         finally:
             done.cancel()  # only where this task is being cancelled
+
+    def _set_aside(self, run: Run) -> None:
+        """Claim a run no more for a while, so that one which cannot be driven does not keep a working engine busy."""
+        stuck = self.worker.stuck
+        if run.id not in stuck:
+            stuck[run.id] = run.version
+            asyncio.get_running_loop().call_later(ASIDE, stuck.pop, run.id, None)
 
 
 def _report(driving: Driving) -> None:

@@ -7,6 +7,7 @@ import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -220,6 +221,38 @@ class Engine:
         if concurrency < 1:
             raise ValueError(f"concurrency must be 1 or more, not {concurrency!r}")
         return await self._drives.resume(concurrency)
+
+    async def work(self, *, concurrency: int = 100) -> None:
+        """Drive whatever is due of this engine's workflows, `concurrency` runs at once, until the engine is closed.
+
+        Any number of processes may work on one store: each run is driven by one of them, those of a process that has
+        died are taken up by the others. What rests is let go of, for whoever is free when it is due again. When
+        cancelled it drains: nothing more is claimed, running steps end within the engine's `grace`, and the runs are
+        given back. Several calls add up.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be 1 or more, not {concurrency!r}")
+        pruning = asyncio.create_task(self._prune_for_ever(), name="fsmworkflow-prune")
+        try:
+            await self._drives.work(concurrency, self.grace)
+        finally:
+            pruning.cancel()
+
+    @asynccontextmanager
+    async def working(self, *, concurrency: int = 100) -> AsyncIterator[Self]:
+        """As `work`, beside what is done inside `async with engine.working():`, as in a web server's lifespan.
+
+        Leaving drains. Raises what ended the work early.
+        """
+        self._worker.check()
+        task = asyncio.create_task(self.work(concurrency=concurrency), name="fsmworkflow-work")
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.result()
 
     # -- events and steering ----------------------------------------------------------------------------------------
 

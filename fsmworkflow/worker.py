@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
@@ -124,14 +125,14 @@ class Worker:
                 found = True
         return found
 
-    async def claim(self, workflows: Versions, many: int) -> list[Run]:
+    async def claim(self, workflows: Versions, many: int, by: float = math.inf) -> list[Run]:
         """Make up to `many` unfinished runs of these workflows ours that no live owner holds, oldest first.
 
-        None of a newer version of its workflow than is given, and none that is stuck.
+        Only what is due by `by`, seconds since the epoch; none of a newer version of its workflow than is given, and
+        none that is stuck.
         """
         self.check()
-        await self.reap()
-        claiming = self.store.claim(self.token, workflows, many, float("inf"), list(self.stuck.items()))
+        claiming = self.store.claim(self.token, workflows, many, by, list(self.stuck.items()))
         return await self._taken(claiming, lambda runs: runs)
 
     async def claim_one(self, workflow: str, key: str, newest: int | None = None) -> Run | None:

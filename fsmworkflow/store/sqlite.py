@@ -213,9 +213,11 @@ class SQLiteStore(Verbs):
     # -- claims and owners ------------------------------------------------------------------------------------------
 
     async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
-        values = {"by": by, "owner": owner, "now": self._clock(), "many": many}
+        values: dict[str, Any] = {"by": by, "now": self._clock(), "many": many}
         values |= {"workflows": json.dumps(dict(workflows)), "but": json.dumps(list(but))}
-        found = await self._do(lambda db: _runs(db, SQL["claim"], values))
+        if not await self._ask(lambda db: db.execute(SQL["claimable"], values).fetchone()):
+            return []  # whoever looks and finds nothing writes nothing, and waits for no lock
+        found = await self._do(lambda db: _claimed(db, owner, values))
         return sorted(found, key=lambda run: (run.due or 0.0, run.id))
 
     async def claim_one(self, owner: str, workflow: str, key: str, newest: int | None = None) -> Run | None:
@@ -587,6 +589,11 @@ def _runs(db: sqlite3.Connection, sql: str, values: Sequence[Any] | Mapping[str,
         return found
     texts = {(run, h): text for run, h, text in db.execute(SQL["fields"], (json.dumps(wanted),))}
     return [rows.filled(run, texts) for run in found]
+
+
+def _claimed(db: sqlite3.Connection, owner: str, values: Mapping[str, Any]) -> Runs:
+    ids = [row[0] for row in db.execute(SQL["claimable"], values)]
+    return _runs(db, SQL["claim"], (owner, json.dumps(ids)))
 
 
 def _event(db: sqlite3.Connection, sql: str, values: tuple[int, int | str]) -> Event | None:

@@ -126,20 +126,21 @@ SELECT * FROM fsm_runs WHERE id = ?;
 -- name: fields
 SELECT run, hash, text FROM fsm_fields WHERE (run, hash) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?));
 
--- name: claim
--- The due runs of these workflows, of no newer version than is given, that no live owner holds, oldest first, become
--- ours; `but` those that are at that version.
+-- name: claimable
+-- The due runs of these workflows, of no newer version than is given, that no live owner holds, oldest first; `but` those
+-- that are at that version.
 WITH known AS MATERIALIZED (SELECT key AS name, value AS newest FROM json_each(:workflows)),
      but AS MATERIALIZED (SELECT value ->> 0 AS run, value ->> 1 AS at FROM json_each(:but))
-UPDATE fsm_runs SET owner = :owner, epoch = epoch + 1
- WHERE id IN (
-        SELECT id FROM fsm_runs
-         WHERE due <= :by
-           AND definition <= (SELECT newest FROM known WHERE name = workflow)
-           AND (id, version) NOT IN (SELECT run, at FROM but)
-           AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
-         ORDER BY due LIMIT :many)
-RETURNING *;
+SELECT id FROM fsm_runs
+ WHERE due <= :by
+   AND definition <= (SELECT newest FROM known WHERE name = workflow)
+   AND (id, version) NOT IN (SELECT run, at FROM but)
+   AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
+ ORDER BY due LIMIT :many;
+
+-- name: claim
+-- Those runs become ours. They were found claimable in this transaction.
+UPDATE fsm_runs SET owner = ?1, epoch = epoch + 1 WHERE id IN (SELECT value FROM json_each(?2)) RETURNING *;
 
 -- name: claim_one
 -- One run becomes ours, whatever it waits for, unless a live owner holds it, or its definition is a newer one.
