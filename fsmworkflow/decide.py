@@ -49,6 +49,10 @@ STEERING = frozenset({CANCEL, PAUSE, UNPAUSE, RETRY, RERUN})
 TRACE = 20_000
 
 
+OWN = (Exception, asyncio.CancelledError)
+"""What a guard or step may raise as its own error."""
+
+
 def asked_to_stop(error: BaseException) -> bool:
     """Whether a CancelledError came from outside. One that a guard or step brought on itself is its own error."""
     task = asyncio.current_task()
@@ -156,7 +160,7 @@ async def _done(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
         if state.kind == "wait":
             return Move(before=run, event=event, after=run, at=now, asked=tuple(asked))
         return _fail(workflow, run, event, now, failure(error, run, event.state), error, asked)
-    except (Exception, asyncio.CancelledError) as error:
+    except OWN as error:
         if asked_to_stop(error):
             raise
         return _fail(workflow, run, event, now, failure(error, run, event.state), error, asked)
@@ -219,7 +223,9 @@ async def _event(workflow: Workflow, run: Run, event: Event, now: float) -> Move
         if not arcs:
             return _rejected(run, event, now, asked)
         draft.update(workflow, event, arcs)
-    except Exception as error:
+    except OWN as error:
+        if asked_to_stop(error):
+            raise
         return _fail(workflow, run, event, now, failure(error, run, run.state), error, asked)
     return await _take(workflow, run, event, now, arcs, draft, asked)
 
@@ -262,13 +268,15 @@ def _rejected(run: Run, event: Event, now: float, asked: list[Seen]) -> Move:
 class Draft:
     """The data of a run as a move would leave it, and what differs from before."""
 
-    __slots__ = ("changes", "fields", "removed", "run")
+    __slots__ = ("changes", "fields", "merged", "removed", "run", "touched")
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.fields = run.fields
         self.changes: Fields = {}
         self.removed: tuple[str, ...] = ()
+        self.merged: tuple[str, ...] = ()  # the keys that a payload has changed
+        self.touched: list[tuple[str, tuple[str, ...]]] = []  # regions, with the keys that an event has changed in them
 
     def apply(self, changes: Fields, removed: tuple[str, ...]) -> None:
         """Write changes. A key that is both removed and changed has moved to the end."""
@@ -311,7 +319,14 @@ class Draft:
         if workflow.payload == "merge" and isinstance(event.payload, dict):
             data = {**Data(self.fields), **event.payload}
             kind = workflow.codec.kind
-            self.apply(*workflow.codec.changes(data if kind is None else msgspec.convert(data, kind), self.fields))
+            new = data if kind is None else msgspec.convert(data, kind)
+            self.merged = self._changed(workflow, new)
+
+    def _changed(self, workflow: Workflow, data: Any) -> tuple[str, ...]:
+        """Take the data as it shall be. Returns the keys that differ."""
+        changes, removed = workflow.codec.changes(data, self.fields)
+        self.apply(changes, removed)
+        return (*changes, *removed)
 
     def update(self, workflow: Workflow, event: Event, arcs: Iterable[Arc]) -> None:
         """Let the transitions change the data: in place, or by returning what it shall be."""
@@ -319,7 +334,11 @@ class Draft:
             if arc.update is not None:
                 data = workflow.codec.decode(self.fields)
                 new = arc.update(data, event)
-                self.apply(*workflow.codec.changes(data if new is None else new, self.fields))
+                keys = self._changed(workflow, data if new is None else new)
+                self.touched += [(region, keys) for region in _regions(workflow, arc.source)]
+        if self.merged:  # of several regions at once none has changed it alone
+            common = [set(_regions(workflow, arc.source)) for arc in arcs]
+            self.touched += [(region, self.merged) for region in set.intersection(*common)]
 
     def hashes(self) -> dict[str, str]:
         """The hashes of the large fields: only what changed is hashed."""
@@ -331,6 +350,8 @@ class Draft:
 
 
 def _regions(workflow: Workflow, state: str) -> list[str]:
+    if workflow.chart.flat:
+        return []
     return [one for one in workflow.chart.around[state] if workflow.states[one].kind == "region"]
 
 
@@ -457,10 +478,12 @@ def _moved(
         stay = active[event.state]
         timers = {name: due for name, due in stay.timers.items() if name != event.trigger}
         active = {**active, event.state: replace(stay, timers=timers)}
+    touched = draft.touched
     if event.name == DONE and not workflow.chart.flat and (draft.changes or draft.removed):
-        for region in _regions(workflow, event.state):
-            touched = dict.fromkeys([*active[region].touched, *draft.changes, *draft.removed])
-            active = {**active, region: replace(active[region], touched=tuple(touched))}
+        touched = [(region, (*draft.changes, *draft.removed)) for region in _regions(workflow, event.state)]
+    for region, keys in touched:
+        all_keys = dict.fromkeys((*active[region].touched, *keys))
+        active = {**active, region: replace(active[region], touched=tuple(all_keys))}
     if not left and not entered:
         return active
     stays = {state: _stay(workflow, state, version, now) for state in entered}
@@ -525,7 +548,9 @@ async def _leads_on(workflow: Workflow, run: Run, state: str, kind: str) -> bool
         try:
             if arc.guard is None or await arc.guard.ask(view):
                 return True
-        except Exception:
+        except OWN as error:
+            if asked_to_stop(error):
+                raise
             return True  # the decision that follows says what is wrong, and fails the run
     return False
 
@@ -604,7 +629,9 @@ async def _failed(workflow: Workflow, run: Run, event: Event, now: float, found:
                 draft.update(workflow, told, [arc])
                 move = await _take(workflow, run, told, now, [arc], draft, asked)
                 return replace(move, after=replace(move.after, error=found if move.after.status == "failed" else None))
-    except Exception as error:
+    except OWN as error:
+        if asked_to_stop(error):
+            raise
         return _fail(workflow, run, event, now, failure(error, run, event.state), error, asked)
     return _fail(workflow, run, event, now, found, event.error, asked)
 
@@ -628,7 +655,9 @@ async def _timeout(workflow: Workflow, run: Run, event: Event, now: float) -> Mo
             if arc.guard is None or await arc.guard.ask(view):
                 draft.update(workflow, event, [arc])
                 return await _take(workflow, run, event, now, [arc], draft, asked)
-    except Exception as error:
+    except OWN as error:
+        if asked_to_stop(error):
+            raise
         return _fail(workflow, run, event, now, failure(error, run, event.state), error, asked)
     spent = _moved(workflow, run, event, [], [], draft, run.version, now)
     move = _rejected(replace(run, active=spent), event, now, asked)

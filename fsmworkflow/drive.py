@@ -129,6 +129,11 @@ class Drive:
         run = self.run
         return not self._unread and run.status != "running" and (run.due is None or run.due > self.store.now())
 
+    @property
+    def late(self) -> bool:
+        """Whether something was posted to a run just as it ended, and is not marked."""
+        return self.run.over and self.run.owner is None and (self._unread or bool(self.inbox))
+
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     async def go(self) -> Run:

@@ -177,14 +177,15 @@ class Drives:
     async def _deliver(self, definition: Workflow, key: str, event: str) -> None:
         """See to it that an event which was posted is looked at: here, unless another process drives its run."""
         name = (definition.name, key)
-        if name in self:
+        known = self._drives.get(name)
+        if name in self and not (known is not None and known.done is not None and known.done.done()):
             self._wake(name, event)
             return
         run = await self.load(*name)
         if left_alone(definition, run) or self.worker.stuck.get(run.id) == run.version:
             return
         driving = Driving(definition, run, retry=False)
-        if name not in self._drives:
+        if self._drives.get(name) in (None, known):
             driving.started.set_result(driving.run)
             self._see_to(driving, self._task(self._watch_and_drive(driving)))
 
@@ -348,6 +349,8 @@ class Drives:
             driving.run = await drive.go()
             while drive.run.owner is not None and not drive.idle and not self.worker.stopping:
                 driving.run = await drive.go()  # an event came while it was about to rest
+            if drive.late and not self.worker.stopping:
+                await self._mark_late(driving)
         except LeaseLost as error:
             log.warning("%s", error)
             return False
@@ -355,6 +358,13 @@ class Drives:
         if drive.run.owner is not None and not self.worker.stopping:
             self._held[name] = drive
         return True
+
+    async def _mark_late(self, driving: Driving) -> None:
+        """What was posted just as the run ended left it due: it is claimed once more to mark that, without a move."""
+        run, workflow = driving.run, driving.workflow
+        claimed = await self.worker.claim_one(run.workflow, run.key, workflow.version)
+        if claimed is not None:
+            driving.run = await Drive(workflow, claimed, self.worker).go()
 
     async def _again(self, driving: Driving, drive: Drive) -> Run:
         """Drive a held run on, to which something has happened."""

@@ -304,6 +304,39 @@ async def test_a_guard_that_is_cancelled_cancels_the_decision() -> None:
         await task
 
 
+@pytest.mark.parametrize("kind", ["event", "timer", "error"])
+async def test_a_guard_that_cancels_itself_fails_the_run_and_one_that_is_cancelled_passes(kind: str) -> None:
+    itself = True
+
+    async def guard(ctx: Any) -> bool:
+        if itself:
+            raise asyncio.CancelledError
+        await asyncio.sleep(60)
+        return True
+
+    workflow = Workflow("w")
+    leads = [(guard, "end")]
+    workflow.wait("a", initial=True, on={"go": leads}, after={5: leads})
+    workflow.step("b", then="end", on_error={OSError: leads})(nothing)
+    workflow.final("end")
+    workflow.add(Transition(trigger="to_b", source="a", dest="b"))
+    run = at(workflow.check(), "b" if kind == "error" else "a")
+    event = {
+        "event": Event(name="go"),
+        "timer": Event(name="$timeout", state="a", trigger="$after 5"),
+        "error": Event(name="$error", state="b", error=OSError("no")),
+    }[kind]
+    move = await decide(workflow, run, event, now=NOW)
+    assert isinstance(move.error, asyncio.CancelledError)
+    assert move.after.status == "failed"
+    itself = False
+    task = asyncio.create_task(decide(workflow, run, event, now=NOW))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 # -- choices --------------------------------------------------------------------------------------------------------
 
 

@@ -541,3 +541,70 @@ async def test_P1_P3_an_event_is_there_when_its_sender_is_killed_before_the_move
         await one.resume()
         run = await one.get(flow, "a")
         assert (run.state, run.data["event"], run.data["drafts"]) == ("published", ["approved", {"by": "ann"}], 1)
+
+
+# -- too late -------------------------------------------------------------------------------------------------------
+
+
+def ending(inside: Callable[[], Awaitable[Any]]) -> Workflow:
+    """Its step ends the run, and something is posted to it while it does."""
+    flow = Workflow("ending")
+
+    @flow.step(initial=True, then=[(field("waits").is_none(), "end"), "rest"])
+    async def last(ctx: Any) -> None:
+        await inside()
+
+    flow.wait("rest", on={"note": "end"})
+    flow.final("end")
+    return flow
+
+
+async def test_an_event_posted_just_as_its_run_ends_is_dropped_at_once_without_a_move(store: Store) -> None:
+    async def inside() -> None:
+        await one.send(flow, "a", "note", event_id="late")
+
+    flow = ending(inside)
+    async with engine(store, flow, poll=60) as one:
+        run = await one.run(flow, key="a")
+        assert run.status == "done"
+        assert (await one.event(flow, "a", "late")).status == "dropped"
+        run = await one.get(flow, "a")
+        assert (run.version, run.due, run.owner) == (1, None, None), "nobody has to look at it any more"
+        assert len(await one.history(flow, "a")) == 2
+
+
+async def test_an_event_that_another_engine_posts_as_the_run_ends_is_dropped_too(store: Store) -> None:
+    async def inside() -> None:
+        await two.send(flow, "a", "note", event_id="late")
+
+    flow = ending(inside)
+    async with engine(store, flow, poll=60) as one, engine(store, flow, poll=60) as two:
+        await one.run(flow, key="a")
+
+        async def dropped() -> bool:
+            return (await one.event(flow, "a", "late")).status == "dropped"
+
+        await until(dropped)
+        assert (await one.get(flow, "a")).version == 1
+
+
+@pytest.mark.parametrize("moment", range(12))
+async def test_whenever_an_event_is_posted_to_an_ending_run_it_does_not_stay(store: Store, moment: int) -> None:
+    async def inside() -> None:
+        pass
+
+    flow = ending(inside)
+    async with engine(store, flow, poll=60) as one:
+        await one.start(flow, key="a")
+        for _ in range(moment * 2):
+            await asyncio.sleep(0)
+        try:
+            await one.send(flow, "a", "note", event_id="late")
+        except RunOver:
+            return
+
+        async def settled() -> bool:
+            run = await one.get(flow, "a")
+            return run.status == "done" and (await one.event(flow, "a", "late")).status == "dropped" and run.due is None
+
+        await until(settled)

@@ -646,6 +646,50 @@ async def test_a_key_changed_by_two_regions_is_a_conflict_whatever_the_timing() 
         assert (play.run.status, play.data) == ("failed", {"n": 1})
 
 
+def with_events(payload: Any = None) -> Workflow:
+    """Two regions: one waits for events that change the data, the steps of the other change it too."""
+
+    def mark(data: Any, event: Any) -> None:
+        data["n"] = 1
+
+    flow = Workflow("events", payload=payload)
+    both = flow.parallel("both", initial=True, then="end")
+    one, two = both.region("one"), both.region("two")
+    here = {"set": To("w", update=mark, internal=True), "put": To("w", internal=True), "both": "v"}
+    one.wait("w", initial=True, on=here, after={5: To("v", update=mark)})
+    one.wait("v", on={"go": "f"})
+    two.step("s", initial=True, then="f", on={"both": "t"})(nothing)
+    two.step("t", then="f")(nothing)
+    one.final("f")
+    two.final("f")
+    flow.final("end")
+    return flow.check()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("way", ["update", "payload", "timer"])
+async def test_a_key_that_an_event_changed_in_one_region_is_a_conflict_for_the_other(way: str, late: bool) -> None:
+    play = Play(with_events("merge" if way == "payload" else None))
+    base = play.run
+    if way == "update":
+        await play.send("set")
+    elif way == "payload":
+        await play.send("put", {"n": 1})
+    else:
+        await play.take(Event(name="$timeout", state="both.one.w", trigger="$after 5"))
+    assert play.data == {"n": 1}
+    move = await play.done("both.two.s", play.run if late else base, n=2)
+    assert isinstance(move.error, MergeConflict)
+    assert (play.run.status, play.data) == ("failed", {"n": 1})
+
+
+async def test_a_payload_that_several_regions_take_belongs_to_none_of_them() -> None:
+    play = Play(with_events("merge"))
+    await play.send("both", {"n": 1})
+    await play.done("both.two.t", n=2)
+    assert play.data == {"n": 2}
+
+
 async def test_a_region_may_change_its_own_key_again_and_a_new_visit_begins_anew() -> None:
     play = Play(beside())
     await play.done("both.one.s", n=1)
