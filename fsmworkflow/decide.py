@@ -93,6 +93,17 @@ def begin(workflow: Workflow, key: str, fields: Fields, *, now: float, states: t
     return replace(run, status="running" if busy else "waiting", due=due)
 
 
+def bare(workflow: Workflow, states: Iterable[str], fields: Fields, key: str, since: float | None) -> Run:
+    """A run that has been in these states for some time, and of which nothing else is known. See `Run.at`."""
+    run = begin(workflow, key, fields, now=since or 0.0, states=workflow.chart.entered(states, ""))
+    if since is None:
+        active = {state: replace(stay, timers={}) for state, stay in run.active.items()}
+        run = replace(run, active=active, deadline=None)
+    ends = next((state for state in run.active if state in workflow.finals and "." not in state), None)
+    status = run.status if ends is None else workflow.states[ends].outcome
+    return replace(run, status=status, due=None, actions=())
+
+
 async def decide(workflow: Workflow, run: Run, event: Event, *, now: float) -> Move:
     """The move that `event` makes of `run`. Nothing is changed, and nothing awaited but guards.
 

@@ -5,13 +5,16 @@ They know nothing of stores or steps. Change one with `replace(record, field=val
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec.structs import replace
 
 from fsmworkflow.codec import Data, Fields
+
+if TYPE_CHECKING:
+    from fsmworkflow.workflow import Workflow
 
 __all__ = ["Action", "Active", "Call", "Entry", "Event", "Failure", "Move", "Owner", "Post", "Run", "Status", "replace"]
 
@@ -114,6 +117,25 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     deaths: int = 0
     created: float = 0.0
     updated: float = 0.0
+
+    @classmethod
+    def at(
+        cls,
+        workflow: Workflow,
+        state: str | Iterable[str],
+        data: Any = None,
+        *,
+        key: str = "",
+        since: float | None = None,
+    ) -> Run:
+        """A run in a state that a program keeps in a table of its own, for `decide` and `workflow.accepts`.
+
+        `state` is as `run.state` has it, or the leaf states in a list. With `since`, when they were entered, timers
+        run. Raises DefinitionError for states that the workflow does not have, or that are never active together, and
+        CodecError for data that does not fit.
+        """
+        run: Run = workflow.at(state, data, key=key, since=since)
+        return run
 
     def __repr__(self) -> str:
         return f"<Run {self.workflow}/{self.key}: {self.status} in {self.state!r}, version {self.version}>"

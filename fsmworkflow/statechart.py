@@ -175,6 +175,16 @@ class Chart:
                 todo += missing
         return tuple(sorted(found, key=self.order.__getitem__))
 
+    def apart(self, active: Iterable[str]) -> str | None:
+        """Two of these states that are never active together: what a state holds, but for a parallel one, is one."""
+        active = set(active)
+        for around in ("", *active):
+            inner = self.inner[around] if around else [state for state in self.order if "." not in state]
+            inside = [state for state in inner if state in active]
+            if around not in self.parallel and len(inside) > 1:
+                return " and ".join(map(repr, inside[:2]))
+        return None
+
     def leaves(self, active: Iterable[str]) -> list[str]:
         """The active states that hold no other."""
         return [state for state in active if not self.inner[state]]

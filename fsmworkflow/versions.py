@@ -164,7 +164,8 @@ def _active(workflow: Workflow, run: Run, steps: list[Migration]) -> dict[str, A
     for state in entered:
         if "." not in state and workflow.states[state].kind == "final":
             raise _changed(workflow, run, f"its state {state!r} is final there: a run ends by an event, not so")
-    _check_together(workflow, run, entered)
+    if (apart := chart.apart(entered)) is not None:
+        raise _changed(workflow, run, f"its states would be {apart}, which are never active together")
     return {state: stays.get(state) or Active(run.version + 1) for state in entered}
 
 
@@ -178,18 +179,6 @@ def _stay(workflow: Workflow, old: str, new: str, stay: Active) -> Active:
         timers={name: due for name, due in stay.timers.items() if name in delays},
     )
     return stay if workflow.states[new].step is not None else replace(stay, attempt=1, again=None)
-
-
-def _check_together(workflow: Workflow, run: Run, active: tuple[str, ...]) -> None:
-    """Of what a state holds that is no parallel one, only one is active."""
-    chart = workflow.chart
-    for around in ("", *active):
-        inner = chart.inner[around] if around else [state for state in chart.order if "." not in state]
-        inside = [state for state in inner if state in active]
-        if around not in chart.parallel and len(inside) > 1:
-            raise _changed(
-                workflow, run, f"its states would be {' and '.join(inside)}, which are never active together"
-            )
 
 
 def known(workflow: Workflow, run: Run, states: Iterable[str], steps: Iterable[Migration] = ()) -> None:

@@ -433,6 +433,19 @@ class Workflow(Scope):
         """The state in which every run begins."""
         return next(s.name for s in self.states.values() if s.initial and "." not in s.name)
 
+    def at(self, state: str | Iterable[str], data: Any = None, *, key: str = "", since: float | None = None) -> Run:
+        """See `Run.at`."""
+        from fsmworkflow.decide import bare  # which asks this file for its words
+
+        self.check()
+        known = isinstance(state, str) and state in self.states
+        leaves = [str(state)] if known else state.split(", ") if isinstance(state, str) else list(state)
+        gone = [f"there is no state {leaf!r}{nearest(leaf, self.states)}" for leaf in leaves if leaf not in self.states]
+        apart = None if gone or not leaves else self.chart.apart(self.chart.entered(leaves, ""))
+        if gone or apart or not leaves:
+            raise DefinitionError(self.name, gone or [f"{apart} are never active together" if apart else "no state"])
+        return bare(self, leaves, self.codec.start(data), key, since)
+
     def accepts(self, run: Run) -> list[str]:
         """The events that the run's active states accept, whatever their conditions, in the order of the document."""
         chart = self.check().chart

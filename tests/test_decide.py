@@ -13,6 +13,7 @@ from fsmworkflow import (
     CodecError,
     Condition,
     ConditionError,
+    DefinitionError,
     Event,
     Failure,
     Move,
@@ -25,9 +26,10 @@ from fsmworkflow import (
     WorkflowContext,
     WorkflowDefinition,
     field,
+    payload,
 )
 from fsmworkflow.codec import Codec, decode
-from fsmworkflow.decide import DONE, ERROR, RETRY, begin, decide, failure
+from fsmworkflow.decide import DONE, ERROR, RETRY, begin, decide, due_next, failure
 from fsmworkflow.records import Active, replace
 
 NOW = 1_750_000_000.0
@@ -509,6 +511,89 @@ async def test_a_failed_run_goes_on_in_the_same_visit_with_attempts_anew() -> No
     assert (after.status, after.state, after.visit, after.attempt, after.data) == ("running", "draft", 4, 1, {"n": 1})
     assert after.due == NOW
     assert after.owner == "me"
+
+
+def fillable(data: Any = None) -> Workflow:
+    """An order that is filled in parts; a parallel state beside it."""
+
+    def take(data: Any, event: Any) -> None:
+        data["left"] -= event.payload["qty"]
+
+    flow = Workflow("order", data=data, deadline="30d")
+    fill = [(payload("qty") >= field("left"), To("filled", update=take)), To("open", update=take, internal=True)]
+    flow.wait("open", initial=True, on={"fill": fill, "prepare": "prepare"}, after={"1h": "filled"})
+    prep = flow.parallel("prepare", then="filled")
+    for name in ("pay", "pick"):
+        region = prep.region(name)
+        region.wait("todo", initial=True, on={name: "done"}, enter=nothing)
+        region.final("done")
+    flow.final("filled")
+    return flow
+
+
+async def test_a_bare_state_is_all_that_a_decision_needs() -> None:
+    flow = fillable()
+    run = Run.at(flow, "open", {"left": 100})
+    assert (run.state, run.status, run.data, run.active["open"].timers) == ("open", "waiting", {"left": 100}, {})
+    assert flow.accepts(run) == ["fill", "prepare"]
+    assert due_next(flow, run, NOW) is None, "nothing is known of its timers, nor of its deadline"
+    move = await decide(flow, run, Event(name="fill", payload={"qty": 40}), now=NOW)
+    assert (move.after.state, move.after.data) == ("open", {"left": 60})
+    again = Run.at(flow, move.after.state, move.after.data)
+    move = await decide(flow, again, Event(name="fill", payload={"qty": 60}), now=NOW)
+    assert (move.after.state, move.after.status, move.after.data) == ("filled", "done", {"left": 0})
+    assert (Run.at(flow, "filled").status, flow.accepts(Run.at(flow, "filled"))) == ("done", [])
+
+
+async def test_a_bare_state_whose_time_of_entry_is_known_has_its_timers() -> None:
+    flow = fillable()
+    run = Run.at(flow, "open", {"left": 1}, since=NOW - 3_600)
+    due = due_next(flow, run, NOW)
+    assert due is not None
+    assert (await decide(flow, run, due, now=NOW)).after.state == "filled"
+
+
+@pytest.mark.parametrize("state", ["prepare.pay.done, prepare.pick.todo", ["prepare.pay.done", "prepare.pick.todo"]])
+async def test_bare_states_of_a_parallel_state_are_named_by_their_leaves(state: Any) -> None:
+    flow = fillable()
+    run = Run.at(flow, state, key="o-1")
+    assert (run.state, run.key, run.actions) == ("prepare.pay.done, prepare.pick.todo", "o-1", ())
+    assert list(run.active) == [
+        "prepare", "prepare.pay", "prepare.pay.done", "prepare.pick", "prepare.pick.todo"
+    ]  # fmt: skip
+    assert flow.accepts(run) == ["pick"]
+    move = await decide(flow, run, Event(name="pick"), now=NOW)
+    assert move.after.state == "prepare.pay.done, prepare.pick.done"
+    done = due_next(flow, move.after, NOW)
+    assert done is not None
+    assert (await decide(flow, move.after, done, now=NOW)).after.state == "filled"
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ("opne", r"there is no state 'opne' \(did you mean 'open'\?\)"),
+        ("open, filled", "'open' and 'filled' are never active together"),
+        (["prepare.pay.done", "prepare.pay.todo"], "are never active together"),
+        ([], "no state"),
+    ],
+)
+def test_a_bare_state_that_cannot_be_is_refused(state: Any, problem: str) -> None:
+    with pytest.raises(DefinitionError, match=problem):
+        Run.at(fillable(), state)
+
+
+def test_the_data_of_a_bare_state_fits_the_workflow() -> None:
+    import dataclasses
+
+    @dataclasses.dataclass
+    class Order:
+        left: int
+
+    with pytest.raises(CodecError):
+        Run.at(fillable(Order), "open", {"left": "many"})
+    run = Run.at(fillable(Order), "open", Order(left=3))
+    assert bytes(run.fields["left"]) == b"3"
 
 
 async def test_decide_alone_drives_a_run_to_its_end() -> None:

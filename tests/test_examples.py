@@ -192,6 +192,19 @@ def test_a_parcel_is_sent_once_paid_and_packed_or_called_back(start: Start) -> N
     ]
 
 
+def test_a_new_version_takes_over_what_the_old_one_does_not_finish(start: Start) -> None:
+    assert start("deploy_v2.py").splitlines() == [
+        "0 newer runs were taken by the old engine",
+        "workflow  version  state     becomes   fit  mapped  stuck",
+        "order     1 -> 2   review    approval  0    2       0",
+        "order     2 -> 2   approval  approval  1    0       0",
+        "o-1 is shipped: 10 EUR []",
+        "o-2 is shipped: 2000 cents ['1 -> 2']",
+        "o-3 is shipped: 3000 cents ['1 -> 2']",
+        "o-4 is shipped: 4000 cents []",
+    ]
+
+
 def test_a_report_comes_each_night_and_once_for_the_nights_that_were_missed(start: Start) -> None:
     first = ["2026-03-27T02:30:00+01:00", "2026-03-28T02:30:00+01:00", "2026-03-29T03:00:00+02:00"]
     assert start("nightly.py").splitlines() == [f"  nightly/{tick}: a report for ann" for tick in first]
@@ -577,7 +590,7 @@ def test_without_the_small_model_the_demonstration_names_its_extra(start: Start,
 
 
 def test_every_example_stands_in_the_table_and_is_started_here() -> None:
-    table = set(re.findall(r"\]\(([a-z_]+\.py)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8")))
+    table = set(re.findall(r"\]\(([a-z0-9_]+\.py)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8")))
     assert table == {path.name for path in EXAMPLES.glob("*.py")}
     here = Path(__file__).read_text(encoding="utf-8")
     assert all(f'"{name}"' in here for name in table - {"texts.py"})

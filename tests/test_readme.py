@@ -28,6 +28,13 @@ EXPECTED = {
     "docs/schedules.md 1": "report 3 True\n['paused']\n[]",
     "docs/transactions.md 1": "('lamp', 9)",
     "README.md 8": "[0, 1, 4, 9, 16]\n['n-3', 'n-4']",
+    "README.md 9": ("('working', {'title': 'no ink', 'to': 'ann'})\na ticket that is working takes close, put_back"),
+    "docs/versions.md 1": (
+        "workflow  version  state   becomes  fit  mapped  stuck\n"
+        "order     1 -> 2   review  check    0    1       0\n"
+        "done {'cents': 500, 'label': '500 cents'}\n"
+        "['1 -> 2']"
+    ),
 }
 
 

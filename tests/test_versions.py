@@ -562,7 +562,7 @@ def test_states_that_are_never_active_together_are_refused() -> None:
     new.final("done")
     new.migrate(1, to=2, states={"prepare.pay": "one", "prepare.pick": "two"})
     run = begin(old, "a", {}, now=1.0)
-    with pytest.raises(DefinitionChanged, match="its states would be one and two, which are never active together"):
+    with pytest.raises(DefinitionChanged, match="its states would be 'one' and 'two', which are never active together"):
         shifted(new, run)
 
 
