@@ -86,7 +86,7 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 7_900
+LOWER_FLOORS_LINES = 8_200
 TOP_FLOOR_LINES = 400
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
