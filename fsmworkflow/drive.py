@@ -346,6 +346,8 @@ class Drive:
     async def _look(self) -> None:
         self._unread = False
         posted, self.inbox = await self.store.inbox(self.run)
+        if posted > self.run.posted and self.run.status in ("waiting", "paused"):
+            self.run = replace(self.run, due=self.store.now())  # posting has made the row due: it is to rest again
         self._note(posted)
 
     def _note(self, posted: int) -> None:

@@ -149,6 +149,27 @@ async def test_what_is_not_yet_accepted_waits_and_what_never_was_is_dropped(stor
         assert [(await one.event(flow, "a", id)).status for id in ("later", "far")] == ["accepted", "dropped"]
 
 
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_run_elsewhere_rests_again_once_it_has_been_looked_at_for_an_event_that_it_does_not_accept(
+    store: Store, paused: bool
+) -> None:
+    flow = Workflow("flow")
+    flow.wait("one", initial=True, on={"go": "two"})
+    flow.wait("two", on={"end": "over"})
+    flow.final("over")
+    async with engine(store, flow) as owner, engine(store, flow) as other:
+        await owner.run(flow, {}, key="a")
+        if paused:
+            await owner.pause(flow, "a")
+        for _ in range(2):
+            await other.send(flow, "a", "end")
+            run = await asyncio.wait_for(other.result(flow, "a"), SOON)  # `end` waits: nothing will move the run
+            assert (run.state, run.due) == ("one", None)
+        if not paused:
+            await other.send(flow, "a", "go")
+            assert (await in_state(other, flow, "a", "over")).status == "done"
+
+
 async def test_an_event_that_no_condition_lets_through_is_rejected_and_the_run_stays(store: Store) -> None:
     flow = article()
     async with engine(store, flow) as one:
