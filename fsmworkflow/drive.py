@@ -533,5 +533,5 @@ def _let_go(task: asyncio.Task[Event]) -> None:
 def _log(move: Move) -> None:
     run = move.after
     log.debug("%s/%s %s: version %d", run.workflow, run.key, move.event.name, run.version)
-    if run.status == "failed" and run.error is not None:
+    if run.status == "failed" != move.before.status and run.error is not None:
         log.warning("run %s/%s failed in state %r: %s", run.workflow, run.key, run.state, run.error.type)

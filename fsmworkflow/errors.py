@@ -145,8 +145,10 @@ class RunFailed(FSMWorkflowError):
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        what = f"{run.error.type}: {run.error.message}" if run.error else run.status
-        super().__init__(f"{run.workflow}/{run.key} {run.status} in state {run.state!r}: {what}")
+        what = f": {run.error.type}: {run.error.message}" if run.error else ""
+        if run.status == "failed" and run.error is None:
+            what = ", an end that counts as failed"
+        super().__init__(f"{run.workflow}/{run.key} {run.status} in state {run.state!r}{what}")
 
 
 class RunNotFound(FSMWorkflowError, LookupError):

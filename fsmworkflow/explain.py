@@ -21,7 +21,11 @@ def explained(workflow: Workflow, run: Run, history: Sequence[Entry], *, now: fl
     """In words: how the run came to where it is, what its last decision saw, and what it waits for."""
     last = history[-1]
     lines = [f"{run.workflow}/{run.key} is {run.status} in state {run.state}, at version {run.version}."]
-    lines.append(f"Last, {_event(last)} led from {last.source or 'nowhere'} to {last.dest}, at {_clock(last.at)}.")
+    undone = len(history) > 1 and history[-2].status == "compensating"
+    what = "the undoing of a step" if undone else _event(last)
+    stays = last.source == last.dest
+    way = f"left it in {last.dest}" if stays else f"led from {last.source or 'nowhere'} to {last.dest}"
+    lines.append(f"Last, {what} {way}, at {_clock(last.at)}.")
     for one in last.asked:
         saw = ", ".join(f"{name} = {value}" for name, value in one.values.items())
         lines.append(f"  asked: {one.condition} -> {one.answer}{f' ({saw})' if saw else ''}")
@@ -46,7 +50,7 @@ def _event(entry: Entry) -> str:
 def _waits(workflow: Workflow, run: Run, now: float) -> list[str]:
     if run.over or run.status in ("failed", "parked"):
         return ["It has ended." if run.over else "It keeps its place: run or retry lets it go on."]
-    lines = []
+    lines = ["It is paused: unpause lets it go on."] if run.status == "paused" else []
     if accepts := workflow.accepts(run):
         lines.append(f"It accepts: {', '.join(accepts)}.")
     for state, stay in run.active.items():

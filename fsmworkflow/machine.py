@@ -114,18 +114,21 @@ class PersistentWorkflowStateMachine:
     async def send(self, event: str, payload: Any = None, *, event_id: str | None = None) -> Event:
         """Send an event, and drive the run until it rests. Returns what became of it: `.status`.
 
-        One that no active state accepts waits in the inbox. Raises RunOver for a run that has ended, UnknownEvent for
-        a name that no transition has, and what a step raised that failed the run for good.
+        One that no active state accepts waits in the inbox, and so does one to a run that has failed: the next
+        `async with` goes on with both. Raises RunOver for a run that has ended, UnknownEvent for a name that no
+        transition has, and what a step or a condition raised that failed the run for good.
         """
         drive = self._held()
         known_event(drive.workflow, event)
         posted = Event(name=event, payload=payload, id=event_id or uuid.uuid4().hex)
         async with self._sending:
+            failed = drive.run.status == "failed"  # and nobody's
             sent = None if event_id else await drive.send(posted)
             if sent is None:
                 sent = await drive.store.post(drive.run.workflow, drive.run.key, posted)
                 drive.wake()
-            await self._go()
+            if not failed:
+                await self._go()
             return await drive.store.event(drive.run, posted.id) or sent
 
     async def _go(self) -> None:
