@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StoreUnavailable,
         UnknownWorkflow,
     )
+    from fsmworkflow.hooks import Hook, LogHook
     from fsmworkflow.machine import PersistentWorkflowStateMachine
     from fsmworkflow.records import Entry, Event, Failure, Move, Run
     from fsmworkflow.retry import Retry
@@ -49,8 +50,10 @@ __all__ = [
     "Event",
     "FSMWorkflowError",
     "Failure",
+    "Hook",
     "InputDiffers",
     "LeaseLost",
+    "LogHook",
     "MergeConflict",
     "Move",
     "NoTransition",
@@ -79,7 +82,19 @@ __all__ = [
     "payload",
 ]
 
-_FILES = ("errors", "records", "retry", "conditions", "workflow", "context", "store", "settings", "machine", "engine")
+_FILES = (
+    "errors",
+    "records",
+    "hooks",
+    "retry",
+    "conditions",
+    "workflow",
+    "context",
+    "store",
+    "settings",
+    "machine",
+    "engine",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from fsmworkflow.codec import Data, encode
 from fsmworkflow.context import Calls, WorkflowContext
 from fsmworkflow.decide import DONE, ERROR, asked_to_stop, failure
 from fsmworkflow.errors import FSMWorkflowError, StepTimeout
+from fsmworkflow.hooks import Hooks
 from fsmworkflow.records import Active, Event, Run
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.threads import is_async
@@ -29,9 +30,10 @@ ACTION_RETRY = Retry(attempts=3, first_delay=0.2, max_delay=2.0)
 class Acting:
     """Acts on states of one run. `undo=True` runs the compensation of a finished visit in place of a step."""
 
-    __slots__ = ("stopping", "transactions", "worker", "workflow")
+    __slots__ = ("hooks", "stopping", "transactions", "worker", "workflow")
 
-    def __init__(self, workflow: Workflow, worker: Worker) -> None:
+    def __init__(self, workflow: Workflow, worker: Worker, hooks: Hooks) -> None:
+        self.hooks = hooks
         self.workflow = workflow
         self.worker = worker
         self.stopping = worker.stopping
@@ -44,7 +46,8 @@ class Acting:
         step = self.workflow.states[name].step
         assert step is not None
         assert step.execute is not None
-        return self._act(run, name, stay, step.execute, step.timeout, fresh=fresh, event=event)
+        acting = self._act(run, name, stay, step.execute, step.timeout, fresh=fresh, event=event)
+        return self._told(acting, run, name, stay.attempt) if self.hooks else acting
 
     async def undo(self, run: Run) -> Event:
         """Undo the youngest finished visit."""
@@ -54,7 +57,18 @@ class Acting:
             error = FSMWorkflowError(f"state {undo.state!r} has no compensation any more")
             return Event(name=ERROR, state=undo.state, failure=failure(error, run, undo.state))
         stay = Active(undo.visit, undo.attempt, was=undo.was)
-        return await self._act(run, undo.state, stay, state.compensate, None, fresh=False, undoing=True)
+        acting = self._act(run, undo.state, stay, state.compensate, None, fresh=False, undoing=True)
+        return await (self._told(acting, run, f"{undo.state}:undo", undo.attempt) if self.hooks else acting)
+
+    async def _told(self, acting: Coroutine[Any, Any, Event], run: Run, place: str, attempt: int) -> Event:
+        """The same with hooks, which hear of it in the task in which it runs."""
+        end: Event | None = None
+        self.hooks.began(run, place, attempt)
+        try:
+            end = await acting
+            return end
+        finally:
+            self.hooks.ended(run, place, attempt, end)
 
     async def _act(
         self,

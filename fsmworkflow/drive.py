@@ -25,6 +25,7 @@ from fsmworkflow.decide import (
     resting_due,
 )
 from fsmworkflow.errors import DefinitionChanged, EndlessLoop, RolledBack, Stale, StoreError
+from fsmworkflow.hooks import Hooks
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.versions import Shift, shifted
@@ -53,8 +54,8 @@ class Drive:
     """
 
     __slots__ = (
-        "_acting", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_shift", "_steps", "_unread", "_woken",
-        "error", "hold", "inbox", "retry", "run", "store", "worker", "workflow",
+        "_acting", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_shift", "_steps", "_told", "_unread",
+        "_woken", "error", "hold", "inbox", "retry", "run", "store", "worker", "workflow",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +67,10 @@ class Drive:
         fresh: bool = False,
         retry: bool = False,
         hold: bool = False,
+        hooks: Hooks | None = None,
     ) -> None:
+        hooks = worker.hooks if hooks is None else hooks
+        self._told = hooks.moved
         self.workflow = workflow
         self.run = run
         self.worker = worker
@@ -75,7 +79,7 @@ class Drive:
         self.retry = retry
         self.error: BaseException | None = None
         self.inbox: list[Event] = []
-        self._acting = Acting(workflow, worker)
+        self._acting = Acting(workflow, worker, hooks)
         self._fresh = fresh  # whether the visits began here, so that they have no remembered calls yet
         self._unread = run.posted > 0  # whether the inbox may hold what was not looked at
         self._asked: int | None = None  # the version at which waiting states were asked whether they lead on
@@ -471,7 +475,7 @@ class Drive:
             self.worker.told(move.posts)
         if move.error is not None:
             self.error = move.error
-        _log(move)
+        self._told(move)
 
     # -- resting ----------------------------------------------------------------------------------------------------
 
@@ -528,10 +532,3 @@ def _let_go(task: asyncio.Task[Event]) -> None:
     """What a step did that was stopped is dropped, also where it came to its end all the same."""
     if not task.cancelled() and task.exception() is None and (lent := task.result().within) is not None:
         lent.drop()
-
-
-def _log(move: Move) -> None:
-    run = move.after
-    log.debug("%s/%s %s: version %d", run.workflow, run.key, move.event.name, run.version)
-    if run.status == "failed" != move.before.status and run.error is not None:
-        log.warning("run %s/%s failed in state %r: %s", run.workflow, run.key, run.state, run.error.type)

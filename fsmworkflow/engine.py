@@ -28,6 +28,7 @@ from fsmworkflow.errors import (
     UnknownWorkflow,
 )
 from fsmworkflow.explain import explained, forked
+from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.machine import WATCH, first, may_go_on, tell
 from fsmworkflow.records import OVER, Event, Run, Status
 from fsmworkflow.retry import seconds
@@ -67,6 +68,7 @@ class Engine:
     `store` is a URL or a Store; one that is open already stays open. Nothing is opened before `async with`. `lease` is
     for how many seconds other machines take this engine for alive without hearing of it; `poll` how often it looks for
     events that other processes sent and for times that have come; `grace` how long leaving waits for running steps.
+    `hooks` are told of moves and steps, beside the log.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class Engine:
         lease: float = 10.0,
         poll: float = 0.5,
         grace: float = 10.0,
+        hooks: Iterable[Hook] = (),
     ) -> None:
         self.store: Store = _as_store(store)
         self.grace = grace
         self._workflows: dict[str, Workflow] = {}
         self._worker = Worker(self.store, lease=lease)
+        self._worker.hooks = Hooks(hooks)
         self._opened = False  # whether the store was opened here, and is to be closed here
         self._drives = Drives(self._worker, self._workflows, poll)
         self._worker.workflows, self._worker.told = self._workflows, self._drives.told

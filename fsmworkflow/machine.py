@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Self
 
 import msgspec
@@ -14,6 +14,7 @@ from fsmworkflow.codec import fields_of, text_of
 from fsmworkflow.decide import begin, decide
 from fsmworkflow.drive import Drive
 from fsmworkflow.errors import CodecError, DefinitionChanged, DefinitionError, EngineClosed, InputDiffers, RunFailed
+from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.writer import whole
@@ -35,16 +36,19 @@ class PersistentWorkflowStateMachine:
 
     `db` is a DBConfig, a Store, or a URL. `definition` is a WorkflowDefinition, whose functions go into `steps`, or a
     Workflow. With a `key` it is that run, started with `data` where there is none; without, the oldest one of that
-    workflow that may go on and that nobody drives, else a new one.
+    workflow that may go on and that nobody drives, else a new one. `hooks` are told of moves and steps, beside the log.
     """
 
-    def __init__(self, db: Any, definition: Any, key: str | None = None, data: Any = None) -> None:
+    def __init__(
+        self, db: Any, definition: Any, key: str | None = None, data: Any = None, *, hooks: Iterable[Hook] = ()
+    ) -> None:
         self.definition: WorkflowDefinition | Workflow = definition
         self.steps: dict[str, Any] = {}
         self.key = key
         self.run: Run | None = None
         self._db = db if hasattr(db, "acquire") else Home.of(db)
         self._input = data
+        self._hooks = Hooks(hooks)
         self._drive: Drive | None = None
         self._snapshot: Run | None = None
         self._sending = asyncio.Lock()
@@ -95,7 +99,7 @@ class PersistentWorkflowStateMachine:
             if self._snapshot is not None:
                 await worker.store.create(self._snapshot)
             run, fresh = await take_up(workflow, worker, key, self._input, wait=True, rest=True)
-            self._drive = Drive(workflow, run, worker, fresh=fresh, retry=True, hold=True)
+            self._drive = Drive(workflow, run, worker, fresh=fresh, retry=True, hold=True, hooks=self._hooks)
             await self._go()
         except BaseException:
             self._drive = None
@@ -204,7 +208,7 @@ class PersistentWorkflowStateMachine:
             self.run = run
             if run.owner is None:
                 return run, None
-            drive = Drive(workflow, run, worker, fresh=fresh, retry=True)
+            drive = Drive(workflow, run, worker, fresh=fresh, retry=True, hooks=self._hooks)
             try:
                 self.run = await drive.go()
             finally:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, TransactionError
+from fsmworkflow.hooks import Hooks
 from fsmworkflow.lease import Lease, machine_id, process_id
 from fsmworkflow.records import Owner, Post, Run, replace
 from fsmworkflow.store import Store, Versions
@@ -55,6 +56,7 @@ class Worker:
         self.told: Callable[[Iterable[Post]], None] = lambda posts: None
         self.lending: asyncio.Task[Any] | None = None  # in which a step runs for which every other write waits
         self.stuck: dict[int, int] = {}
+        self.hooks = Hooks()
         self._giving_back: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:

@@ -1,0 +1,99 @@
+"""Hooks: who is told of moves and steps. Logging is the default one; metrics and traces are others."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from fsmworkflow.records import Event, Move, Run
+
+__all__ = ["Hook", "Hooks", "LogHook"]
+
+log = logging.getLogger("fsmworkflow")
+
+
+class Hook(Protocol):
+    """What is told of the runs that are driven here: subclass it, and override what you want to hear.
+
+        class Ends(Hook):
+            def moved(self, move):
+                if move.after.over:
+                    count(move.after.workflow, move.after.status)
+
+        Engine("sqlite:///articles.db", workflows=[article], hooks=[Ends()])
+
+    Hooks are called in the event loop, one after the other, so they must be quick. What one raises is said in the log,
+    and neither fails a run nor keeps the others from being told.
+    """
+
+    def moved(self, move: Move) -> None:
+        """A move was committed: `move.before`, `move.event` (a step's has `began`), `move.after`. Once a move.
+
+        A process that dies between the commit and this call never makes it.
+        """
+        return
+
+    def step_began(self, run: Run, state: str, attempt: int) -> None:
+        """An attempt of a step, or of an undoing ("state:undo"), begins: in its own task, whose context it may set."""
+        return
+
+    def step_ended(self, run: Run, state: str, attempt: int, end: Event | None) -> None:
+        """It ended, in the same task: `$done`, or `$error` with its `failure`; None where it was cancelled."""
+        return
+
+
+class LogHook(Hook):
+    """Each move at level DEBUG, and a run that failed at WARNING, under the name "fsmworkflow". Never data."""
+
+    def moved(self, move: Move) -> None:
+        run = move.after
+        log.debug("%s/%s %s: version %d", run.workflow, run.key, move.event.name, run.version)
+        if run.status == "failed" != move.before.status and run.error is not None:
+            log.warning("run %s/%s failed in state %r: %s", run.workflow, run.key, run.state, run.error.type)
+
+
+class Hooks:
+    """The log, and what the user has given. `moved` is bound once, so that nobody pays for hooks that are not there.
+
+    Raises TypeError for what is no Hook.
+    """
+
+    __slots__ = ("_hooks", "moved")
+
+    def __init__(self, hooks: Iterable[Hook] = ()) -> None:
+        self._hooks = tuple(hooks)
+        for hook in self._hooks:
+            missing = [
+                name for name in ("moved", "step_began", "step_ended") if not callable(getattr(hook, name, None))
+            ]
+            if missing or isinstance(hook, type):
+                raise TypeError(
+                    f"a hook is an object with moved, step_began and step_ended, not {hook!r}: subclass Hook"
+                )
+        default = LogHook().moved
+        self.moved: Callable[[Move], None] = self._moved if self._hooks else default
+
+    def __bool__(self) -> bool:
+        """Whether anybody but the log is to be told."""
+        return bool(self._hooks)
+
+    def _moved(self, move: Move) -> None:
+        LogHook().moved(move)
+        self._tell("moved", move)
+
+    def began(self, run: Run, state: str, attempt: int) -> None:
+        self._tell("step_began", run, state, attempt)
+
+    def ended(self, run: Run, state: str, attempt: int, end: Event | None) -> None:
+        self._tell("step_ended", run, state, attempt, end)
+
+    def _tell(self, what: str, *about: Any) -> None:
+        for hook in self._hooks:
+            try:
+                getattr(hook, what)(*about)
+            except Exception as error:  # its text may hold data: the log is told where it was raised
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                kind, place = type(error).__name__, f"{last.filename}:{last.lineno}"
+                log.error("%s.%s raised %s, at %s: it is passed over", type(hook).__qualname__, what, kind, place)
