@@ -17,9 +17,8 @@ from fsmworkflow.errors import CodecError, DefinitionChanged, DefinitionError, E
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store import Store, open_store
-from fsmworkflow.store.writer import whole
 from fsmworkflow.versions import shifted
-from fsmworkflow.worker import Worker
+from fsmworkflow.worker import Use, Worker
 from fsmworkflow.workflow import Workflow, WorkflowDefinition, known_event, name_problem
 
 __all__ = ["PersistentWorkflowStateMachine"]
@@ -338,6 +337,7 @@ class Home:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._use: Use | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
@@ -350,46 +350,12 @@ class Home:
             home = store._home = cls(store)
         return home
 
-    def _enter(self) -> None:
-        """Begin anew in another event loop: what an ended one left here is of no use."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._loop = loop
-            self._worker: Worker | None = None
-            self._users = 0
-            self._opened = False
-            self._lock = asyncio.Lock()
-
     async def acquire(self) -> Worker:
-        self._enter()
-        self._users += 1
-        try:
-            async with self._lock:
-                if self._worker is None:
-                    self._opened = not self._store.opened
-                    await self._store.open()
-                    worker = Worker(self._store)
-                    await worker.open()
-                    self._worker = worker
-                return self._worker
-        except BaseException:
-            await self.release()
-            raise
+        loop = asyncio.get_running_loop()
+        if self._use is None or self._loop is not loop:  # what an ended one left here is of no use
+            self._loop, self._use = loop, Use(self._store)
+        return await self._use.acquire()
 
     async def release(self) -> None:
-        self._users -= 1
-        await whole(self._rest())
-
-    async def _rest(self) -> None:
-        """Close what was opened here, unless somebody uses it."""
-        async with self._lock:
-            if self._users:
-                return
-            worker, self._worker = self._worker, None
-            opened, self._opened = self._opened, False
-            try:
-                if worker is not None:
-                    await worker.close()
-            finally:
-                if opened:
-                    await self._store.close()
+        if self._use is not None:
+            await self._use.release()

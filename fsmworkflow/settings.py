@@ -12,14 +12,14 @@ import gc
 import logging
 import os
 import re
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from fsmworkflow.errors import StoreError
 from fsmworkflow.store import Store, open_store
-from fsmworkflow.worker import Worker
+from fsmworkflow.worker import Use, Worker
 
 if TYPE_CHECKING:
     from asyncpg import Pool, Record
@@ -87,7 +87,7 @@ class DBConfig:
         self.url = self._store.url
         if self.url.startswith("sqlite:"):  # its path is absolute now, and stays so in another directory
             self._place = self.url
-        self._uses: dict[asyncio.AbstractEventLoop, _Use] = {}
+        self._uses: dict[asyncio.AbstractEventLoop, Use] = {}
         log.info("runs are kept in %s (%s)", self.url, source)
         if self._options is None and (useless := [*keywords, *pool]):
             log.warning("%s has no use for %s: only PostgreSQL has", self.url, ", ".join(useless))
@@ -158,90 +158,32 @@ class DBConfig:
 
     async def acquire(self) -> Worker:
         """Open what is not open, and return the owner that all machines in this event loop share: until `release()`."""
-        use = self._use()
-        async with use.lock:
-            use.users += 1
-            try:
-                return await use.work()
-            except BaseException:
-                use.users -= 1
-                await use.rest()
-                raise
+        return await self._use().acquire()
 
     async def release(self) -> None:
         """Give one `acquire()` back. The last one closes, within 5 seconds, what was opened for it, not by the user.
 
         What cannot be closed in that time is said in the log.
         """
-        use = self._use()
-        use.users = max(0, use.users - 1)
-        if not use.users:
-            await asyncio.shield(use.rest_alone(CLOSE_SECONDS))  # to its end, also where the caller is being cancelled
+        await self._use().release(CLOSE_SECONDS)
 
     # -- one event loop after another --------------------------------------------------------------------------------
 
-    def _current(self) -> _Use | None:
+    def _current(self) -> Use | None:
         """What is in use in the running event loop; outside of any, in one that may run again."""
         with contextlib.suppress(RuntimeError):
             return self._uses.get(asyncio.get_running_loop())
         return next((use for loop, use in list(self._uses.items()) if not loop.is_closed()), None)
 
-    def _use(self) -> _Use:
+    def _use(self) -> Use:
         loop = asyncio.get_running_loop()
         if loop not in self._uses:
             dead = [self._uses.pop(old, None) for old in list(self._uses) if old.is_closed()]
             if any(use.opened for use in dead if use):  # nobody closed them, and nobody can any more
                 del dead
                 gc.collect()  # sockets close when they are collected: until then the server keeps their locks
-            self._uses[loop] = _Use(self._store if self.url == "memory://" else _store(self._place, self._options))
+            self._uses[loop] = Use(self._store if self.url == "memory://" else _store(self._place, self._options))
         return self._uses[loop]
-
-
-class _Use:
-    """What is open in one event loop: `users` machines work with it, and `kept` says that the user has opened it."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.worker: Worker | None = None
-        self.opened = self.kept = False
-        self.users = 0
-        self.lock = asyncio.Lock()
-
-    async def open(self) -> None:
-        await self.store.open()
-        self.opened = True
-        if open_pool := getattr(self.store, "open_pool", None):  # PostgreSQL's; where it is closed, it makes another
-            await open_pool()
-
-    async def work(self) -> Worker:
-        await self.open()
-        if self.worker is None:
-            worker = Worker(self.store)
-            await worker.open()
-            self.worker = worker
-        return self.worker
-
-    async def rest_alone(self, seconds: float | None, *, kept: bool = True) -> None:
-        async with self.lock:
-            self.kept = self.kept and kept
-            await self.rest(seconds)
-
-    async def rest(self, seconds: float | None = None) -> None:
-        """Close what nobody uses, each part within that time."""
-        if not self.users and self.worker is not None:
-            worker, self.worker = self.worker, None
-            await _ended(worker.close(), "the owner", seconds)
-        if self.opened and not self.users and not self.kept:
-            self.opened = False
-            await _ended(self.store.close(), self.store.url, seconds)
-
-
-async def _ended(closing: Awaitable[None], what: str, seconds: float | None) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await closing
-    except Exception as error:
-        log.warning("%s could not be closed: %r", what, error)
 
 
 # -- where the settings come from ------------------------------------------------------------------------------------

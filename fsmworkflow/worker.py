@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, TransactionError
@@ -23,7 +23,7 @@ from fsmworkflow.store.writer import whole
 from fsmworkflow.threads import Threads
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["Worker"]
+__all__ = ["Use", "Worker"]
 
 T = TypeVar("T")
 
@@ -190,6 +190,71 @@ class Worker:
                 "a step in a transaction on SQLite asks the engine for what waits for the end of this transaction: "
                 "do it before it, in another step, or by ctx.emit"
             )
+
+
+class Use:
+    """What is open of a store in one event loop: `users` work with it by one owner, `kept` says that it stays open.
+
+    A store that was open before stays open.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.worker: Worker | None = None
+        self.opened = self.kept = False
+        self.users = 0
+        self.lock = asyncio.Lock()
+
+    async def open(self) -> None:
+        before = self.store.opened
+        await self.store.open()
+        self.opened = self.opened or not before
+        if open_pool := getattr(self.store, "open_pool", None):  # PostgreSQL's; where it is closed, it makes another
+            await open_pool()
+
+    async def acquire(self) -> Worker:
+        """Open what is not open, and return the owner that all users share, until `release`."""
+        async with self.lock:
+            self.users += 1
+            try:
+                await self.open()
+                if self.worker is None:
+                    worker = Worker(self.store)
+                    await worker.open()
+                    self.worker = worker
+                return self.worker
+            except BaseException:
+                self.users -= 1
+                await self.rest()
+                raise
+
+    async def release(self, seconds: float | None = None) -> None:
+        """Give one `acquire` back. The last one closes what was opened, each part within that time."""
+        self.users = max(0, self.users - 1)
+        if not self.users:
+            await whole(self.rest_alone(seconds))  # to its end, also where the caller is being cancelled
+
+    async def rest_alone(self, seconds: float | None, *, kept: bool = True) -> None:
+        async with self.lock:
+            self.kept = self.kept and kept
+            await self.rest(seconds)
+
+    async def rest(self, seconds: float | None = None) -> None:
+        """Close what nobody uses, each part within that time."""
+        if not self.users and self.worker is not None:
+            worker, self.worker = self.worker, None
+            await _ended(worker.close(), "the owner", seconds)
+        if self.opened and not self.users and not self.kept:
+            self.opened = False
+            await _ended(self.store.close(), self.store.url, seconds)
+
+
+async def _ended(closing: Awaitable[None], what: str, seconds: float | None) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await closing
+    except Exception as error:
+        log.warning("%s could not be closed: %r", what, error)
 
 
 def first_of(run: Run, token: str) -> bool:
