@@ -855,3 +855,38 @@ def rows_of_its_own(ledger: Ledger) -> Workflow:
 
     flow.final("end")
     return flow
+
+
+@scenario(visits="draft judge publish", state="published", calls=1, data={"topic": "x", "words": 3})
+def deployed_anew(ledger: Ledger) -> Workflow:
+    """Whoever begins after something was done has version 2, in which the text stands in another field."""
+    new = bool(ledger.begun)
+    text = "body" if new else "text"
+    flow = Workflow("deployed_anew", version=1 + new)
+
+    @flow.step(initial=True, then="judge")
+    async def draft(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["topic"] = "x"
+            answer = await ctx.call(ledger.ask, ctx.idempotency_key, "x")
+            ctx.data[text] = ledger.given(ctx.idempotency_key, answer)
+
+    @flow.step(then="publish")
+    async def judge(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["words"] = len(ctx.data[text].split())
+
+    @flow.step(then="published")
+    async def publish(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            del ctx.data[text]
+
+    flow.final("published")
+    if new:
+
+        @flow.migrate(1, to=2)
+        def renamed(data: dict[str, Any]) -> None:
+            if "text" in data:
+                data["body"] = data.pop("text")
+
+    return flow
