@@ -1,0 +1,1 @@
+"""Bridges to what runs around a program. Each file is imported by its own name."""
