@@ -68,6 +68,8 @@ FLOORS = {
     "testing.py": 4,
     "upkeep.py": 4,
     "cli.py": 4,
+    "service.py": 4,
+    "__main__.py": 4,
     "readers/": 4,
     "patterns/": 4,
     "contrib/": 4,

@@ -35,7 +35,19 @@ async def main():
 
 asyncio.run(main())
 """
-LATE = ["aiosqlite", "asyncpg", "cronsim", "dotenv", "pydantic", "re2", "transitions", "uvloop", "yaml"]
+LATE = [
+    "aiosqlite",
+    "asyncpg",
+    "click",
+    "cronsim",
+    "rich",
+    "dotenv",
+    "pydantic",
+    "re2",
+    "transitions",
+    "uvloop",
+    "yaml",
+]
 
 
 def run(*command: object, cwd: Path) -> str:

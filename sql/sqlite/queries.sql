@@ -252,7 +252,7 @@ SELECT workflow, count(*) AS runs, sum(bytes) AS bytes,
 
 -- name: vacuum
 -- Each by itself, outside any transaction.
-PRAGMA wal_checkpoint(TRUNCATE); VACUUM; PRAGMA optimize;
+VACUUM; PRAGMA optimize; PRAGMA wal_checkpoint(TRUNCATE);
 
 -- name: release
 UPDATE fsm_runs SET owner = NULL WHERE id = ? AND owner = ? AND epoch = ?;

@@ -1,0 +1,97 @@
+"""An engine as a service: it works until a signal ends it, tells systemd, and writes its health for probes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+
+from fsmworkflow.contrib.systemd import Systemd
+from fsmworkflow.engine import Engine
+from fsmworkflow.errors import FSMWorkflowError
+
+__all__ = ["serve"]
+
+HEALTH_SECONDS = 2.0
+"""How often the health is written."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+async def serve(engine: Engine, concurrency: int, file: str | None, told: Callable[[str, str], object]) -> None:
+    """Open the engine and let it drive what is due, until SIGTERM or SIGINT; then it drains, and this returns.
+
+    A second signal ends the process at once, with 128 and its number; what was running is taken up by the next engine
+    that works. `file` is written with the engine's health every two seconds, and removed at the end. `told` is given
+    the events working, stopping and stopped with a text. Raises what ends the work otherwise.
+    """
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, _stop, number, stop)
+    try:
+        async with Systemd() as systemd, _written(engine, file), engine:
+            systemd.ready(engine)
+            told("working", f"on {engine.store.url}, {concurrency} runs at once")
+            await _until(stop, asyncio.create_task(_work(engine, concurrency)))
+            systemd.stopping()
+            told("stopping", f"running steps have {engine.grace:g} s to end; a second signal ends at once")
+        told("stopped", "all runs were handed back")
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+async def _work(engine: Engine, concurrency: int) -> None:
+    while True:
+        await engine.resume(concurrency=concurrency)
+        await asyncio.sleep(0.5)
+
+
+async def _until(stop: asyncio.Event, work: asyncio.Task[None]) -> None:
+    """Wait for the first signal. Where the work has ended by itself, its error is raised."""
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if work.done():
+        work.result()
+    work.cancel()
+    await asyncio.wait({work})
+
+
+def _stop(number: int, stop: asyncio.Event) -> None:
+    if stop.is_set():
+        print("ended at once by a second signal", file=sys.stderr, flush=True)  # noqa: T201 (the last word)
+        os._exit(128 + number)
+    stop.set()
+
+
+@contextlib.asynccontextmanager
+async def _written(engine: Engine, file: str | None) -> AsyncIterator[None]:
+    """Write the engine's health into a file, whole each time, while it is open, and remove the file at the end."""
+    if file is None:
+        yield
+        return
+    writing = asyncio.create_task(_write(engine, Path(file)), name="fsmworkflow-health")
+    try:
+        yield
+    finally:
+        writing.cancel()
+        await asyncio.wait({writing})
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file)
+
+
+async def _write(engine: Engine, file: Path) -> None:
+    while True:
+        with contextlib.suppress(FSMWorkflowError):  # it is not open yet, or just closed
+            health = await engine.health()
+            part = file.with_name(f"{file.name}.{os.getpid()}")
+            part.write_bytes(msgspec.json.encode(health))
+            part.replace(file)
+            await asyncio.sleep(HEALTH_SECONDS)
+        await asyncio.sleep(0.05)
