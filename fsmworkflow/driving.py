@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from fsmworkflow.drive import LEFT_BEHIND, STOPPING, Drive
-from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound
+from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound, StoreError
 from fsmworkflow.line import CHUNK, Crew, Line
 from fsmworkflow.machine import WATCH, left_alone, may_go_on
 from fsmworkflow.records import Event, Post, Run, replace
@@ -70,6 +70,7 @@ class Drives:
         self._lines: set[Line[Claimed]] = set()
         self._line: Line[Claimed] | None = None  # of all that work here
         self._reaped = 0.0
+        self._rung = 0
         self._drives: dict[Name, Driving] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._held: dict[Name, Drive] = {}  # runs of ours that rest
@@ -393,11 +394,9 @@ class Drives:
     async def _poll_for_ever(self) -> None:
         """Look for what other processes have posted to runs of ours, and for timers of runs that rest here."""
         since = self.store.now()
-        loop = asyncio.get_running_loop()
+        heard = 0
         while True:
-            began = loop.time()
-            await asyncio.sleep(self.poll)
-            self.lag = max(loop.time() - began - self.poll, self.lag * FADING)
+            heard = await self._next_look(heard)
             now = self.store.now()
             for name, drive in list(self._held.items()):
                 if not drive.idle:
@@ -411,6 +410,28 @@ class Drives:
                 since = now
             except Exception as error:  # whatever it is, the next look must come
                 log.warning("the engine could not look for events: %r", error)
+
+    async def _next_look(self, heard: int) -> int:
+        """Wait until it is time to look again, or until it has rung for a run of ours."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        if self._held or self._drives:
+            rings = await self._rings([self.worker.token], heard)
+        else:
+            rings = heard
+            await asyncio.sleep(self.poll)
+        if rings == heard:
+            self.lag = max(loop.time() - began - self.poll, self.lag * FADING)
+        return rings
+
+    async def _rings(self, names: list[str], heard: int) -> int:
+        """How often it has rung, after `poll` seconds or when it has just rung; not sooner than after 20 ms."""
+        try:
+            await asyncio.sleep(min(BUSY, self.poll))
+            return await self.store.rings(names, heard, self.poll - min(BUSY, self.poll))
+        except StoreError:  # the store was closed
+            await asyncio.sleep(self.poll)
+            return heard
 
     async def _stopping(self, name: tuple[str, str]) -> str | None:
         """The event that another process has sent to stop the step that is on, where there is one."""
@@ -446,7 +467,7 @@ class Drives:
             self._enter(line, claimed, hold=False)
             if line.waiting:
                 return
-            await asyncio.sleep(self.poll)
+            self._rung = await self._rings(["", self.worker.token], self._rung)
 
     async def _reap_now_and_then(self) -> None:
         """Recovery goes on for as long as an engine works, however busy it is."""

@@ -144,6 +144,9 @@ class CrashingStore:
     def now(self) -> float:
         return self.inner.now()
 
+    async def rings(self, names: Names, heard: int, within: float) -> int:
+        return await self._other(self.inner.rings, names, heard, within)
+
     async def recall(self, run: Run, state: str, visit: int) -> Calls:
         return await self._other(self.inner.recall, run, state, visit)
 

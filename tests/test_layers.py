@@ -38,6 +38,7 @@ FLOORS = {
     "store/sql.py": 3,
     "store/rows.py": 3,
     "store/writer.py": 3,
+    "store/bell.py": 3,
     "store/verbs.py": 3,
     "store/lent.py": 3,
     "store/memory.py": 3,
@@ -88,7 +89,7 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 8_200
+LOWER_FLOORS_LINES = 8_400
 TOP_FLOOR_LINES = 400
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

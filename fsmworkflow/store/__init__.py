@@ -93,6 +93,13 @@ class Store(Protocol):
         An event bears the time at which its write began, so it may show some time after it: overlap the times.
         """
 
+    async def rings(self, names: Names, heard: int, within: float) -> int:
+        """A number that has grown past `heard` when something was posted, or became due, elsewhere; within that time.
+
+        `names` are owners whose runs it concerns, "" being those that nobody holds. It need not grow: whoever waits
+        looks again after `within` seconds in any case.
+        """
+
     async def release(self, run: Run) -> None:
         """Give up a run that is still held by this owner and epoch, whatever its version; else do nothing."""
 

@@ -5,6 +5,7 @@ It lives as long as the object. Everything between two awaits is one transaction
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -207,6 +208,10 @@ class MemoryStore:
         mine = [run for run in self._runs.values() if run.owner == owner]
         new = (run for run in mine if any(self._created[e.number - 1] >= since for e in self._waiting(run)))
         return [(run.workflow, run.key) for run in new]
+
+    async def rings(self, names: Names, heard: int, within: float) -> int:
+        await asyncio.sleep(within)
+        return heard
 
     # -- claims -----------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from fsmworkflow.errors import (
 )
 from fsmworkflow.records import Active, Move, Owner, Post, Run, replace
 from fsmworkflow.store import Entries, Names, Pairs, Runs, Versions, rows
+from fsmworkflow.store.bell import Bell
 from fsmworkflow.store.lent import Lent, own_end
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, ends_transaction, missing, queries, statements
@@ -117,6 +118,7 @@ class PostgresStore(Verbs):
         self.pool: asyncpg.Pool[asyncpg.Record] | None = None  # the user's: what steps hold cannot starve our reads
         self._reads: asyncpg.Pool[asyncpg.Record] | None = None
         self._lends: asyncpg.Pool[asyncpg.Record] | None = None  # whose connections steps have for their transactions
+        self._bell = Bell(self._connect)
         self._offset = 0.0
         self._writer = Writer(in_task(self._apply))
         self._writing, self._pooled = asyncio.Lock(), asyncio.Lock()
@@ -194,6 +196,7 @@ class PostgresStore(Verbs):
             self._forget()
 
     async def _close(self) -> None:
+        self._bell.close()
         await self._writer.drain(CLOSE_SECONDS)
         held = (self._write, self.pool, self._reads, self._lends)
         self._write = self.pool = self._reads = self._lends = None
@@ -204,6 +207,7 @@ class PostgresStore(Verbs):
 
     def _forget(self) -> None:
         """Let go of what belongs to an event loop that has ended, and cannot be closed in peace any more."""
+        self._bell = Bell(self._connect)
         for one in (self._write, self.pool, self._reads, self._lends):
             if one is not None:
                 with contextlib.suppress(RuntimeError, asyncpg.InterfaceError):
@@ -340,6 +344,12 @@ class PostgresStore(Verbs):
 
     async def history(self, run: Run) -> Entries:
         return await self._ask(lambda db: _history(db, run))
+
+    async def rings(self, names: Names, heard: int, within: float) -> int:
+        """Heard over a connection of its own; not where a pooler gives every transaction another one."""
+        self._check()
+        ringing = super().rings if self._in_transactions else self._bell.rings
+        return await ringing(names, heard, within)
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
@@ -701,7 +711,7 @@ async def _create(connection: Connection, writes: list[Write]) -> None:
     runs: list[Run] = [write.record for write in first.values()]
     large = [(r.workflow, r.key, h, text) for r in runs for _, h, text in rows.large_fields(r, r.hashes)]
     values = _columns([rows.create_values(run) for run in runs]) + _arrays(large, 4)
-    made = {(w, k): number for number, w, k in await connection.fetch(SQL["create"], *values)}
+    made = {(w, k): number for number, w, k, _ in await connection.fetch(SQL["create"], *values)}
     for name, write in first.items():
         write.result = (replace(write.record, id=made[name]), True) if name in made else None
     others = [w for w in writes if (name := (w.record.workflow, w.record.key)) not in made or first[name] is not w]
@@ -755,7 +765,7 @@ async def _post(connection: Connection, writes: list[Write], now: float) -> None
         workflow, key, event = write.record
         first.setdefault((workflow, key, event.id), write)
     values = [(*rows.event_values(w.record[2], now), *w.record[:2]) for w in first.values()]
-    made = {(w, k, e): number for w, k, e, number in await connection.fetch(SQL["post"], *_columns(values), now)}
+    made = {(w, k, e): number for w, k, e, number, _ in await connection.fetch(SQL["post"], *_columns(values), now)}
     for name, number in made.items():
         first[name].result = rows.opened(rows.posted(first[name].record[2], number, now))
     others = [w for w in writes if (name := (*w.record[:2], w.record[2].id)) not in made or first[name] is not w]

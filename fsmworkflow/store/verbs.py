@@ -7,7 +7,7 @@ from typing import Any
 
 from fsmworkflow.errors import RunNotFound
 from fsmworkflow.records import Call, Event, Move, Owner, Run
-from fsmworkflow.store import Calls, Events, Keys, Owners, Runs, rows
+from fsmworkflow.store import Calls, Events, Keys, Names, Owners, Runs, rows
 from fsmworkflow.store.writer import Kind, Writer
 
 
@@ -80,6 +80,10 @@ class Verbs:
 
     async def woken(self, owner: str, since: float) -> Keys:
         return [(row["workflow"], row["key"]) for row in await self._read_rows("woken", since, owner)]
+
+    async def rings(self, names: Names, heard: int, within: float) -> int:
+        await asyncio.sleep(within)
+        return heard
 
     async def owners(self) -> Owners:
         return [Owner(**dict(row)) for row in await self._read_rows("owners")]

@@ -1,6 +1,7 @@
 -- Every statement that the PostgreSQL store makes. A block is named by its first line; the method of that name uses it.
 -- What writes several runs in one statement first locks their rows in the order of their ids, so that two batches of
--- two processes cannot wait for each other.
+-- two processes cannot wait for each other. What posts an event, or makes a run due that nobody drives, rings for the
+-- run's owner, or for all that work: `pg_notify`, which takes a lock at COMMIT and so has no place in plain moves.
 
 -- name: advance
 -- One move onto one row, with its history; version, owner and epoch fence it. An event that was posted meanwhile leaves
@@ -214,7 +215,7 @@ kept AS (
       FROM unnest($18::text[], $19::text[], $20::text[], $21::text[]) AS field (workflow, key, hash, text)
       JOIN made ON made.workflow = field.workflow AND made.key = field.key
         ON CONFLICT DO NOTHING)
-SELECT id, workflow, key FROM made;
+SELECT id, workflow, key, CASE WHEN owner IS NULL THEN pg_notify('fsmworkflow', '') END FROM made;
 
 -- name: settle
 -- What is no move: actions that were done are struck off, and the run is released. The version stays. What still waits
@@ -378,7 +379,7 @@ WITH event AS MATERIALIZED (
                   $7::text[], $8::text[])
            WITH ORDINALITY AS event (event_id, name, payload, due, state, visit, workflow, key, place)),
 run AS MATERIALIZED (
-    SELECT id, workflow, key FROM fsm_runs
+    SELECT id, workflow, key, owner FROM fsm_runs
      WHERE (workflow, key) IN (SELECT event.workflow, event.key FROM event)
        AND NOT (status IN ('done', 'cancelled')
             OR (status = 'failed' AND (error IS NULL OR undo::json ->> 'ends' IS NOT NULL)))
@@ -394,7 +395,8 @@ counted AS (
     UPDATE fsm_runs SET posted = posted + new.many, due = least(coalesce(fsm_runs.due, new.due), new.due)
       FROM (SELECT run, count(*) AS many, min(due) AS due FROM made GROUP BY run) AS new
      WHERE fsm_runs.id = new.run)
-SELECT run.workflow, run.key, made.event_id, made.id FROM made JOIN run ON run.id = made.run;
+SELECT run.workflow, run.key, made.event_id, made.id, pg_notify('fsmworkflow', coalesce(run.owner, ''))
+  FROM made JOIN run ON run.id = made.run;
 
 -- name: emit
 -- As post, for what steps emitted: an event whose run has ended is kept there as dropped. Several of one run are summed.
@@ -418,7 +420,8 @@ made AS (
     RETURNING run, due, status)
 UPDATE fsm_runs SET posted = posted + new.many, due = least(coalesce(fsm_runs.due, new.due), new.due)
   FROM (SELECT run, count(*) AS many, min(due) AS due FROM made WHERE made.status = 'waiting' GROUP BY run) AS new
- WHERE fsm_runs.id = new.run;
+ WHERE fsm_runs.id = new.run
+RETURNING pg_notify('fsmworkflow', coalesce(fsm_runs.owner, ''));
 
 -- name: addressed
 -- The runs that events are for, how they are and whether they have ended for good, and the events where they are known.
