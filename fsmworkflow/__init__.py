@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fsmworkflow.retry import Retry
     from fsmworkflow.settings import DBConfig
     from fsmworkflow.store import Store, open_store
+    from fsmworkflow.versions import Plan, Planned
     from fsmworkflow.workflow import State, To, Transition, Workflow, WorkflowDefinition, WorkflowStep
 
 __all__ = [
@@ -58,6 +59,8 @@ __all__ = [
     "Move",
     "NoTransition",
     "PersistentWorkflowStateMachine",
+    "Plan",
+    "Planned",
     "Retry",
     "Run",
     "RunFailed",

@@ -32,7 +32,7 @@ def explained(workflow: Workflow, run: Run, history: Sequence[Entry], *, now: fl
     if run.error is not None:
         error = run.error
         lines.append(f"Its last error, in state {error.state}, attempt {error.attempt}: {error.type}: {error.message}")
-    if run.definition != workflow.version:
+    if run.definition != workflow.version and not run.over:
         there = outlook(workflow, run)
         becomes = f"goes on in {there.becomes}" if there.becomes else f"is stuck: {there.reasons[0]}"
         lines.append(f"It is of version {run.definition} of the workflow; in version {workflow.version} it {becomes}.")

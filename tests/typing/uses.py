@@ -11,7 +11,10 @@ from fsmworkflow import (
     DBConfig,
     Engine,
     Entry,
+    Hook,
+    Move,
     PersistentWorkflowStateMachine,
+    Plan,
     Retry,
     Run,
     RunFailed,
@@ -72,8 +75,24 @@ order.final("refused", outcome="failed")
 plain.final("end")
 
 
+@plain.migrate(1, to=2, states={"first": "b"})
+def up(data: dict[str, object]) -> None:
+    data["n"] = data.pop("m")
+
+
+assert_type(up({}), None)
+assert_type(Run.at(plain, ["b"], {"n": 1}, since=0.0), Run)
+
+
+class Counts(Hook):
+    def moved(self, move: Move) -> None:
+        print(move.after.status, move.event.began)
+
+
 async def main() -> None:
-    async with Engine("sqlite:///x.db", workflows=[order, plain], lease=5.0) as engine:
+    async with Engine("sqlite:///x.db", workflows=[order, plain], lease=5.0, hooks=[Counts()]) as engine:
+        assert_type(await engine.plan_migration(order), Plan)
+        assert_type([planned.stuck for planned in await engine.plan_migration()], list[int])
         run = await engine.run(order, Order("Ann"), key="k", different="refuse")
         assert_type(run, Run)
         assert_type(run.state, str)
