@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         StepTimeout,
         StoreError,
         StoreUnavailable,
+        TransactionError,
         UnknownWorkflow,
     )
     from fsmworkflow.hooks import Hook, LogHook
@@ -74,6 +75,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "To",
+    "TransactionError",
     "Transition",
     "UnknownWorkflow",
     "Workflow",

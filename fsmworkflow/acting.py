@@ -18,7 +18,6 @@ from fsmworkflow.hooks import Hooks
 from fsmworkflow.records import Active, Event, Run
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.threads import is_async
-from fsmworkflow.transaction import Transaction
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
@@ -30,14 +29,13 @@ ACTION_RETRY = Retry(attempts=3, first_delay=0.2, max_delay=2.0)
 class Acting:
     """Acts on states of one run. `undo=True` runs the compensation of a finished visit in place of a step."""
 
-    __slots__ = ("hooks", "stopping", "transactions", "worker", "workflow")
+    __slots__ = ("hooks", "stopping", "worker", "workflow")
 
     def __init__(self, workflow: Workflow, worker: Worker, hooks: Hooks) -> None:
         self.hooks = hooks
         self.workflow = workflow
         self.worker = worker
         self.stopping = worker.stopping
-        self.transactions: dict[tuple[str, int], Transaction] = {}  # of attempts, by state and visit
 
     def step(
         self, run: Run, name: str, stay: Active, *, fresh: bool, event: Event | None = None
@@ -86,9 +84,7 @@ class Acting:
         codec, began = workflow.codec, store.now()
         place = f"{name}:undo" if undoing else name
         named = f"{stay.was}:undo" if stay.was and undoing else stay.was
-        calls = Calls(
-            self.worker, workflow, run, place, stay.visit, fresh=fresh, named=named, transactions=self.transactions
-        )
+        calls = Calls(self.worker, workflow, run, place, stay.visit, fresh=fresh, named=named)
         data = Data(run.fields) if codec.kind is None else codec.decode(run.fields)
         ctx: WorkflowContext[Any] = WorkflowContext(
             data, run=run, state=name, stay=stay, calls=calls, event=event, undoing=undoing

@@ -203,7 +203,7 @@ class Calls:
     """
 
     __slots__ = (
-        "_begun", "_counts", "_found", "_loading", "_store", "_transactions",
+        "_begun", "_counts", "_found", "_loading", "_store",
         "broken", "limit", "named", "posts", "run", "state", "transaction", "used", "visit", "worker", "workflow",
     )  # fmt: skip
 
@@ -217,10 +217,8 @@ class Calls:
         *,
         fresh: bool,
         named: str = "",
-        transactions: dict[tuple[str, int], Transaction],
     ) -> None:
         self.worker = worker
-        self._transactions = transactions
         self.transaction: Transaction | None = None
         self._store = worker.store
         self.broken: StoreError | None = None  # what our own store raised inside the step
@@ -274,7 +272,7 @@ class Calls:
     def block(self) -> AbstractAsyncContextManager[Any]:
         """A block of the step's transaction."""
         if self.transaction is None:
-            self.transaction = self._transactions[self.state, self.visit] = Transaction(self)
+            self.transaction = Transaction(self)
         return self.transaction.block()
 
     def sealed(self, payload: Any) -> msgspec.Raw | None:

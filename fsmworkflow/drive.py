@@ -434,8 +434,11 @@ class Drive:
 
     def _lent_to(self) -> tuple[str, int] | None:
         """The step, if there is one, whose transaction every other write waits for."""
-        lent = self._acting.transactions
-        return next((name for name in self._steps if name in lent and lent[name].holds_the_writer), None)
+        for state, visit in self._steps if self.worker.lent else ():
+            lent = self.worker.lent.get((self.run.id, state, visit))
+            if lent is not None and lent.alone and not lent.over:
+                return state, visit
+        return None
 
     async def _take_after(self, name: tuple[str, int], event: Event) -> None:
         """Take an event after the end of a step for which every write waits, and which waits for nothing but its end.

@@ -38,11 +38,6 @@ class Transaction:
         """Whether it has begun, or is about to, and was not rolled back."""
         return self._lent is not None
 
-    @property
-    def holds_the_writer(self) -> bool:
-        """Whether every other write waits for it, or is about to."""
-        return self._lent is not None and self._lent.alone and not self._lent.over
-
     @contextlib.asynccontextmanager
     async def block(self) -> AsyncIterator[Any]:
         """A block of the step's, with the driver's own connection."""
@@ -64,15 +59,15 @@ class Transaction:
     async def _begun(self) -> Lent:
         if self._over:
             raise TransactionError(f"the step of {self._calls.where} has ended: it can begin no transaction any more")
-        worker, run = self._calls.worker, self._calls.run
+        calls, worker, run = self._calls, self._calls.worker, self._calls.run
         try:
             await worker.hold(run)
-            lent = self._lent = worker.store.transaction(run)
+            lent = self._lent = worker.lent[run.id, calls.state, calls.visit] = worker.store.transaction(run)
             await lent.begin()
         except BaseException as error:
             self._lent = None
             if isinstance(error, StoreError):
-                self._calls.broken = error
+                calls.broken = error
             raise
         if lent.alone:
             worker.lending = asyncio.current_task()
@@ -81,7 +76,7 @@ class Transaction:
     def ended(self) -> Lent | None:
         """The step has returned: what its move is to be committed in. Raises TransactionError where that was lost."""
         self._over = True
-        self._calls.worker.lending = None
+        self._wait_no_more()
         if self._spoilt is not None:
             raise TransactionError(
                 f"the transaction of {self._calls.where} was rolled back as a whole by {self._spoilt!r}, which left "
@@ -100,6 +95,10 @@ class Transaction:
         """Take back what was written, if anything."""
         lent, self._lent = self._lent, None
         if lent is not None:
-            self._calls.worker.lending = None
+            self._wait_no_more()
             await lent.rollback()
             self._calls.broken = lent.lost or self._calls.broken
+
+    def _wait_no_more(self) -> None:
+        if self._calls.worker.lending is asyncio.current_task():
+            self._calls.worker.lending = None

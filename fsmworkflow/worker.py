@@ -12,12 +12,14 @@ import math
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, TransactionError
 from fsmworkflow.hooks import Hooks
 from fsmworkflow.lease import Lease, machine_id, process_id
 from fsmworkflow.records import Owner, Post, Run, replace
 from fsmworkflow.store import Store, Versions
+from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.memory import lost
 from fsmworkflow.store.writer import whole
 from fsmworkflow.threads import Threads
@@ -54,6 +56,7 @@ class Worker:
         self._lease: Lease | None = None
         self.workflows: dict[str, Workflow] = {}
         self.told: Callable[[Iterable[Post]], None] = lambda posts: None
+        self.lent: WeakValueDictionary[tuple[int, str, int], Lent] = WeakValueDictionary()  # by run, state and visit
         self.lending: asyncio.Task[Any] | None = None  # in which a step runs for which every other write waits
         self.stuck: dict[int, int] = {}
         self.hooks = Hooks()

@@ -13,8 +13,20 @@ import aiosqlite
 import asyncpg
 import pytest
 
-from fsmworkflow import Engine, FSMWorkflowError, PersistentWorkflowStateMachine, Retry, Run, RunFailed, Store, Workflow
-from fsmworkflow.errors import TransactionError
+from fsmworkflow import (
+    Engine,
+    Event,
+    FSMWorkflowError,
+    PersistentWorkflowStateMachine,
+    Retry,
+    Run,
+    RunFailed,
+    Store,
+    TransactionError,
+    Workflow,
+)
+from fsmworkflow.decide import begin, decide
+from fsmworkflow.records import replace
 from fsmworkflow.store import open_store, sqlite
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.sql import ends_transaction
@@ -632,6 +644,23 @@ async def test_a_commit_that_was_not_made_runs_the_step_again_in_the_same_attemp
     assert attempts == [1, 1]
     assert await mine(postgres_url) == [1]
     await nothing_is_open(postgres_url)
+
+
+async def test_P11_a_move_that_was_made_before_is_not_made_with_other_rows(url: str) -> None:
+    flow = one_step(lambda ctx: None).check()
+    async with Engine(url) as engine:
+        store = engine.store
+        first = replace(begin(flow, "k", flow.codec.start({}), now=store.now()), owner="me", epoch=1)
+        run, _ = await store.create(first)
+        move = await decide(flow, run, Event(name="$done", state="work"), now=store.now())
+        for number in (1, 2):
+            lent = store.transaction(run)
+            await lent.begin()
+            await lent.connection.execute(f"INSERT INTO mine VALUES ({number})")
+            await lent.commit(move)
+        assert len(await store.history(run)) == 2
+    assert await mine(url) == [1]
+    await nothing_is_open(url)
 
 
 async def test_a_serialization_failure_runs_the_step_again_in_the_same_attempt(postgres_url: str) -> None:

@@ -519,7 +519,7 @@ class PostgresLent(Lent):
                 raise self._passing(error) from error
             if write.error is not None:
                 raise write.error
-            await self._committed(write)
+            await (self._undone() if write.result else self._committed(write))  # it was made before, with other rows
         except BaseException:
             await self._undone()
             raise
@@ -701,6 +701,7 @@ async def _resolve(connection: Connection, writes: list[Write]) -> None:
     held = {row[0] for row in await connection.fetch(SQL["held"], *_arrays(as_it_was, 4))}
     for write in writes:
         number = write.run.id
+        write.result = number in there
         write.error = None if number in there else stale(write.run) if number in held else lost(write.run)
 
 

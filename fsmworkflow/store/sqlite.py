@@ -393,7 +393,7 @@ def _commit_lent(db: sqlite3.Connection, move: Move, named: Callable[[Exception]
     except (_Mixed, sqlite3.Error) as error:
         _take_back(db)
         missed = _missed(db, run)
-        if missed is None:
+        if missed is None:  # it was made before, with other rows
             return
         if isinstance(error, _Mixed):
             raise missed from None
