@@ -58,7 +58,7 @@ async def seen(engine: Engine, within: float) -> Health:
     ready = refused is None and left > 0 and not stopping
     allowed = worker.lease + drives.poll + SLACK
     stuck = overdue is not None and overdue > allowed
-    problems += [f"a run has been due for {overdue:.0f} s and nobody drives it: let an engine work"] if stuck else []
+    problems += [f"a run has been due for {overdue:.0f} s and nobody drives it: let more engines work"] if stuck else []
     return Health(
         ok=live and ready and not stuck,
         live=live,

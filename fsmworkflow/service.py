@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -37,30 +38,24 @@ async def serve(engine: Engine, concurrency: int, file: str | None, told: Callab
         async with Systemd() as systemd, _written(engine, file), engine:
             systemd.ready(engine)
             told("working", f"on {engine.store.url}, {concurrency} runs at once")
-            await _until(stop, asyncio.create_task(_work(engine, concurrency)))
+            work = asyncio.create_task(engine.work(concurrency=concurrency), name="fsmworkflow-work")
+            await _first(work, asyncio.create_task(stop.wait()))
             systemd.stopping()
             told("stopping", f"running steps have {engine.grace:g} s to end; a second signal ends at once")
+            work.cancel()
+            await asyncio.wait({work})
         told("stopped", "all runs were handed back")
     finally:
         for number in SIGNALS:
             loop.remove_signal_handler(number)
 
 
-async def _work(engine: Engine, concurrency: int) -> None:
-    while True:
-        await engine.resume(concurrency=concurrency)
-        await asyncio.sleep(0.5)
-
-
-async def _until(stop: asyncio.Event, work: asyncio.Task[None]) -> None:
+async def _first(work: asyncio.Task[None], stop: asyncio.Task[Any]) -> None:
     """Wait for the first signal. Where the work has ended by itself, its error is raised."""
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
+    await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
     if work.done():
         work.result()
-    work.cancel()
-    await asyncio.wait({work})
 
 
 def _stop(number: int, stop: asyncio.Event) -> None:
