@@ -181,7 +181,7 @@ def small_model(weights: Path) -> Model:
     options = xllamacpp.CommonParams()
     options.model.path = str(assemble(weights))
     options.n_ctx, options.n_parallel, options.verbosity = 2048, 1, 0
-    options.cpuparams.n_threads = min(4, os.cpu_count() or 1)
+    options.cpuparams.n_threads = 1  # several wait for each other, five times as long where the cores are busy
     options.chat_template = PAGE
     server = xllamacpp.Server(options)
 
