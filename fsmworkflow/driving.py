@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from fsmworkflow.drive import LEFT_BEHIND, STOPPING, Drive
@@ -166,35 +166,58 @@ class Drives:
         """Post an event, and see to the run that it is for, here or wherever it is driven."""
         posted = await self.store.post(definition.name, key, event)
         if posted.status == "waiting":
-            await self._deliver(definition, key, event.name)
+            await self._deliver(definition, key, posted)
         return posted
 
     def told(self, posts: Iterable[Post]) -> None:
         """A step of a run of ours has emitted these events, which are durable."""
         for post in posts:
             if post.workflow in self._workflows and not self.worker.stopping:
-                self._task(self._deliver_later(post))
+                name, definition = (post.workflow, post.key), self._workflows[post.workflow]
+                self._task(self._told_of(name, self._deliver, definition, post.key, post.event))
 
-    async def _deliver(self, definition: Workflow, key: str, event: str) -> None:
+    async def _deliver(self, definition: Workflow, key: str, event: Event) -> None:
         """See to it that an event which was posted is looked at: here, unless another process drives its run."""
         name = (definition.name, key)
         known = self._drives.get(name)
         if name in self and not (known is not None and known.done is not None and known.done.done()):
-            self._wake(name, event)
+            self._wake(name, event.name)
             return
         run = await self.load(*name)
-        if left_alone(definition, run) or self.worker.stuck.get(run.id) == run.version:
+        if self._not_ours(definition, run):
             return
-        driving = Driving(definition, run, retry=False)
+        if run.owner not in (None, self.worker.token) and not of_this(definition, run):
+            self._task(self._told_of(name, self._follow, definition, key, event.id))
         if self._drives.get(name) in (None, known):
-            driving.started.set_result(driving.run)
-            self._see_to(driving, self._task(self._watch_and_drive(driving)))
+            self._watch(definition, run)
 
-    async def _deliver_later(self, post: Post) -> None:
+    async def _follow(self, definition: Workflow, key: str, event: str) -> None:
+        """Look after an event whose run is held where it may not be known, until it is taken, or the run is ours."""
+        name = (definition.name, key)
+        while not self.worker.stopping and name not in self._held:
+            run = await self.load(*name)
+            found = await self.store.event(run, event)
+            if found is None or found.status != "waiting" or self._not_ours(definition, run):
+                return
+            if name not in self:
+                self._watch(definition, run)
+            await asyncio.sleep(self.poll)
+
+    def _not_ours(self, definition: Workflow, run: Run) -> bool:
+        """Whether a run is left alone here: it is of a newer version, or does not fit as it stands."""
+        return left_alone(definition, run) or self.worker.stuck.get(run.id) == run.version
+
+    def _watch(self, definition: Workflow, run: Run) -> None:
+        driving = Driving(definition, run, retry=False)
+        driving.started.set_result(run)
+        self._see_to(driving, self._task(self._watch_and_drive(driving)))
+
+    async def _told_of(self, name: Name, deliver: Callable[..., Coroutine[Any, Any, None]], *what: Any) -> None:
+        """Deliver in a task of its own: what goes wrong there is in the log."""
         try:
-            await self._deliver(self._workflows[post.workflow], post.key, post.event.name)
+            await deliver(*what)
         except FSMWorkflowError as error:
-            log.warning("run %s/%s is not looked at here for what was emitted: %s", post.workflow, post.key, error)
+            log.warning("run %s/%s is not looked at here for what was posted: %s", *name, error)
 
     async def resume(self, concurrency: int) -> int:
         """Drive every unfinished run that nobody drives, `concurrency` of them at once. Returns how many."""

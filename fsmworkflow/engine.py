@@ -328,7 +328,7 @@ class Engine:
         definition = self._known(workflow).check()
         event, place = Event(name=name, payload=payload, id=uuid.uuid4().hex), (definition.name, key)
         run = await self._drives.load(definition.name, key)
-        if run.definition <= definition.version:
+        if run.definition <= definition.version and not run.over:
             shifted(definition, run)  # what does not fit is left untouched
         posted = await self._drives.post(definition, key, event)
         while posted.status == "waiting" and not self._worker.stopping:

@@ -318,6 +318,8 @@ def left_alone(workflow: Workflow, run: Run) -> bool:
     """Whether a run is of a newer version of the workflow, which only newer processes drive; then the log says so."""
     if run.definition <= workflow.version:
         return False
+    if run.over:
+        return True
     log.warning(
         "run %s/%s is of version %d of the workflow, and version %d is here: it is left to whoever has that one",
         run.workflow, run.key, run.definition, workflow.version,

@@ -136,6 +136,23 @@ async def test_an_old_engine_never_claims_a_run_of_a_newer_version(
     assert any("is of version 2 of the workflow, and version 1 is here" in line for line in caplog.messages)
 
 
+async def test_an_event_that_only_the_new_version_knows_is_taken_once_the_old_process_has_gone(store: Store) -> None:
+    old, new = first_version(), first_version(version=2)
+    new.transition("give_up", "review", "done")
+    async with engine(store, old) as one, engine(store, new) as two:
+        await one.run(old, {}, key="a")
+        sent = await two.send(new, "a", "give_up")
+        assert sent.status == "waiting"
+        async with asyncio.timeout(5):
+            while (await row(store, old)).due is not None:  # until the old one has looked at it
+                await asyncio.sleep(0.005)
+            await one.close()
+            while (await two.event(new, "a", sent.id)).status == "waiting":
+                await asyncio.sleep(0.005)
+        assert (await two.result(new, "a")).state == "done"
+    assert (await told(store, new))[2] == ("give_up", "review", "done", "1 -> 2")
+
+
 async def test_a_machine_leaves_newer_runs_alone_too(store: Store) -> None:
     old, new = first_version(), second_version()
     await store.create(begin(new.check(), "newer", new.codec.start({}), now=store.now()))
