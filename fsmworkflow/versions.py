@@ -10,7 +10,7 @@ import msgspec
 
 from fsmworkflow.codec import Data, Fields
 from fsmworkflow.decide import Draft, resting_due
-from fsmworkflow.errors import DefinitionChanged, FSMWorkflowError
+from fsmworkflow.errors import DefinitionChanged, DefinitionError, FSMWorkflowError
 from fsmworkflow.records import Active, Move, Run, Undo, replace
 from fsmworkflow.workflow import Migration, Workflow, nearest
 
@@ -84,9 +84,8 @@ def shifted(workflow: Workflow, run: Run) -> Shift | None:
         return None
     if run.definition > workflow.version:
         raise _changed(workflow, run, "and is left to whoever has that version")
-    chart, steps = workflow.chart, steps_from(workflow, run.definition)
-    active = _active(workflow, run, steps)
-    draft = _data(workflow, run, steps)
+    steps = steps_from(workflow, run.definition)
+    active, draft = _active(workflow, run, steps), _data(workflow, run, steps)
     after = replace(
         run,
         active=active,
@@ -94,21 +93,27 @@ def shifted(workflow: Workflow, run: Run) -> Shift | None:
         hashes=draft.hashes(),
         status=_status(workflow, run, active),
         definition=workflow.version,
-        structure=chart.structure,
+        structure=workflow.chart.structure,
         undo=replace(run.undo, left=_undo(workflow, run.undo.left, steps), lost=_undo(workflow, run.undo.lost, steps)),
     )
-    mine = run.definition == workflow.version
-    if mine and not run.structure:  # it was taken over from elsewhere, and had no definition
-        return None if after == replace(run, structure=chart.structure) else Shift(run, after, "taken over")
-    detail = f"{run.definition}, changed" if mine else f"{run.definition} -> {workflow.version}"
-    return Shift(run, after, detail, bool(steps), draft.changes, draft.removed)
+    detail = _detail(workflow, run)
+    if detail is None and after == replace(run, structure=after.structure):
+        return None
+    return Shift(run, after, detail or "taken over", bool(steps), draft.changes, draft.removed)
+
+
+def _detail(workflow: Workflow, run: Run) -> str | None:
+    """What history says of the change; None of a run that was taken over from elsewhere, and had no definition."""
+    if run.definition != workflow.version:
+        return f"{run.definition} -> {workflow.version}"
+    return f"{run.definition}, changed" if run.structure else None
 
 
 def seen(workflow: Workflow, run: Run) -> Run:
     """A run as this definition has it, its data typed; as it stands, where it does not fit."""
     try:
         shift = shifted(workflow, run)
-    except DefinitionChanged:
+    except (DefinitionChanged, DefinitionError):
         return run
     now = run if shift is None else shift.run
     return now if workflow.codec.kind is None else replace(now, typed=workflow.codec.decode(now.fields))
