@@ -126,6 +126,11 @@ class Drives:
         return self._drives.get(name)
 
     @property
+    def works(self) -> bool:
+        """Whether this engine drives whatever is due, beside what it was asked for."""
+        return self._line is not None and bool(self._line.crews)
+
+    @property
     def driven(self) -> int:
         """How many runs are driven here now; not those that rest."""
         return len(self._drives) + len(self._busy)

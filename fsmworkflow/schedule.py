@@ -190,10 +190,11 @@ async def _goes_on(engine: Engine, target: Workflow, key: str | None) -> bool:
 
 
 async def _start(engine: Engine, target: Workflow, key: str, data: Any) -> None:
-    """Start a run, or find it there. It is durable and due before this engine sees to it, or is just being closed."""
+    """Start a run, or find it there. It is due, so an engine that works comes to it in its turn; another sees to it."""
     await engine.store.create(await first(target, engine.store, key, data))
-    with contextlib.suppress(EngineClosed):
-        await engine.start(target, key=key)
+    if not engine._drives.works:
+        with contextlib.suppress(EngineClosed):  # then whoever opens the store next finds it due
+            await engine.start(target, key=key)
 
 
 # -- what the engine's verbs do ---------------------------------------------------------------------------------------

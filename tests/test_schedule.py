@@ -360,6 +360,26 @@ async def test_all_starts_every_missed_tick_after_the_process_was_away(reports: 
     assert len(reports.ran) == len(set(reports.ran)) == 144
 
 
+async def test_an_engine_that_works_comes_to_the_runs_in_their_turn(reports: Reports) -> None:
+    words: dict[str, Any] = {"cron": "*/10 * * * *", "missed": "all", "overlap": "allow"}
+    async with reports.engine() as engine:
+        await engine.schedule("often", "report", **words)
+    reports.clock.turn("8h")
+    reports.gate.clear()
+    async with reports.engine() as engine, engine.working(concurrency=3):
+        end = time.monotonic() + 5
+        while len(await engine.list("report")) < 48:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert len(reports.ran) <= 3
+        reports.gate.set()
+        while len(await engine.list("report", status="done")) < 48:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+    assert len(set(reports.ran)) == 48
+
+
 async def test_a_restarted_process_takes_the_schedule_up_and_starts_what_was_missed_once(reports: Reports) -> None:
     expected = nights(reports, 2, 2)
     async with reports.engine() as engine:
