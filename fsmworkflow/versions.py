@@ -46,7 +46,7 @@ class Shift(msgspec.Struct, frozen=True):
             before=before,
             after=_timed(workflow, move),
             changes={**kept, **move.changes},
-            removed=(*self.removed, *(key for key in move.removed if key not in self.removed)),
+            removed=self.removed + move.removed,
             detail=self.detail,
         )
 

@@ -18,10 +18,11 @@ from fsmworkflow import (
     Event,
     PersistentWorkflowStateMachine,
     Retry,
+    Transition,
     Workflow,
 )
 from fsmworkflow.decide import begin
-from fsmworkflow.records import Entry, Run
+from fsmworkflow.records import Entry, Run, replace
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.testing import Clock, Crash, CrashingStore
@@ -468,8 +469,8 @@ async def test_a_timer_that_the_state_keeps_is_due_when_it_was_and_a_new_one_sta
     assert shift is not None
     assert shift.run.active["check"].timers == {"$after 259200": began + 3 * 86_400}
     async with Engine(store, workflows=[new]) as two:
-        assert (await two.send(new, "a", "note")).status in ("rejected", "waiting")
-        await two.result(new, "a")
+        await two.run(new, key="a")
+        assert (await two.send(new, "a", "note")).status == "rejected"  # in one commit, of the run that is held
         there = (await row(store, new)).active["check"].timers
         assert there == {"$after 3600": clock.time + 3600, "$after 259200": began + 3 * 86_400}
         assert (await row(store, new)).due == clock.time + 3600
@@ -502,6 +503,68 @@ async def test_undoing_follows_a_state_to_its_new_name(store: Store) -> None:
         assert (run.status, run.undo.lost) == ("cancelled", ())
     assert undone == ["2 reserve trip/a/book/0:undo"]
     assert [entry[3] for entry in await told(store, new)] == [None, None, "1 -> 2", None]
+
+
+async def test_a_run_that_is_paused_stays_so_until_it_is_let_go_on(store: Store) -> None:
+    old, new = first_version(), second_version()
+    async with engine(store, old) as one:
+        await one.run(old, {}, key="a")
+        await one.pause(old, "a")
+    async with engine(store, new) as two:
+        assert (await two.get(new, "a")).status == "paused"
+        run = await two.unpause(new, "a")
+        assert (run.status, run.state) == ("waiting", "check")
+    assert (await told(store, new))[-1] == ("$unpause", "review", "check", "1 -> 2")
+
+
+async def test_a_state_that_waited_may_have_a_step_now_and_the_other_way_round(store: Store) -> None:
+    def flow(version: int) -> Workflow:
+        flow = Workflow("kinds", version=version)
+        flow.wait("first", initial=True, on={"go": "last"})
+        if version == 2:
+            flow.wait("last", on={"end": "done"})
+        else:
+            flow.step("last", then="done")(_nothing)
+        flow.final("done")
+        return flow
+
+    def step_first(version: int) -> Workflow:
+        flow = Workflow("kinds", version=version)
+        flow.step("first", initial=True, then="last")(_nothing)
+        flow.step("last", then="done")(_nothing)
+        flow.final("done")
+        return flow
+
+    one, two, three = flow(1), flow(2), step_first(3)
+    async with engine(store, one) as first:
+        await first.run(one, {}, key="a")
+    await store.create(begin(one.check(), "b", {}, now=store.now(), states=("last",)))
+    async with engine(store, two) as second:
+        run = await second.run(two, key="b")
+        assert (run.status, run.due) == ("waiting", None), "it has no step any more"
+        await second.send(two, "b", "end")
+        assert (await second.result(two, "b")).state == "done"
+    async with engine(store, three) as third:
+        assert (await third.run(three, key="a")).state == "done", "it has a step now"
+
+
+def test_a_run_that_was_taken_over_and_has_no_definition_fits_without_a_word() -> None:
+    flow = first_version().check()
+    run = replace(begin(flow, "a", {}, now=1.0), structure="")
+    assert shifted(flow, run) is None
+    timed = first_version()
+    timed.add(Transition(source="review", dest="done", delay="1h"))
+    run = replace(begin(timed.check(), "a", {}, now=1.0, states=("review",)), structure="")
+    assert shifted(timed, run) is None, "its timers are its own"
+
+
+async def test_a_migration_may_return_the_data_as_its_new_type(store: Store) -> None:
+    old, new = typed(1, Before), typed(2, After)
+    new.migrate(1, to=2, data=lambda data: After(gross=data["net"], rate=2.0))
+    async with engine(store, old) as one:
+        await one.run(old, Before(net=2.5), key="a")
+    async with engine(store, new) as two:
+        assert (await two.get(new, "a")).data == After(gross=2.5, rate=2.0)
 
 
 # -- nested and parallel states ---------------------------------------------------------------------------------------
