@@ -192,6 +192,8 @@ async def test_a_migration_is_written_with_the_next_move_and_history_says_so(sto
         assert (run.state, run.data) == ("check", {"n": 1, "body": "a draft"}), "the engine shows it as it has it"
         there = await row(store, old)
         assert (run.definition, there.definition) == (2, 1)
+        said = "It is of version 1 of the workflow; in version 2 it goes on in check."
+        assert said in await two.explain(new, "a")
         assert (there.active, there.fields, there.version) == (before.active, before.fields, before.version)
         await two.send(new, "a", "approved")
         run = await two.result(new, "a")
@@ -316,6 +318,21 @@ async def test_a_run_whose_state_is_gone_is_left_untouched_and_stops_no_other(
         await PersistentWorkflowStateMachine(store, new).run_workflow()
     async with engine(store, old) as one:
         assert (await one.run(old, key="stuck")).state == "done", "the version that has the state drives it on"
+
+
+async def test_an_engine_at_work_claims_once_what_does_not_fit_and_never_what_is_newer(store: Store) -> None:
+    old, new, newer = first_version(), second_version(migrates=False), second_version(version=3)
+    await store.create(begin(old.check(), "stuck", {}, now=1.0, states=("review",)))
+    await store.create(begin(newer.check(), "newer", {}, now=1.0))
+    await store.post("article", "stuck", Event(name="approved", id="e"))
+    async with engine(store, new) as two, two.working():
+        for key in "abc":  # each is claimed by the same look at the store that would find the others again
+            await store.create(begin(new.check(), key, {}, now=1.0))
+            async with asyncio.timeout(10):
+                while (await row(store, new, key)).state != "check":
+                    await asyncio.sleep(0.005)
+    assert (await row(store, old, "stuck")).epoch == 1
+    assert (await row(store, newer, "newer")).epoch == 0
 
 
 async def test_a_machine_without_a_key_passes_over_what_is_stuck(store: Store) -> None:
