@@ -23,10 +23,11 @@ from fsmworkflow import (
 )
 from fsmworkflow.decide import begin
 from fsmworkflow.records import Entry, Run, replace
-from fsmworkflow.store import Store, open_store
+from fsmworkflow.store import Store, open_store, writer
 from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.testing import Clock, Crash, CrashingStore
 from fsmworkflow.versions import names, seen, shifted
+from tests.test_every_commit import Deaf
 
 
 @pytest.fixture
@@ -229,6 +230,27 @@ async def test_a_process_that_dies_around_that_commit_migrates_once(store: Store
         assert (run.state, run.data["words"]) == ("done", 2)
     details = [entry[3] for entry in await told(store, new)]
     assert details == [None, None, "1 -> 2", None]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+async def test_P11_a_commit_that_migrates_and_whose_acknowledgement_is_lost_was_made_once(
+    durable_url: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "FIRST_PAUSE", 0.001)
+    store = open_store(durable_url)
+    await store.open()
+    old, new = first_version(), second_version()
+    async with engine(store, old) as one:
+        await one.run(old, {}, key="a")
+    await store.post("article", "a", Event(name="approved", id="once"))
+    async with engine(store, new) as two:
+        deaf = Deaf(store, at)
+        run = await asyncio.wait_for(two.run(new, key="a"), 10)
+        deaf.leave()
+        assert deaf.struck
+        assert (run.state, run.data["words"]) == ("done", 2)
+    assert [entry[3] for entry in await told(store, new)] == [None, None, "1 -> 2", None]
+    await store.close()
 
 
 async def test_a_chain_is_followed_and_a_version_without_a_migration_fits_as_it_is(store: Store) -> None:
