@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from fsmworkflow.codec import encode
+from fsmworkflow.codec import Fields, encode
 from fsmworkflow.decide import begin
-from fsmworkflow.records import Entry, Run
-from fsmworkflow.versions import known, outlook, seen
+from fsmworkflow.records import Active, Entry, Run, replace
+from fsmworkflow.versions import known, outlook, seen, shifted
 from fsmworkflow.workflow import Workflow
 
 __all__ = ["explained", "forked"]
@@ -83,15 +84,30 @@ def forked(
     at = run.version if at is None else at
     if not 0 <= at <= run.version:
         raise ValueError(f"run {run.workflow}/{run.key} has versions 0 to {run.version}, not {at}")
-    known(workflow, run, history[at].dest.split(", "))
     if history[at].dest in workflow.finals:
         raise ValueError(f"run {run.workflow}/{run.key} had ended at version {at}, in {history[at].dest!r}")
+    then = _as_it_was(run, history, at)
+    if then.definition == workflow.version:
+        known(workflow, then, then.active)
+    elif (shift := shifted(workflow, then)) is not None:
+        then = shift.run
+    fields = {**then.fields, **_encoded(data or {})}
+    workflow.codec.decode(fields)
+    return begin(workflow, key, fields, now=now, states=workflow.chart.entered(then.state.split(", "), ""))
+
+
+def _as_it_was(run: Run, history: Sequence[Entry], at: int) -> Run:
+    """A run at a version: its leaf states, its data, and the definition that it then had."""
     values: dict[str, Any] = {}
     for entry in history[: at + 1]:
         for name in entry.removed:
             values.pop(name, None)
         values.update(entry.changes)
-    values.update(data or {})
-    fields = {name: msgspec.Raw(encode(value, f"data.{name}")) for name, value in values.items()}
-    workflow.codec.decode(fields)
-    return begin(workflow, key, fields, now=now, states=workflow.chart.entered(history[at].dest.split(", "), ""))
+    changed = (re.fullmatch(r"(\d+) -> \d+", entry.detail or "") for entry in history[at + 1 :])
+    definition = next((int(one[1]) for one in changed if one), run.definition)
+    active = {state: Active(at) for state in history[at].dest.split(", ")}
+    return replace(run, status="running", definition=definition, active=active, fields=_encoded(values), hashes={})
+
+
+def _encoded(values: Mapping[str, Any]) -> Fields:
+    return {name: msgspec.Raw(encode(value, f"data.{name}")) for name, value in values.items()}

@@ -202,6 +202,9 @@ async def test_a_migration_is_written_with_the_next_move_and_history_says_so(sto
         assert run.data == {"n": 1, "body": "a draft", "by": 2, "words": 2}
         at_publish = await two.fork(new, "a", at=2, new_key="b")
         assert at_publish.data == {"n": 1, "body": "a draft"}, "history folds over the migration"
+        before = await two.fork(new, "a", at=1, new_key="c", data={"n": 5})
+        assert (before.state, before.data) == ("check", {"n": 5, "body": "a draft"}), "what was before it is mapped"
+        assert before.definition == 2
     assert await told(store, new) == [
         ("$start", "", "draft", None),
         ("$done", "draft", "review", None),
