@@ -104,7 +104,7 @@ class Acting:
                 raise
             if calls.broken is not None:
                 raise calls.broken from None  # our own store's error is never the step's, whatever it made of it
-            return failed(said, run, name, began, calls.used)
+            return failed(said, run, name, began, calls.used, calls.progress)
         return Event(
             name=DONE,
             state=name,
@@ -141,10 +141,14 @@ class Acting:
         return awaitable
 
 
-def failed(error: BaseException, run: Run, name: str, began: float | None, remembered: bool) -> Event:
+def failed(
+    error: BaseException, run: Run, name: str, began: float | None, remembered: bool, progress: bool = False
+) -> Event:
     """The end of a step that raised."""
     found = failure(error, run, name)
-    return Event(name=ERROR, state=name, error=error, failure=found, began=began, remembered=remembered)
+    return Event(
+        name=ERROR, state=name, error=error, failure=found, began=began, remembered=remembered, progress=progress
+    )
 
 
 def _outcome(result: Any, ctx: WorkflowContext[Any]) -> tuple[str | None, Any]:

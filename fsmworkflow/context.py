@@ -204,7 +204,8 @@ class Calls:
 
     __slots__ = (
         "_begun", "_counts", "_found", "_loading", "_store",
-        "broken", "limit", "named", "posts", "run", "state", "transaction", "used", "visit", "worker", "workflow",
+        "broken", "limit", "named", "posts", "progress", "run", "state", "transaction", "used", "visit", "worker",
+        "workflow",
     )  # fmt: skip
 
     def __init__(
@@ -231,6 +232,7 @@ class Calls:
         self.limit = workflow.codec.limit
         self.posts: list[Post] = []  # what the step has emitted
         self.used = not fresh
+        self.progress = False  # whether a call was remembered in this attempt
         self._counts: dict[str, int] | None = None
         self._found: dict[tuple[str, int], bytes] | None = {} if fresh else None
         self._loading: asyncio.Lock | None = None
@@ -312,6 +314,7 @@ class Calls:
             self.used = True
             call = Call(run=self.run.id, state=self.named, visit=self.visit, name=name, nth=nth, result=text)
             await self._store.remember(self.run, call)
+            self.progress = True
         return decode(text)
 
     async def _load(self) -> dict[tuple[str, int], bytes]:

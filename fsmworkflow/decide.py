@@ -32,6 +32,7 @@ __all__ = [
     "CANCEL",
     "DONE",
     "ERROR",
+    "PARKED",
     "PAUSE",
     "RERUN",
     "RETRY",
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 DONE, ERROR, RETRY, TIMEOUT, CANCEL = "$done", "$error", "$retry", "$timeout", "$cancel"
-PAUSE, UNPAUSE, RERUN = "$pause", "$unpause", "$rerun"
+PAUSE, UNPAUSE, RERUN, PARKED = "$pause", "$unpause", "$rerun", "$parked"
 STEERING = frozenset({CANCEL, PAUSE, UNPAUSE, RETRY, RERUN})
 TRACE = 20_000
 
@@ -619,6 +620,8 @@ async def _error(workflow: Workflow, run: Run, event: Event, now: float) -> Move
     again = now + retry.delay(stay.attempt, _chance(run, stay.visit, stay.attempt))
     active = {**run.active, event.state: replace(stay, attempt=stay.attempt + 1, again=again)}
     after = replace(run, active=active, status="running", version=run.version + 1, error=found, updated=now)
+    if event.progress:
+        after = replace(after, deaths=0)
     return Move(before=run, event=event, after=await _resting(workflow, after, now), at=now)
 
 
@@ -720,6 +723,8 @@ async def _retry(workflow: Workflow, run: Run, event: Event, now: float) -> Move
         return _rejected(run, event, now, [])
     active = {state: replace(stay, attempt=1, again=None) for state, stay in run.active.items()}
     after = replace(run, active=active, version=run.version + 1, due=now, deaths=0, updated=now)
+    if run.undo.ends is not None:  # it was parked while it was being undone
+        return Move(before=run, event=event, after=replace(after, status="compensating"), at=now)
     return Move(before=run, event=event, after=await _resting(workflow, after, now), at=now)
 
 
@@ -753,6 +758,12 @@ async def _unpause(workflow: Workflow, run: Run, event: Event, now: float) -> Mo
     return Move(before=run, event=event, after=await _resting(workflow, after, now), at=now)
 
 
+async def _parked(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+    """Processes died while the run was in flight: it keeps its place, and nobody drives it until somebody says so."""
+    after = replace(run, status="parked", version=run.version + 1, error=event.failure, updated=now)
+    return Move(before=run, event=event, after=replace(after, due=None, owner=None), at=now)
+
+
 _RULES: dict[str, Callable[[Workflow, Run, Event, float], Awaitable[Move]]] = {
     DONE: _done,
     ERROR: _error,
@@ -762,6 +773,7 @@ _RULES: dict[str, Callable[[Workflow, Run, Event, float], Awaitable[Move]]] = {
     RERUN: _rerun,
     PAUSE: _pause,
     UNPAUSE: _unpause,
+    PARKED: _parked,
 }
 
 

@@ -15,6 +15,7 @@ from fsmworkflow.decide import (
     CANCEL,
     DONE,
     ERROR,
+    PARKED,
     PAUSE,
     RERUN,
     RETRY,
@@ -25,8 +26,9 @@ from fsmworkflow.decide import (
     resting_due,
 )
 from fsmworkflow.errors import DefinitionChanged, EndlessLoop, RolledBack, Stale, StoreError
+from fsmworkflow.flights import SUSPECT, poisoned
 from fsmworkflow.hooks import Hooks
-from fsmworkflow.records import Event, Move, Run, replace
+from fsmworkflow.records import ENDED, Event, Move, Run, replace
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.versions import Shift, shifted
 from fsmworkflow.worker import Worker
@@ -151,8 +153,9 @@ class Drive:
             if self.retry and self.run.status == "failed" and not self.run.over:
                 await self._take(Event(name=RETRY))
             self.retry = False
-            while await self._turn():
-                pass
+            more = self.run.deaths < SUSPECT or self.run.status == "parked" or await self._as_suspect()
+            while more:
+                more = await self._turn()
             kept = self.hold and not self._acting.stopping and self.run.status in ("waiting", "paused")
             if self.run.owner is not None:
                 await self._rest(kept)
@@ -195,6 +198,55 @@ class Drive:
             await self._wait()
             return True
         return False
+
+    async def _as_suspect(self) -> bool:
+        """Turns of a run that was in flight twice when its process died: it says so before each, and flies alone.
+
+        Until it is none any more. False when nothing is next: it rests, or has been parked.
+        """
+        more, flights = self.run.deaths < self.worker.deaths, self.worker.flights
+        if not more:
+            await self._park()
+        try:
+            while more and self.run.deaths >= SUSPECT:
+                if not self._steps and self.run.due is not None and self.run.due > self.store.now():
+                    flights.land(self)  # a pause may be long
+                    more = await self._turn()
+                elif flights.take(self):
+                    await self._take_off()
+                    more = await self._turn()
+                else:
+                    more = await self._grounded()
+        finally:
+            flights.land(self)
+        return more
+
+    async def _take_off(self) -> None:
+        if self.run.flight != self.run.epoch:
+            after = replace(self.run, flight=self.run.epoch)
+            await self.store.settle(self.run, after)
+            self.run = after
+
+    async def _grounded(self) -> bool:
+        """Wait for the turn of this suspect, open only to who steers it by hand."""
+        if self._unread:
+            await self._look()
+        steering = next((event for event in self.inbox if event.name in STEERING and not self.run.over), None)
+        if steering is None:
+            await self._wait()
+            return not self._acting.stopping
+        await self._take(steering)
+        return True
+
+    async def _park(self) -> None:
+        """Too many processes died while it was in flight. Where it had ended, its actions did it, and stay listed."""
+        error = poisoned(self.run)
+        log.error("%s", error)
+        if self.run.status in ENDED:
+            await self._ended_acting(self.run, error)
+        else:
+            leaf = next(reversed(self.run.active))
+            await self._take(Event(name=PARKED, failure=failure(error, self.run, leaf)))
 
     async def _quietly(self, state: str) -> None:
         """A step of a flat workflow between which and its end nothing can come: the shortest turn."""
@@ -516,6 +568,10 @@ class Drive:
                 await self.commit(move)
                 self.error = failed
             return
+        await self._ended_acting(before, failed)
+
+    async def _ended_acting(self, before: Run, failed: BaseException | None) -> None:
+        """The actions of a run that has ended are done, or stay listed with what failed them."""
         after = replace(before, actions=(), owner=None, due=None)
         if failed is not None:
             # A failed run with an error is one that may go on; one that ended as failed has none.

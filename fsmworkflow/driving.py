@@ -87,6 +87,9 @@ class Drives:
         if self._polling is not None:
             self._polling.cancel()
             self._polling = None
+        lines = any(line.waiting for line in self._lines)
+        if self._held or self._busy or lines or any(one.drive is not None for one in self._drives.values()):
+            await self.worker.drain()
         for crew in [crew for line in self._lines for crew in line.crews]:
             crew.stop()
         for driving in self._drives.values():

@@ -67,7 +67,8 @@ class Engine:
 
     `store` is a URL or a Store; one that is open already stays open. Nothing is opened before `async with`. `lease` is
     for how many seconds other machines take this engine for alive without hearing of it; `poll` how often it looks for
-    events that other processes sent and for times that have come; `grace` how long leaving waits for running steps.
+    events that other processes sent and for times that have come; `grace` how long leaving waits for running steps;
+    `deaths` (3 or more) how many processes a run may end, in one visit of its state, before it is parked.
     `hooks` are told of moves and steps, beside the log.
     """
 
@@ -79,12 +80,13 @@ class Engine:
         lease: float = 10.0,
         poll: float = 0.5,
         grace: float = 10.0,
+        deaths: int = 3,
         hooks: Iterable[Hook] = (),
     ) -> None:
         self.store: Store = _as_store(store)
         self.grace = grace
         self._workflows: dict[str, Workflow] = {}
-        self._worker = Worker(self.store, lease=lease)
+        self._worker = Worker(self.store, lease=lease, deaths=deaths)
         self._worker.hooks = Hooks(hooks)
         self._opened = False  # whether the store was opened here, and is to be closed here
         self._drives = Drives(self._worker, self._workflows, poll)

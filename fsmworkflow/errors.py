@@ -15,6 +15,7 @@ FSMWorkflowError
 ├── UnknownWorkflow (LookupError)       the engine was not given this workflow
 ├── DefinitionChanged                   the run's state or data no longer fits the workflow
 ├── InputDiffers                        the key is taken by a run with another input
+├── Poisoned                            processes died while this run was in flight: it is parked
 ├── EngineClosed                        the engine is not open
 ├── TransactionError                    a step's transaction cannot be had, or was taken back
 └── StoreError                          the store cannot do its work
@@ -49,6 +50,7 @@ __all__ = [
     "MergeConflict",
     "NoTransition",
     "NotAccepted",
+    "Poisoned",
     "RolledBack",
     "RunFailed",
     "RunNotFound",
@@ -130,6 +132,12 @@ class NotAccepted(FSMWorkflowError):
     """No active state, nor one around it, has a transition for this event. The message lists what is accepted."""
 
     code = "not_accepted"
+
+
+class Poisoned(FSMWorkflowError):
+    """So many processes died while this run was in flight in one visit that it is parked."""
+
+    code = "poisoned"
 
 
 class StepTimeout(FSMWorkflowError, TimeoutError):

@@ -44,13 +44,20 @@ def explained(workflow: Workflow, run: Run, history: Sequence[Entry], *, now: fl
 
 
 def _event(entry: Entry) -> str:
-    names = {"$start": "the start", "$done": "the end of its step", "$error": "an error", "$timeout": "a timer"}
+    names = {
+        "$start": "the start",
+        "$done": "the end of its step",
+        "$error": "an error",
+        "$timeout": "a timer",
+        "$parked": "the death of its processes",
+    }
     return names.get(entry.event, f"the event {entry.event}")
 
 
 def _waits(workflow: Workflow, run: Run, now: float) -> list[str]:
     if run.over or run.status in ("failed", "parked"):
-        return ["It has ended." if run.over else "It keeps its place: run or retry lets it go on."]
+        on = "retry lets" if run.status == "parked" else "run or retry lets"
+        return ["It has ended." if run.over else f"It keeps its place: {on} it go on."]
     lines = ["It is paused: unpause lets it go on."] if run.status == "paused" else []
     if accepts := workflow.accepts(run):
         lines.append(f"It accepts: {', '.join(accepts)}.")

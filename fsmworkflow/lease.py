@@ -53,6 +53,7 @@ class Lease:
         self.length = length
         self._store = store
         self._until = 0.0
+        self._draining = 0
         self._stopped = threading.Event()
         self._ended: asyncio.Future[None] | None = None  # done when the thread has ended
         self._task: asyncio.Task[None] | None = None
@@ -88,6 +89,11 @@ class Lease:
         if self._ended is not None:
             await asyncio.wait([self._ended], timeout=END_SECONDS)
 
+    async def drain(self) -> None:
+        """Say that the owner is ending, and hold its lease for its whole length from now on."""
+        self._draining = 1
+        await self._enrol(self._store)
+
     async def renew(self) -> None:
         """Hold the lease for its whole length from now on."""
         await self._renew(self._store)
@@ -97,7 +103,14 @@ class Lease:
         process = process_id() or str(os.getpid())
         until = now + self.length
         await store.enrol(
-            Owner(token=self.token, machine=machine_id() or "", process=process, lease=until, started=now)
+            Owner(
+                token=self.token,
+                machine=machine_id() or "",
+                process=process,
+                lease=until,
+                started=now,
+                draining=self._draining,
+            )
         )
         self._until = began + self.length
 

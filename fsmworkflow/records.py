@@ -89,7 +89,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     `active` maps each active state to its stay, in document order; `state` is its text. `due` is the time from which
     somebody has to drive the run, None while nobody has to. `owner` and `epoch` say who drives it. `fields` is the data
     as text, `hashes` names those over 4 KB, and `typed` is the data as the workflow's own type, where it has one.
-    `undo` is what would be compensated, and `later` when the next event of the inbox is due; it is not stored.
+    `deaths` counts processes that died while it was in flight in this visit; `flight` is the epoch in which it said
+    that it is, which only a suspect does. `undo` is what would be compensated, and `later` when the next event of the
+    inbox is due; it is not stored.
     """
 
     workflow: str
@@ -115,6 +117,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     input: str = ""
     parent: int | None = None
     deaths: int = 0
+    flight: int | None = None
     created: float = 0.0
     updated: float = 0.0
 
@@ -199,8 +202,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     `$done` carries what a step changed (`changes`, `removed`, seen from `base`) and the `trigger` that it returned;
     `$error` the `failure`, and the exception itself as `error`, which is never stored. `remembered` is False where the
-    visit surely has no remembered calls; `posts` is what the step has emitted, and `within` the transaction that it has
-    begun, in which its move is to be committed.
+    visit surely has no remembered calls, `progress` says that one was remembered in this attempt; `posts` is what the
+    step has emitted, and `within` the transaction that it has begun, in which its move is to be committed.
     """
 
     name: str
@@ -220,6 +223,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     error: BaseException | None = None
     began: float | None = None
     remembered: bool = True
+    progress: bool = False
     posts: tuple[Post, ...] = ()
     within: Any = None
 
@@ -291,10 +295,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine that drives runs: a random token, its machine and process, and until when its lease holds."""
+    """One engine that drives runs: a random token, its machine and process, and until when its lease holds.
+
+    `draining` is 1 once it has begun to end: if it dies then, no run is to blame.
+    """
 
     token: str
     machine: str
     process: str
     lease: float
     started: float
+    draining: int = 0

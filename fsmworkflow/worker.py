@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, TransactionError
+from fsmworkflow.flights import SUSPECT, Flights
 from fsmworkflow.hooks import Hooks
 from fsmworkflow.lease import Lease, machine_id, process_id
 from fsmworkflow.records import Owner, Post, Run, replace
@@ -32,6 +33,8 @@ T = TypeVar("T")
 log = logging.getLogger("fsmworkflow")
 
 CLOSE_SECONDS = 5.0
+DEATHS = 3
+"""At how many deaths of its process, in one visit, a run is parked."""
 FORGOTTEN = 86_400.0
 """Seconds after the end of its lease when an owner of another machine is struck off the list."""
 
@@ -44,9 +47,14 @@ class Worker:
     by id, the version of each run that does not fit its workflow, and is claimed only by key for as long as it is so.
     """
 
-    def __init__(self, store: Store, *, lease: float = 10.0) -> None:
+    def __init__(self, store: Store, *, lease: float = 10.0, deaths: int | None = None) -> None:
         if not lease > 0:
             raise ValueError(f"a lease must be above zero seconds, not {lease!r}")
+        if deaths is not None and deaths <= SUSPECT:
+            raise ValueError(f"deaths must be 3 or more, as two do not tell which run was at fault, not {deaths!r}")
+        self.deaths = DEATHS if deaths is None else deaths
+        self.flights = Flights()
+        self._buried: set[str] = set()
         self.store = store
         self.lease = lease
         self.token = ""
@@ -105,6 +113,15 @@ class Worker:
         if row is None or (row.owner, row.epoch) != (run.owner, run.epoch):
             raise lost(run)
 
+    async def drain(self) -> None:
+        """Say that this owner is ending, so that no run is to blame if it dies meanwhile; for 5 s, if need be."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if self._lease is not None:
+                    await self._lease.drain()
+        except (FSMWorkflowError, TimeoutError) as error:
+            log.warning("the store could not be told that this owner is ending: %r", error)
+
     @property
     def lapsed(self) -> bool:
         """Whether the lease has ended by this process's own clock, so that others may have claimed."""
@@ -125,7 +142,8 @@ class Worker:
         machine, now, found = machine_id(), self.store.now(), False
         for owner in await self.store.owners():
             dead = machine is not None and owner.machine == machine and _dead(owner)
-            if dead or owner.lease + FORGOTTEN < now:
+            if owner.token not in self._buried and (dead or owner.lease + FORGOTTEN < now):
+                self._buried.add(owner.token)
                 await self.store.bury(owner.token)
                 found = True
         return found

@@ -11,11 +11,13 @@ import asyncio
 import ctypes
 import json
 import logging
+import os
+import signal
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,11 @@ from fsmworkflow import (
     WorkflowDefinition,
     WorkflowStep,
     field,
+    worker,
 )
 from tests.ledger import Expected, Ledger, blob, chained
 
+OFTEN = worker.DEATHS = 1_000_000  # a run that is often killed here is not at fault
 LEASE = 60.0  # long, so that whoever waits for a lease to end is found out
 SOON = Retry(attempts=3, first_delay=0.005, jitter=False)
 ledger: Ledger
@@ -251,7 +255,7 @@ class Batch:
 
     async def drive(self, url: str) -> None:
         """All of them at once, each in the way that its users have: run, start and resume, with a machine."""
-        async with Engine(url, workflows=[parcel], lease=LEASE) as engine:
+        async with Engine(url, workflows=[parcel], lease=LEASE, deaths=OFTEN) as engine:
             ledger.write("open")
             over = await engine.list(self.keyless, status="done")
             machines = [ticket(url, "ticket", key, n) for n, key in enumerate(self.tickets)]
@@ -434,7 +438,57 @@ def _mind_the_modes() -> None:
     assert libc.capset(header, sets) == 0
 
 
-MODES = {"batch": batch, "nap": nap, "forget": forget, "walks": walks, "banks": banks, "open": opened}
+# -- processes that work, one of whose runs ends them -----------------------------------------------------------------
+
+
+def herd(ends: bool) -> Workflow:
+    """graze -> rest -> home. The run with the key "poison" ends its process in its first step."""
+    flow = Workflow("herd")
+
+    @flow.step(initial=True, then="rest")
+    async def graze(ctx: Any) -> None:
+        ledger.write("begin", ctx)
+        await asyncio.sleep(0.03)
+        if ends and ctx.run.key == "poison":
+            ledger.write("death", ctx)
+            os._exit(9)
+
+    @flow.step(then="home")
+    async def rest(ctx: Any) -> None:
+        ledger.write("begin", ctx)
+        await asyncio.sleep(0.01)
+
+    flow.final("home")
+    return flow
+
+
+async def working(args: argparse.Namespace) -> None:
+    """Works until it is killed, or told to end by SIGTERM: then it drains, as the command line does."""
+    flows = [herd(not args.sync), chore(), nap_workflow(args.sync)]
+    async with Engine(args.url, workflows=flows, lease=args.lease, poll=0.05, grace=5, deaths=args.deaths) as engine:
+        work = asyncio.create_task(engine.work(concurrency=args.steps))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
+        ledger.write("open")
+        with suppress(asyncio.CancelledError):
+            await work
+        ledger.write("drained")
+
+
+def chore() -> Workflow:
+    """Four steps that leave a trail, each of a few milliseconds."""
+    flow = Workflow("chore")
+    for n in range(4):
+
+        async def body(ctx: Any) -> None:
+            with told(ctx):
+                await asyncio.sleep(0.004)
+
+        flow.step(f"s{n}", initial=n == 0, then=f"s{n + 1}" if n < 3 else "over")(body)
+    flow.final("over")
+    return flow
+
+
+MODES = {"work": working, "batch": batch, "nap": nap, "forget": forget, "walks": walks, "banks": banks, "open": opened}
 
 
 def arguments() -> argparse.Namespace:
@@ -446,6 +500,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--key", default="k")
     parser.add_argument("--lease", type=float, default=LEASE)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--deaths", type=int, default=3)
     for flag in ("--sync", "--wait", "--machine"):
         parser.add_argument(flag, action="store_true")
     return parser.parse_args()

@@ -57,6 +57,7 @@ FLOORS = {
     "driving.py": 3,
     "engine.py": 3,
     "lease.py": 3,
+    "flights.py": 3,
     "line.py": 3,
     "worker.py": 3,
     "schedule.py": 3,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from fsmworkflow.codec import read_back
 from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError, TransactionError
+from fsmworkflow.flights import SUSPECT
 from fsmworkflow.records import UNFINISHED, Call, Entry, Event, Move, Owner, Post, Run, replace
 from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Pairs, Runs, Versions
 from fsmworkflow.store.lent import Lent
@@ -88,7 +89,9 @@ class MemoryStore:
         self._open()
         row = self._held(before)
         due = after.due if row.posted == before.posted else _sooner(row.due, self._clock())
-        self._runs[row.id] = replace(row, actions=after.actions, owner=after.owner, error=after.error, due=due)
+        self._runs[row.id] = replace(
+            row, actions=after.actions, owner=after.owner, error=after.error, due=due, flight=after.flight
+        )
         self._drop(before, after)
 
     async def release(self, run: Run) -> None:
@@ -102,6 +105,8 @@ class MemoryStore:
         row = self._runs[run.id]
         if row.owner != run.owner or row.epoch != run.epoch:
             raise lost(run)
+        if row.deaths:
+            self._runs[run.id] = replace(row, deaths=0)
         self._calls.setdefault((call.run, call.state, call.visit), {}).setdefault((call.name, call.nth), call)
 
     async def post(self, workflow: str, key: str, event: Event) -> Event:
@@ -220,8 +225,16 @@ class MemoryStore:
         return owner is None or owner.lease <= self._clock()
 
     def _claim(self, run: Run, owner: str) -> Run:
-        run = self._runs[run.id] = replace(run, owner=owner, epoch=run.epoch + 1)
+        deaths = run.deaths + self._died_with(run, owner)
+        run = self._runs[run.id] = replace(run, owner=owner, epoch=run.epoch + 1, deaths=deaths)
         return run
+
+    def _died_with(self, run: Run, owner: str) -> bool:
+        """Whether a run's last owner died, and not while it was ending, with this run in flight."""
+        dead = None if run.owner in (None, owner) else self._owners.get(run.owner or "")
+        draining = dead is not None and dead.draining
+        flew = run.due is not None and run.due <= self._clock() and (run.deaths < SUSPECT or run.flight == run.epoch)
+        return run.owner not in (None, owner) and not draining and flew
 
     async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
         self._open()
@@ -284,7 +297,10 @@ class MemoryStore:
         return list(self._owners.values())
 
     async def bury(self, token: str) -> None:
-        self._owners.pop(token, None)
+        owner = self._owners.pop(token, None)
+        held = owner is not None and owner.draining
+        if owner is not None and held and any(r.owner == token and r.due is not None for r in self._runs.values()):
+            self._owners[token] = replace(owner, lease=min(owner.lease, self._clock()))
 
     async def reset(self) -> None:
         self._clear()

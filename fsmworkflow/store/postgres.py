@@ -403,7 +403,7 @@ class PostgresStore(Verbs):
         return await patiently(lambda: whole(self._writing_on(go))) if ids else 0
 
     async def enrol(self, owner: Owner) -> None:
-        values = (owner.token, owner.machine, owner.process, owner.lease, owner.started)
+        values = (owner.token, owner.machine, owner.process, owner.lease, owner.started, owner.draining)
         await self._do(lambda db: self._measured(db.fetchval(SQL["enrol"], *values)))
 
     async def renew(self, token: str, lease: float) -> bool:
@@ -757,6 +757,8 @@ async def _remember(connection: Connection, writes: list[Write], now: float) -> 
     for place, write in enumerate(writes, 1):
         if place not in held:
             write.error = lost(write.run)
+    if survived := [w.run.id for w in writes if w.run.deaths and w.error is None]:
+        await connection.execute(SQL["survived"], survived)
 
 
 async def _post(connection: Connection, writes: list[Write], now: float) -> None:

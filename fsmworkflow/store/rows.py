@@ -220,6 +220,7 @@ def settle_values(before: Run, after: Run, now: float) -> tuple[Value, ...]:
         after.due,
         now,
         now,
+        after.flight,
         before.id,
         before.version,
         before.owner,
@@ -342,6 +343,7 @@ def run_of(row: Row) -> Run:
         input=row["input"],
         parent=row["parent"],
         deaths=row["deaths"],
+        flight=row["flight"],
         created=row["created"],
         updated=row["updated"],
     )

@@ -244,14 +244,18 @@ class SQLiteStore(Verbs):
         return await self._do(lambda db: _prune(db, {**which, "ids": json.dumps(ids)}))
 
     async def enrol(self, owner: Owner) -> None:
-        values = (owner.token, owner.machine, owner.process, owner.lease, owner.started)
+        values = (owner.token, owner.machine, owner.process, owner.lease, owner.started, owner.draining)
         await self._do(lambda db: db.execute(SQL["enrol"], values))
 
     async def renew(self, token: str, lease: float) -> bool:
         return await self._do(lambda db: db.execute(SQL["renew"], (lease, token)).rowcount == 1)
 
     async def bury(self, token: str) -> None:
-        await self._do(lambda db: db.execute(SQL["bury"], (token,)))
+        def buried(db: sqlite3.Connection) -> None:
+            if not db.execute(SQL["bury"], (token,)).rowcount:
+                db.execute(SQL["end_lease"], (self._clock(), token))
+
+        await self._do(buried)
 
     async def vacuum(self) -> None:
         """Write the file anew without the room of what was deleted. Raises StoreUnavailable where others hold it."""
@@ -544,6 +548,8 @@ def _single_call(db: sqlite3.Connection, write: Write, now: float) -> None:
     values = (call.run, call.state, call.visit, call.name, call.nth, call.result.decode(), *mine)
     if db.execute(SQL["remember"], values).rowcount != 1 and db.execute(SQL["owned"], mine).fetchone() is None:
         write.error = lost(run)
+    elif run.deaths:
+        db.execute(SQL["survived"], mine)
 
 
 def _single_post(db: sqlite3.Connection, write: Write, now: float) -> None:
@@ -593,7 +599,7 @@ def _runs(db: sqlite3.Connection, sql: str, values: Sequence[Any] | Mapping[str,
 
 def _claimed(db: sqlite3.Connection, owner: str, values: Mapping[str, Any]) -> Runs:
     ids = [row[0] for row in db.execute(SQL["claimable"], values)]
-    return _runs(db, SQL["claim"], (owner, json.dumps(ids)))
+    return _runs(db, SQL["claim"], (owner, json.dumps(ids), values["now"]))
 
 
 def _event(db: sqlite3.Connection, sql: str, values: tuple[int, int | str]) -> Event | None:

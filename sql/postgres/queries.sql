@@ -222,17 +222,17 @@ SELECT id, workflow, key, CASE WHEN owner IS NULL THEN pg_notify('fsmworkflow', 
 -- in the inboxes of runs that are over is dropped. The runs that were hit come back.
 WITH hit AS (
     UPDATE fsm_runs
-       SET actions = done.actions, owner = done.owner, error = done.error,
+       SET actions = done.actions, owner = done.owner, error = done.error, flight = done.flight,
            due = CASE WHEN posted = done.seen THEN done.due ELSE least(coalesce(fsm_runs.due, done.at), done.now) END
       FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::float8[], $6::float8[], $7::float8[],
-                  $8::bigint[], $9::bigint[], $10::text[], $11::bigint[])
-           AS done (actions, owner, error, seen, due, at, now, run, version, mover, epoch)
+                  $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::bigint[])
+           AS done (actions, owner, error, seen, due, at, now, flight, run, version, mover, epoch)
      WHERE id = done.run AND fsm_runs.version = done.version
        AND fsm_runs.owner = done.mover AND fsm_runs.epoch = done.epoch
     RETURNING id),
 dropped AS (
     UPDATE fsm_events SET status = 'dropped', version = ended.version
-      FROM unnest($12::bigint[], $13::bigint[]) AS ended (version, run) JOIN hit ON hit.id = ended.run
+      FROM unnest($13::bigint[], $14::bigint[]) AS ended (version, run) JOIN hit ON hit.id = ended.run
      WHERE fsm_events.run = ended.run AND fsm_events.status = 'waiting')
 SELECT id FROM hit;
 
@@ -353,6 +353,10 @@ kept AS (
     SELECT run, state, visit, name, nth, result FROM held
         ON CONFLICT DO NOTHING)
 SELECT place FROM held;
+
+-- name: survived
+-- A remembered call is progress: whoever died with these runs in flight did not die of them.
+UPDATE fsm_runs SET deaths = 0 WHERE id = ANY ($1::bigint[]);
 
 -- name: recall
 SELECT run, state, visit, name, nth, result FROM fsm_calls WHERE run = $1 AND state = $2 AND visit = $3;
@@ -483,7 +487,11 @@ free AS MATERIALIZED (
        AND (owner IS NULL OR owner NOT IN (SELECT token FROM live))
        AND epoch = (SELECT seen.epoch FROM fsm_runs AS seen WHERE seen.id = fsm_runs.id)
      ORDER BY due, id LIMIT $4 FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE fsm_runs SET owner = $1, epoch = epoch + 1, claim = $5
+UPDATE fsm_runs
+   SET owner = $1, epoch = epoch + 1, claim = $5,
+       deaths = deaths + CASE WHEN owner <> $1 AND due <= extract(epoch FROM clock_timestamp())
+                               AND (deaths < 2 OR flight = epoch)
+                               AND owner NOT IN (SELECT token FROM fsm_owners WHERE draining = 1) THEN 1 ELSE 0 END
  WHERE id IN (SELECT id FROM free)
 RETURNING *;
 
@@ -493,7 +501,11 @@ SELECT * FROM fsm_runs WHERE due <= $2 AND owner = $1 AND claim = $3;
 
 -- name: claim_one
 -- One run becomes ours, whatever it waits for, unless a live owner holds it, or its definition is a newer one.
-UPDATE fsm_runs SET owner = $1, epoch = epoch + 1
+UPDATE fsm_runs
+   SET owner = $1, epoch = epoch + 1,
+       deaths = deaths + CASE WHEN owner <> $1 AND due <= extract(epoch FROM clock_timestamp())
+                               AND (deaths < 2 OR flight = epoch)
+                               AND owner NOT IN (SELECT token FROM fsm_owners WHERE draining = 1) THEN 1 ELSE 0 END
  WHERE workflow = $2 AND key = $3 AND ($4::bigint IS NULL OR definition <= $4)
    AND (owner IS NULL OR owner = $1
         OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())))
@@ -523,8 +535,8 @@ SELECT * FROM fsm_runs
 SELECT * FROM fsm_moves WHERE run = $1 ORDER BY version;
 
 -- name: enrol
-INSERT INTO fsm_owners (token, machine, process, lease, started) VALUES ($1, $2, $3, $4, $5)
-    ON CONFLICT (token) DO UPDATE SET lease = excluded.lease
+INSERT INTO fsm_owners (token, machine, process, lease, started, draining) VALUES ($1, $2, $3, $4, $5, $6)
+    ON CONFLICT (token) DO UPDATE SET lease = excluded.lease, draining = excluded.draining
 RETURNING extract(epoch FROM clock_timestamp())::float8;
 
 -- name: renew
@@ -532,10 +544,18 @@ UPDATE fsm_owners SET lease = $2 WHERE token = $1
 RETURNING extract(epoch FROM clock_timestamp())::float8;
 
 -- name: owners
-SELECT token, machine, process, lease, started FROM fsm_owners;
+SELECT token, machine, process, lease, started, draining FROM fsm_owners;
 
 -- name: bury
-DELETE FROM fsm_owners WHERE token = $1;
+-- One that was ending stays for as long as runs bear its name, so that whoever claims them knows that they are not to
+-- blame.
+WITH gone AS (
+    DELETE FROM fsm_owners
+     WHERE token = $1
+       AND (draining = 0 OR NOT EXISTS (SELECT FROM fsm_runs WHERE due IS NOT NULL AND owner = $1))
+    RETURNING token)
+UPDATE fsm_owners SET lease = least(lease, extract(epoch FROM clock_timestamp()))
+ WHERE token = $1 AND NOT EXISTS (SELECT FROM gone);
 
 -- name: clock
 SELECT extract(epoch FROM clock_timestamp())::float8;

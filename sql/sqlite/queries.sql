@@ -48,7 +48,7 @@ UPDATE fsm_events SET status = 'dropped', version = ? WHERE run = ? AND status =
 -- name: settle
 -- What is no move: actions that were done are struck off, and the run is released. The version stays.
 UPDATE fsm_runs
-   SET actions = ?, owner = ?, error = ?, due = CASE WHEN posted = ? THEN ? ELSE min(coalesce(due, ?), ?) END
+   SET actions = ?, owner = ?, error = ?, due = CASE WHEN posted = ? THEN ? ELSE min(coalesce(due, ?), ?) END, flight = ?
  WHERE id = ? AND version = ? AND owner = ? AND epoch = ?;
 
 -- name: create
@@ -67,6 +67,10 @@ INSERT INTO fsm_fields (run, hash, text) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
 INSERT INTO fsm_calls (run, state, visit, name, nth, result)
 SELECT ?, ?, ?, ?, ?, ? FROM fsm_runs WHERE id = ? AND owner = ? AND epoch = ?
     ON CONFLICT DO NOTHING;
+
+-- name: survived
+-- A remembered call is progress: whoever died with this run in flight did not die of it.
+UPDATE fsm_runs SET deaths = 0 WHERE id = ? AND owner = ? AND epoch = ?;
 
 -- name: owned
 SELECT 1 FROM fsm_runs WHERE id = ? AND owner = ? AND epoch = ?;
@@ -139,12 +143,22 @@ SELECT id FROM fsm_runs
  ORDER BY due LIMIT :many;
 
 -- name: claim
--- Those runs become ours. They were found claimable in this transaction.
-UPDATE fsm_runs SET owner = ?1, epoch = epoch + 1 WHERE id IN (SELECT value FROM json_each(?2)) RETURNING *;
+-- Those runs become ours. They were found claimable in this transaction. A death counts where a run was in flight, and
+-- its owner was not ending anyway; of a suspect only where it had said so in that epoch.
+UPDATE fsm_runs
+   SET owner = ?1, epoch = epoch + 1,
+       deaths = deaths + (owner IS NOT NULL AND owner <> ?1 AND due <= ?3 AND (deaths < 2 OR flight IS epoch)
+                          AND owner NOT IN (SELECT token FROM fsm_owners WHERE draining = 1))
+ WHERE id IN (SELECT value FROM json_each(?2))
+RETURNING *;
 
 -- name: claim_one
 -- One run becomes ours, whatever it waits for, unless a live owner holds it, or its definition is a newer one.
-UPDATE fsm_runs SET owner = :owner, epoch = epoch + 1
+UPDATE fsm_runs
+   SET owner = :owner, epoch = epoch + 1,
+       deaths = deaths + (owner IS NOT NULL AND owner <> :owner AND due IS NOT NULL AND due <= :now
+                          AND (deaths < 2 OR flight IS epoch)
+                          AND owner NOT IN (SELECT token FROM fsm_owners WHERE draining = 1))
  WHERE workflow = :workflow AND key = :key AND (:newest IS NULL OR definition <= :newest)
    AND (owner IS NULL OR owner = :owner OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
 RETURNING *;
@@ -269,17 +283,24 @@ SELECT * FROM fsm_runs
 SELECT * FROM fsm_moves WHERE run = ? ORDER BY version;
 
 -- name: enrol
-INSERT INTO fsm_owners (token, machine, process, lease, started) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT (token) DO UPDATE SET lease = excluded.lease;
+INSERT INTO fsm_owners (token, machine, process, lease, started, draining) VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT (token) DO UPDATE SET lease = excluded.lease, draining = excluded.draining;
 
 -- name: renew
 UPDATE fsm_owners SET lease = ? WHERE token = ?;
 
 -- name: owners
-SELECT token, machine, process, lease, started FROM fsm_owners;
+SELECT token, machine, process, lease, started, draining FROM fsm_owners;
 
 -- name: bury
-DELETE FROM fsm_owners WHERE token = ?;
+-- One that was ending stays for as long as runs bear its name, so that whoever claims them knows that they are not to
+-- blame.
+DELETE FROM fsm_owners
+ WHERE token = ?1
+   AND (draining = 0 OR NOT EXISTS (SELECT 1 FROM fsm_runs WHERE due IS NOT NULL AND owner = ?1));
+
+-- name: end_lease
+UPDATE fsm_owners SET lease = min(lease, ?) WHERE token = ?;
 
 -- name: tables
 SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'fsm\_%' ESCAPE '\';
