@@ -383,7 +383,7 @@ def walk_expected(data: dict[str, Any]) -> Expected:
 
 async def walks(args: argparse.Namespace) -> None:
     """Four runs of `--steps` steps, and a machine, at once."""
-    async with Engine(args.url, workflows=[walk], lease=args.lease) as engine:
+    async with Engine(args.url, workflows=[walk], lease=args.lease, deaths=OFTEN) as engine:
         ledger.write("open")
         keys = [f"w{n}" for n in range(4)]
         machine = PersistentWorkflowStateMachine(args.url, walk, key="w4", data=walk_data("w4", args.steps))
@@ -412,7 +412,7 @@ bank.final("over")
 
 async def banks(args: argparse.Namespace) -> None:
     """Four runs of `--steps` steps, each of which writes a row of its own."""
-    async with Engine(args.url, workflows=[bank], lease=args.lease) as engine:
+    async with Engine(args.url, workflows=[bank], lease=args.lease, deaths=OFTEN) as engine:
         keys = [f"b{n}" for n in range(4)]
         for run in await asyncio.gather(*(engine.run(bank, {"left": args.steps}, key=key) for key in keys)):
             _over(run)
