@@ -84,7 +84,7 @@ class Acting:
         codec, began = workflow.codec, store.now()
         place = f"{name}:undo" if undoing else name
         named = f"{stay.was}:undo" if stay.was and undoing else stay.was
-        calls = Calls(self.worker, workflow, run, place, stay.visit, fresh=fresh, named=named)
+        calls = Calls(self, workflow, run, place, stay.visit, fresh=fresh, named=named)
         data = Data(run.fields) if codec.kind is None else codec.decode(run.fields)
         ctx: WorkflowContext[Any] = WorkflowContext(
             data, run=run, state=name, stay=stay, calls=calls, event=event, undoing=undoing

@@ -15,7 +15,6 @@ from fsmworkflow.codec import decode, encode
 from fsmworkflow.errors import CodecError, FSMWorkflowError, RunNotFound, StoreError, TransactionError, UnknownWorkflow
 from fsmworkflow.records import Active, Call, Event, Post, Run
 from fsmworkflow.transaction import Transaction
-from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow, known_event
 
 __all__ = ["Calls", "WorkflowContext"]
@@ -25,6 +24,8 @@ P = ParamSpec("P")
 if TYPE_CHECKING:
     # A bare WorkflowContext has plain data. Type checkers know defaults; Python does from 3.13 on.
     from typing_extensions import TypeVar as TypeVarWithDefault
+
+    from fsmworkflow.acting import Acting
 
     D = TypeVarWithDefault("D", default=dict[str, Any])
 else:
@@ -95,6 +96,15 @@ class WorkflowContext(Generic[D]):
             quote(part, safe="") for part in (run.workflow, run.key, stay.was or self._state, str(stay.visit))
         )
         return f"{key}:undo" if self._undoing else key
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this process is ending: it begins no other step, and this one has the engine's `grace` left to end.
+
+        A long step looks at it now and then and ends early, for instance by returning a trigger that leads back to it,
+        or leaves its work in remembered calls. One that is cut off runs again elsewhere.
+        """
+        return self._calls is not None and self._calls.acting.stopping
 
     @overload
     def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
@@ -204,13 +214,13 @@ class Calls:
 
     __slots__ = (
         "_begun", "_counts", "_found", "_loading", "_store",
-        "broken", "limit", "named", "posts", "progress", "run", "state", "transaction", "used", "visit", "worker",
-        "workflow",
+        "acting", "broken", "limit", "named", "posts", "progress", "run", "state", "transaction", "used", "visit",
+        "worker", "workflow",
     )  # fmt: skip
 
     def __init__(
         self,
-        worker: Worker,
+        acting: Acting,
         workflow: Workflow,
         run: Run,
         state: str,
@@ -219,7 +229,8 @@ class Calls:
         fresh: bool,
         named: str = "",
     ) -> None:
-        self.worker = worker
+        self.acting = acting
+        self.worker = worker = acting.worker
         self.transaction: Transaction | None = None
         self._store = worker.store
         self.broken: StoreError | None = None  # what our own store raised inside the step

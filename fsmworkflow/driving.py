@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from fsmworkflow.drive import LEFT_BEHIND, STOPPING, Drive
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound, StoreError
 from fsmworkflow.line import CHUNK, Crew, Line
-from fsmworkflow.machine import WATCH, left_alone, may_go_on
+from fsmworkflow.machine import WATCH, left_alone, may_go_on, patience
 from fsmworkflow.records import Event, Post, Run, replace
 from fsmworkflow.versions import of_this
 from fsmworkflow.worker import CLOSE_SECONDS, Worker, first_of
@@ -358,15 +358,16 @@ class Drives:
             claimed = await self.worker.claim_one(run.workflow, run.key, driving.workflow.version)
             if claimed is not None and await self._drive(driving, claimed):
                 return driving.run
+        pause = WATCH
         while not self.worker.stopping and may_go_on(run, self.store.now(), retry=driving.retry):
             claimed = None
-            if not left:
+            if not left and await self.worker.may_claim(run):
                 claimed = await self.worker.claim_one(run.workflow, run.key, driving.workflow.version)
             if claimed is not None:
                 if await self._drive(driving, claimed):
                     break
             else:
-                await asyncio.sleep(WATCH)
+                pause = await patience(pause)
             run = driving.run = await self.load(run.workflow, run.key)
         return driving.run
 

@@ -29,7 +29,7 @@ from fsmworkflow.errors import (
 )
 from fsmworkflow.explain import explained, forked
 from fsmworkflow.hooks import Hook, Hooks
-from fsmworkflow.machine import WATCH, first, may_go_on, tell
+from fsmworkflow.machine import WATCH, first, may_go_on, patience, tell
 from fsmworkflow.records import OVER, Event, Run, Status
 from fsmworkflow.retry import seconds
 from fsmworkflow.store import Entries, Runs, Store, open_store
@@ -177,7 +177,7 @@ class Engine:
     async def result(self, workflow: Workflow | str, key: str) -> Run:
         """Wait until a run ends or rests, whoever drives it, and return it, also when it failed."""
         self._worker.check_free()
-        name = self._name(workflow)
+        name, pause = self._name(workflow), WATCH
         while True:
             driving = self._drives.get((name, key))
             if driving is not None and driving.done is not None:
@@ -187,7 +187,7 @@ class Engine:
                 return self._shown(run)
             if self._worker.stopping:
                 raise EngineClosed(f"the engine was closed while run {name}/{key} went on: resume it")
-            await asyncio.sleep(WATCH)
+            pause = await patience(pause)
 
     async def get(self, workflow: Workflow | str, key: str) -> Run:
         """The run as it is now. Raises RunNotFound."""

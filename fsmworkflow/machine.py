@@ -280,10 +280,12 @@ async def take_up(
     if created:
         return there, True
     retry = there.status == "failed"  # a failure that was waited for is not tried again
+    pause = WATCH
     if not there.over and left_alone(workflow, there) and rest:
         shifted(workflow, there)
     while may_go_on(there, store.now(), retry=retry) or (rest and not there.over):
-        claimed = await worker.claim_one(workflow.name, key, workflow.version)
+        free = await worker.may_claim(there)
+        claimed = await worker.claim_one(workflow.name, key, workflow.version) if free else None
         if claimed is not None and (rest or may_go_on(claimed, store.now(), retry=retry)):
             tell(claimed, fresh, data)
             return claimed, False
@@ -291,7 +293,7 @@ async def take_up(
             await store.release(claimed)
             there = claimed
         elif wait:
-            await asyncio.sleep(WATCH)
+            pause = await patience(pause)
             there = await store.load(workflow.name, key) or there
         else:
             break
@@ -310,8 +312,14 @@ def tell(run: Run, fresh: Run, data: Any, *, refuse: bool = False) -> None:
     log.warning("%s: it goes on with its own", message)
 
 
-WATCH = 0.1
-"""Seconds between two looks at a run that another process drives."""
+WATCH, SELDOM = 0.05, 0.5
+"""Seconds between two looks at a run that another process drives: at first, and in the end."""
+
+
+async def patience(pause: float) -> float:
+    """Wait before the next look at a run that another process drives. Returns how long to wait the next time."""
+    await asyncio.sleep(pause)
+    return min(2 * pause, SELDOM)
 
 
 def left_alone(workflow: Workflow, run: Run) -> bool:

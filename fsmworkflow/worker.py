@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -35,6 +37,8 @@ log = logging.getLogger("fsmworkflow")
 CLOSE_SECONDS = 5.0
 DEATHS = 3
 """At how many deaths of its process, in one visit, a run is parked."""
+LOOK = 0.5
+"""Seconds between two looks at the owners of runs that are watched."""
 FORGOTTEN = 86_400.0
 """Seconds after the end of its lease when an owner of another machine is struck off the list."""
 
@@ -55,6 +59,9 @@ class Worker:
         self.deaths = DEATHS if deaths is None else deaths
         self.flights = Flights()
         self._buried: set[str] = set()
+        self._leases: dict[str, float] = {}  # of all owners, as last read
+        self._looked = 0.0
+        self._pid = 0
         self.store = store
         self.lease = lease
         self.token = ""
@@ -73,6 +80,7 @@ class Worker:
     async def open(self) -> None:
         """Make this owner known, and renew its lease in the background for as long as its event loop runs."""
         self.token = secrets.token_hex(8)
+        self._pid = os.getpid()
         self.stopping = False
         self.threads = Threads()
         self._lease = Lease(self.store, self.token, self.lease)
@@ -87,7 +95,8 @@ class Worker:
         """Stop renewing, and strike this owner off the list, so that its runs may be claimed at once."""
         if self.token:
             token, self.token = self.token, ""
-            await whole(self._end(token))
+            if self._pid == os.getpid():  # else it is the parent's, which goes on
+                await whole(self._end(token))
 
     async def _end(self, token: str) -> None:
         lease, self._lease = self._lease, None
@@ -140,13 +149,29 @@ class Worker:
     async def reap(self) -> bool:
         """Strike dead processes of this machine off the list of owners. True where there was one."""
         machine, now, found = machine_id(), self.store.now(), False
-        for owner in await self.store.owners():
+        owners = await self.store.owners()
+        self._leases = {owner.token: owner.lease for owner in owners}
+        for owner in owners:
             dead = machine is not None and owner.machine == machine and _dead(owner)
             if owner.token not in self._buried and (dead or owner.lease + FORGOTTEN < now):
                 self._buried.add(owner.token)
                 await self.store.bury(owner.token)
+                del self._leases[owner.token]
                 found = True
         return found
+
+    async def may_claim(self, run: Run) -> bool:
+        """Whether a run as it was read is worth a claim: it is free, or its owner has died or let its lease lapse.
+
+        The owners are read twice a second at the most, however many runs are watched.
+        """
+        if run.owner is None or run.owner == self.token:
+            return True
+        now = time.monotonic()
+        if now >= self._looked + LOOK:
+            self._looked = now
+            await self.reap()
+        return self._leases.get(run.owner, 0.0) <= self.store.now()
 
     async def claim(self, workflows: Versions, many: int, by: float = math.inf) -> list[Run]:
         """Make up to `many` unfinished runs of these workflows ours that no live owner holds, oldest first.
@@ -197,7 +222,11 @@ class Worker:
             log.warning("what was claimed for a caller that is gone could not be given back: %s", error)
 
     def check(self) -> None:
-        """Raise EngineClosed unless open."""
+        """Raise EngineClosed unless open, and in a process that was forked from the one that opened it."""
+        if self.token and self._pid != os.getpid():
+            raise EngineClosed(
+                f"this engine belongs to process {self._pid}, from which this one was forked: open another one here"
+            )
         if self.stopping and self.token:
             raise EngineClosed("the engine is closing: nothing new is begun")
         if not self.token:

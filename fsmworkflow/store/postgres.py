@@ -12,6 +12,7 @@ import functools
 import inspect
 import json
 import logging
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from fsmworkflow.store.lent import Lent, own_end
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, ends_transaction, missing, queries, statements
 from fsmworkflow.store.verbs import Verbs
-from fsmworkflow.store.writer import Write, Writer, beside, in_task, patiently, whole
+from fsmworkflow.store.writer import Write, Writer, beside, in_task, not_forked, patiently, whole
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -124,6 +125,7 @@ class PostgresStore(Verbs):
         self._writing, self._pooled = asyncio.Lock(), asyncio.Lock()
         self._write: asyncpg.Connection[asyncpg.Record] | None = None
         self._open = False
+        self._pid = 0
         self._loop: asyncio.AbstractEventLoop | None = None  # to which all of this belongs
 
     # -- opening and closing ----------------------------------------------------------------------------------------
@@ -133,6 +135,9 @@ class PostgresStore(Verbs):
         return self._open and self._loop is not None and not self._loop.is_closed()
 
     async def open(self) -> None:
+        if self._open:
+            not_forked(self._pid, self.url)
+        self._pid = os.getpid()
         if self._loop is not asyncio.get_running_loop():
             self._forget()
             self._writer = Writer(in_task(self._apply))
@@ -190,6 +195,8 @@ class PostgresStore(Verbs):
             return await asyncpg.create_pool(self._dsn, **options)
 
     async def close(self) -> None:
+        if self._open and self._pid != os.getpid():
+            return  # it is the parent's, which goes on with it
         if self._open and self._loop is asyncio.get_running_loop():
             await whole(self._close())
         else:
@@ -281,6 +288,8 @@ class PostgresStore(Verbs):
         return contextlib.nullcontext()
 
     def _check(self) -> None:
+        if self._open:
+            not_forked(self._pid, self.url)
         if not self._open or self._loop is not asyncio.get_running_loop():
             raise StoreError(f"{self.url} is not open")
 

@@ -37,7 +37,7 @@ from fsmworkflow.store.lent import Lent, own_end
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, missing, queries, statements
 from fsmworkflow.store.verbs import Verbs
-from fsmworkflow.store.writer import Done, Write, Writer, patiently, whole
+from fsmworkflow.store.writer import Done, Write, Writer, not_forked, patiently, whole
 
 log = logging.getLogger("fsmworkflow")
 
@@ -79,6 +79,7 @@ class SQLiteStore(Verbs):
         self._clock = clock
         self._writer = Writer(self._start)
         self._write: aiosqlite.Connection | None = None
+        self._pid = 0
         self._read: aiosqlite.Connection | None = None
         self._lock = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None  # to which the lock belongs
@@ -88,6 +89,7 @@ class SQLiteStore(Verbs):
     async def open(self) -> None:
         async with self._alone():
             if self._write is not None:
+                not_forked(self._pid, self.url)
                 return
             connection = await self._connect()
             self._writer = Writer(self._start)  # one that was left in the middle by an event loop that ended is no use
@@ -96,7 +98,7 @@ class SQLiteStore(Verbs):
             except BaseException:
                 await whole(connection.close())
                 raise
-            self._write = connection
+            self._write, self._pid = connection, os.getpid()
 
     @property
     def opened(self) -> bool:
@@ -124,7 +126,8 @@ class SQLiteStore(Verbs):
         return self._lock
 
     async def close(self) -> None:
-        await whole(self._close())
+        if self._pid == os.getpid():  # else it is the parent's, which goes on with it
+            await whole(self._close())
 
     async def _close(self) -> None:
         async with self._alone():
@@ -143,6 +146,7 @@ class SQLiteStore(Verbs):
     def _check(self) -> aiosqlite.Connection:
         if self._write is None:
             raise StoreError(f"{self.url} is not open")
+        not_forked(self._pid, self.url)
         return self._write
 
     async def _do(self, function: Callable[[sqlite3.Connection], T]) -> T:

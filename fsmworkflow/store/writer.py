@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
-from fsmworkflow.errors import StoreUnavailable
+from fsmworkflow.errors import StoreError, StoreUnavailable
 
 T = TypeVar("T")
 Kind = Literal["create", "move", "settle", "release", "call", "post", "detailed"]
@@ -188,6 +189,12 @@ async def beside(work: Coroutine[Any, Any, T]) -> T:
     task = asyncio.create_task(work)
     task.add_done_callback(lambda task: None if task.cancelled() else task.exception())  # perhaps nobody asks any more
     return await asyncio.shield(task)
+
+
+def not_forked(pid: int, url: str) -> None:
+    """Raise StoreError in a process that was forked from the one, `pid`, which opened the store."""
+    if pid != os.getpid():
+        raise StoreError(f"{url} was opened in process {pid}, from which this one was forked: open another store here")
 
 
 async def whole(work: Coroutine[Any, Any, T]) -> T:
