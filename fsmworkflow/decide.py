@@ -17,6 +17,7 @@ import msgspec
 from fsmworkflow.codec import Data, Fields, digests, encode, text_of
 from fsmworkflow.conditions import Seen, View
 from fsmworkflow.errors import (
+    ConditionError,
     DeadlineExceeded,
     FSMWorkflowError,
     MergeConflict,
@@ -235,6 +236,8 @@ async def _event(workflow: Workflow, run: Run, event: Event, now: float) -> Move
         if not arcs:
             return _rejected(run, event, now, asked)
         draft.update(workflow, event, arcs)
+    except ConditionError:  # what somebody sends stops no run: history has what could not be answered, and why
+        return _rejected(run, event, now, asked)
     except OWN as error:
         if asked_to_stop(error):
             raise

@@ -45,13 +45,16 @@ class Hook(Protocol):
 
 
 class LogHook(Hook):
-    """Each move at level DEBUG, and a run that failed at WARNING, under the name "fsmworkflow". Never data."""
+    """The logger "fsmworkflow": moves at DEBUG, failed runs and events that could not be judged at WARNING. No data."""
 
     def moved(self, move: Move) -> None:
         run = move.after
         log.debug("%s/%s %s: version %d", run.workflow, run.key, move.event.name, run.version)
         if run.status == "failed" != move.before.status and run.error is not None:
             log.warning("run %s/%s failed in state %r: %s", run.workflow, run.key, run.state, run.error.type)
+        elif move.answer == "rejected" and any(seen.error for seen in move.asked):
+            said = "run %s/%s rejected %r, as a condition could not be answered: see its history"
+            log.warning(said, run.workflow, run.key, move.event.name)
 
 
 class Hooks:
