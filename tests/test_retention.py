@@ -252,22 +252,22 @@ async def test_P7_a_start_during_deletion_finds_the_old_run_or_makes_a_new_one(d
     await pruner.close()
 
 
-async def test_a_failed_run_that_is_let_go_on_is_not_deleted_under_it(postgres_url: str) -> None:
-    """The look for what may go was before somebody posted to it: the lock that follows sees that it is due."""
-    store = open_store(postgres_url)
+async def test_a_failed_run_that_is_let_go_on_is_not_deleted_under_it(durable_url: str) -> None:
+    """The look for what may go was before somebody posted to it: the second one, in the transaction, sees that."""
+    store = open_store(durable_url)
     await store.open()
     run = await made(store, "a")
-    failed = moved(run, status="failed", due=None, owner=None, error=Failure(type="E", message="m"))
-    await store.commit(failed)
-    look = store._read_rows  # type: ignore[attr-defined]
+    await store.commit(moved(run, status="failed", due=None, owner=None, error=Failure(type="E", message="m")))
+    await newest(store)
+    ask = store._ask  # type: ignore[attr-defined]
 
-    async def then_posted(block: str, *values: Any) -> Any:
-        found = await look(block, *values)
-        if block == "prunable":
-            await store.post("w", "a", Event(name="$retry", id="r"))
+    async def then_posted(look: Any) -> Any:
+        found = await ask(look)
+        store._ask = ask  # type: ignore[attr-defined]
+        await store.post("w", "a", Event(name="$retry", id="r"))
         return found
 
-    store._read_rows = then_posted  # type: ignore[attr-defined]
+    store._ask = then_posted  # type: ignore[attr-defined]
     assert await store.prune("w", ENDS, 9e9, 10) == 0
     assert (await store.inbox(run))[0] == 1
     await store.close()

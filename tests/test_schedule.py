@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsmworkflow import CodecError, Engine, FSMWorkflowError, RunOver, Store, Workflow, open_store
+from fsmworkflow import CodecError, Engine, FSMWorkflowError, Run, RunOver, Store, Workflow, open_store
 from fsmworkflow.errors import ScheduleNotFound
 from fsmworkflow.records import replace
 from fsmworkflow.schedule import CHUNK, Schedule, due, ticks
@@ -278,7 +278,11 @@ async def test_a_schedule_changed_there_and_back_goes_on(reports: Reports) -> No
             await engine.schedule("nightly", "report", cron=f"0 {hour} * * *", timezone="Europe/Berlin")
             await reports.seen(engine)
         await reports.turn(engine, "1d")
-        await reports.turn(engine, "1d")
+        made = await reports.turn(engine, "1d")
+        end = time.monotonic() + 5  # what was posted for the other calendar is spent, and is not posted again
+        while len((await engine.store.inbox(await engine.get(*made.address)))[1]) > 1:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.005)
     assert [key[-14:-6] for key in reports.ran] == ["03:00:00", "03:00:00"]
 
 
@@ -312,6 +316,22 @@ async def test_what_a_paused_schedule_missed_goes_by_missed_when_it_goes_on(repo
         await engine.unpause(*made.address)
         await reports.seen(engine)
     assert reports.ran == expected
+
+
+async def test_a_schedule_that_is_changed_while_it_is_paused_is_told_when_it_goes_on(reports: Reports) -> None:
+    async with reports.engine() as engine:
+        made = await engine.schedule("nightly", "report", **NIGHTLY)
+        await reports.seen(engine)
+        await engine.pause(*made.address)
+        paused = await asyncio.wait_for(
+            engine.schedule("nightly", "report", cron="0 4 * * *", timezone="Europe/Berlin"), 5
+        )
+        assert (paused.status, paused.cron) == ("paused", "0 3 * * *")
+        await engine.unpause(*made.address)
+        seen = await reports.seen(engine)
+        assert (seen.status, seen.cron) == ("waiting", "0 4 * * *")
+        await reports.turn(engine, "1d")
+    assert [key[-14:-6] for key in reports.ran] == ["04:00:00"]
 
 
 async def test_a_paused_schedule_that_is_removed_starts_nothing_more(reports: Reports) -> None:
@@ -358,6 +378,59 @@ async def test_all_starts_every_missed_tick_after_the_process_was_away(reports: 
         await engine.schedule("often", "report", **words)
         await reports.seen(engine, "often")
     assert len(reports.ran) == len(set(reports.ran)) == 144
+
+
+async def test_a_clock_that_goes_back_does_not_stop_a_schedule(reports: Reports, monkeypatch: Any) -> None:
+    """The tick was met by a clock that was fast: it is waited for once more, and starts its run once."""
+    expected = nights(reports, 1, 2)
+    async with reports.engine() as engine:
+        made = await engine.schedule("nightly", "report", **NIGHTLY)
+        await reports.seen(engine)
+        with monkeypatch.context() as patch:
+
+            def too_early(plan: Schedule, now: float) -> Any:
+                assert plan.next is not None
+                if plan.next.timestamp() <= now:
+                    reports.clock.time = plan.next.timestamp() - 10
+                return due(plan, reports.clock())
+
+            patch.setattr("fsmworkflow.schedule.due", too_early)
+            reports.clock.turn("1d")
+            end = time.monotonic() + 5
+            while (await engine.get(*made.address)).version < 3:
+                assert time.monotonic() < end
+                await asyncio.sleep(0.005)
+        assert reports.ran == []
+        await reports.turn(engine, "20s")
+        await reports.turn(engine, "1d")
+    assert reports.ran == expected
+
+
+async def test_an_engine_that_is_closed_while_a_tick_starts_its_run_leaves_both_to_the_next(
+    reports: Reports, monkeypatch: Any
+) -> None:
+    expected = nights(reports, 1, 1)
+    async with reports.engine() as engine:
+        made = await engine.schedule("nightly", "report", **NIGHTLY)
+        await reports.seen(engine)
+        create, created = engine.store.create, asyncio.Event()
+
+        async def then_closing(run: Run) -> Any:
+            there = await create(run)
+            engine._worker.stopping = True
+            created.set()
+            return there
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.store, "create", then_closing)
+            reports.clock.turn("1d")
+            await asyncio.wait_for(created.wait(), 5)
+            await engine.close()
+    async with reports.engine() as engine:
+        assert (await engine.get(*made.address)).status == "waiting"
+        await engine.resume()
+        await reports.seen(engine)
+    assert reports.ran == expected
 
 
 async def test_an_engine_that_works_comes_to_the_runs_in_their_turn(reports: Reports) -> None:
