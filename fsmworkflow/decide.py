@@ -645,7 +645,10 @@ async def _failed(workflow: Workflow, run: Run, event: Event, now: float, found:
             if arc.guard is None or await arc.guard.ask(view):
                 draft.update(workflow, told, [arc])
                 move = await _take(workflow, run, told, now, [arc], draft, asked)
-                return replace(move, after=replace(move.after, error=found if move.after.status == "failed" else None))
+                if move.after.status == "failed":  # it has ended in a final state, and tells of the error all the same
+                    over = replace(move.after.undo, ends="failed")
+                    return replace(move, after=replace(move.after, error=found, undo=over))
+                return move
     except OWN as error:
         if asked_to_stop(error):
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Any
 
 from fsmworkflow.acting import Acting, act_after, failed
@@ -137,8 +138,8 @@ class Drive:
 
     @property
     def late(self) -> bool:
-        """Whether something was posted to a run just as it ended, and is not marked."""
-        return self.run.over and self.run.owner is None and (self._unread or bool(self.inbox))
+        """Whether something was posted to a run just as it ended or failed, and was not looked at."""
+        return self.run.owner is None and (self._unread or (self.run.over and bool(self.inbox)))
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -178,6 +179,8 @@ class Drive:
     async def _turn(self) -> bool:
         """One turn: whatever is next. False when nothing is, and nothing is on its way."""
         if self._unread:
+            if self.run.owner is None:  # it has failed, and is left due for what was posted meanwhile
+                return False
             await self._look()
         run = self.run
         if run.status == "running" and not (run.actions or self._steps or self.inbox or self._acting.stopping):
@@ -261,6 +264,8 @@ class Drive:
         """The next event: what the run has due, a step that has ended, the oldest that is accepted, a new step."""
         run = self.run
         if run.status == "compensating":
+            if (refused := self._accepted(now)) is not None:
+                return refused
             again = run.undo.left[-1].again if run.undo.left else None
             if again is not None and again > now:
                 return None
@@ -273,8 +278,10 @@ class Drive:
         if self._steps and (name := self._lent_to()) is not None and (event := self._ended_step(name)) is not None:
             return event
         event = due_next(self.workflow, run, now, asked=self._asked)
-        if event is not None:
+        if event is not None and (event.due is None or (older := self._accepted(now, event.due)) is None):
             return self._counted(event)
+        if event is not None:
+            return older
         event = self._ended_step() or self._accepted(now)
         if event is not None or self._acting.stopping or run.status != "running":
             return event
@@ -338,14 +345,15 @@ class Drive:
         return self._entered_by.get(visit)
 
     async def _alone(self, state: str) -> Event | None:
-        """A step that accepts no event needs no task of its own. None where a steering hand has stopped it."""
+        """A step that accepts no event needs no task of its own. Returns its end, or the event that has stopped it."""
         self._inline = task = asyncio.current_task()
         try:
             return await self._step(self.run, state)
         except asyncio.CancelledError:
             if not self._unread or task is None or task.uncancel() > 0:
                 raise
-            return None
+            await self._look()
+            return next((event for event in self.inbox if event.name in STOPPING), None)
         finally:
             self._inline = None
 
@@ -411,20 +419,29 @@ class Drive:
         later = min((e.due for e in self.inbox if e.due is not None and e.due > now), default=None)
         self.run = replace(self.run, posted=posted, later=later)
 
-    def _accepted(self, now: float) -> Event | None:
-        """The oldest due event that the run accepts. Of one that is over, what waits is only dropped."""
-        run, chart = self.run, self.workflow.chart
-        visits = {stay.visit for stay in run.active.values()}
+    def _accepted(self, now: float, before: float = math.inf) -> Event | None:
+        """The oldest event due by now, and `before`, that the run accepts. Of one that is over all are only dropped."""
+        run, busy = self.run, bool(self._steps)
         for event in () if run.over else self.inbox:
-            if event.due is not None and event.due > now:
-                continue
-            if event.visit is not None and event.visit not in visits:
-                continue
-            if event.name in STEERING and not (event.name == PAUSE and self._steps):
-                return event
-            if run.status in ("running", "waiting") and chart.accepted(run.active, event.name):
+            if (event.due is None or (event.due <= now and event.due < before)) and self._takes(run, event, busy=busy):
                 return event
         return None
+
+    def _takes(self, run: Run, event: Event, *, busy: bool) -> bool:
+        """Whether a run accepts an event of its inbox. A pause waits for the steps that are on, where it is `busy`."""
+        if event.visit is not None and event.visit not in {stay.visit for stay in run.active.values()}:
+            return False
+        if event.name in STEERING:
+            return not (busy and event.name == PAUSE)
+        return run.status in ("running", "waiting") and self.workflow.chart.accepted(run.active, event.name)
+
+    def _due_again(self, move: Move) -> Move:
+        """Where the inbox has something for the run, the move leaves it due and ours, lest a crash leave it there."""
+        after, now = move.after, move.at
+        waiting = (e for e in self.inbox if e.id != move.event.id and (e.due is None or e.due <= now))
+        if after.over or not any(self._takes(after, event, busy=False) for event in waiting):
+            return move
+        return replace(move, after=replace(after, owner=self.run.owner, due=now))
 
     async def _take(self, event: Event) -> None:
         """Decide and commit. Steps whose states the move leaves are ended before its commit."""
@@ -435,6 +452,8 @@ class Drive:
         if move.after is move.before:
             self._asked = self.run.version
             return
+        if self.inbox:
+            move = self._due_again(move)
         if self._steps:
             await self._stop_left(move)
             if (name := self._lent_to()) is not None:
@@ -464,6 +483,8 @@ class Drive:
     async def _commit_within(self, move: Move, lent: Lent) -> Event | None:
         """Commit a move where its step has written. Returns the step's failure, where what it wrote cannot be kept."""
         event = move.event
+        if self.inbox:
+            move = self._due_again(move)
         if self._shift is not None:
             move = self._shift.onto(self.workflow, move)
         try:
@@ -538,6 +559,8 @@ class Drive:
         """Write when somebody has to look at the run again, where the row says something else, and let it go."""
         run = self.run
         due = run.due if run.status in ("running", "compensating") else None
+        if due is not None and run.later is not None:
+            due = min(due, run.later)
         if run.status == "waiting":
             due = resting_due(self.workflow, run)
         if due != run.due or not kept:

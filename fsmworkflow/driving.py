@@ -23,7 +23,7 @@ log = logging.getLogger("fsmworkflow")
 T = TypeVar("T")
 Name = tuple[str, str]
 """A run by its workflow and key."""
-Claimed = tuple["Driving", "asyncio.Future[Run] | None"]
+Claimed = tuple["Driving", "Driving | None"]
 """A claimed run, with what drove it here before."""
 
 BUSY = 0.02
@@ -196,7 +196,9 @@ class Drives:
             return
         if run.owner not in (None, self.worker.token) and not of_this(definition, run):
             self._task(self._told_of(name, self._follow, definition, key, event.id))
-        if self._drives.get(name) in (None, known):
+        if name in self._held or name in self._busy or self._drives.get(name) not in (None, known):
+            self._wake(name, event.name)
+        else:
             self._watch(definition, run)
 
     async def _follow(self, definition: Workflow, key: str, event: str) -> None:
@@ -383,7 +385,7 @@ class Drives:
             while drive.run.owner is not None and not drive.idle and not self.worker.stopping:
                 driving.run = await drive.go()  # an event came while it was about to rest
             if drive.late and not self.worker.stopping:
-                await self._mark_late(driving)
+                return await self._mark_late(driving, drive)
         except LeaseLost as error:
             log.warning("%s", error)
             return False
@@ -392,12 +394,16 @@ class Drives:
             self._held[name] = drive
         return True
 
-    async def _mark_late(self, driving: Driving) -> None:
-        """What was posted just as the run ended left it due: it is claimed once more to mark that, without a move."""
+    async def _mark_late(self, driving: Driving, drive: Drive) -> bool:
+        """What was posted just as the run ended left it due: it is claimed once more to look at that."""
         run, workflow = driving.run, driving.workflow
+        driving.retry, driving.error = False, drive.error
         claimed = await self.worker.claim_one(run.workflow, run.key, workflow.version)
-        if claimed is not None:
-            driving.run = await Drive(workflow, claimed, self.worker).go()
+        if claimed is None:
+            return True
+        looked = await self._drive(driving, claimed)
+        driving.error = driving.error or drive.error
+        return looked
 
     async def _again(self, driving: Driving, drive: Drive) -> Run:
         """Drive a held run on, to which something has happened."""
@@ -514,20 +520,28 @@ class Drives:
             earlier = self._drives.get((run.workflow, run.key))
             driving = Driving(self._workflows[run.workflow], run, retry=False, hold=hold)
             driving.started.set_result(run)
-            self._see_to(driving, asyncio.get_running_loop().create_future())
-            line.waiting.append((driving, None if earlier is None else earlier.done))
+            if earlier is None:
+                self._see_to(driving, asyncio.get_running_loop().create_future())
+            line.waiting.append((driving, earlier))
 
     async def _drive_claimed(self, claimed: Claimed) -> None:
         driving, earlier = claimed
+        name, late = (driving.run.workflow, driving.run.key), earlier is not None
+        while earlier is not None and earlier.done is not None:  # a `run` of this engine that has claimed it by now
+            await asyncio.wait([earlier.done])
+            earlier = self._drives.get(name)
+        if late:
+            if name in self:
+                return  # and holds it
+            self._see_to(driving, asyncio.get_running_loop().create_future())
         done = driving.done
         assert done is not None
         try:
-            if earlier is None:
-                await self._drive(driving, driving.run)
-            else:  # a `run` of this engine that was about to claim it, and has by now
-                await asyncio.wait([earlier])
-                driving.run = await self.load(driving.run.workflow, driving.run.key)
+            if late:
+                driving.run = await self.load(*name)
                 await self._watch_and_drive(driving)
+            else:
+                await self._drive(driving, driving.run)
             done.set_result(driving.run)
         except Exception as error:
             self._set_aside(driving.run)

@@ -318,10 +318,15 @@ class Engine:
         return await self._steer(workflow, key, RETRY)
 
     async def rerun(self, workflow: Workflow | str, key: str, *, state: str) -> Run:
-        """Let a run that is not over go on in a new visit of `state`: nothing is remembered there."""
+        """Let a run that is not over go on in a new visit of `state`: nothing is remembered there.
+
+        Raises DefinitionError for a state that is not there or ends the run, NotAccepted where undoing has begun.
+        """
         definition = self._known(workflow).check()
         if state not in definition.states:
             raise DefinitionError(definition.name, [f"there is no state {state!r}{nearest(state, definition.states)}"])
+        if state in definition.finals and "." not in state:
+            raise DefinitionError(definition.name, [f"state {state!r} ends the run: nothing can go on there"])
         return await self._steer(definition, key, RERUN, state)
 
     async def _steer(self, workflow: Workflow | str, key: str, name: str, payload: Any = None) -> Run:
@@ -504,9 +509,10 @@ class Engine:
                 tell(there, fresh, data, refuse=True)
         driving = await self._drives.driving(definition, fresh, retry)
         there = await asyncio.shield(driving.started)
-        if retry and not driving.retry and there.status == "failed" and not there.over and driving.done is not None:
-            await asyncio.wait([driving.done])  # of a `start`, which lets a failed run be
+        while retry and not driving.retry and there.status == "failed" and not there.over and driving.done is not None:
+            await asyncio.wait([driving.done])  # of what lets a failed run be: a `start`, an event that was sent
             driving = await self._drives.driving(definition, fresh, retry)
+            there = await asyncio.shield(driving.started)
         tell(there, fresh, data, refuse=different == "refuse")
         return driving
 

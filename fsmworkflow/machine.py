@@ -337,8 +337,8 @@ def left_alone(workflow: Workflow, run: Run) -> bool:
 
 def may_go_on(run: Run, now: float, *, retry: bool = True) -> bool:
     """Whether driving a run can move it now: it does not rest, or, with `retry`, it failed and keeps its place."""
-    if run.status == "failed" and not run.over and run.due is None:
-        return retry
+    if retry and run.status == "failed" and not run.over:
+        return True
     return run.due is not None and (run.status in ("running", "compensating") or run.due <= now)
 
 

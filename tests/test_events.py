@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from fsmworkflow import (
     Engine,
     PersistentWorkflowStateMachine,
+    Retry,
     RunFailed,
     RunNotFound,
     RunOver,
@@ -26,10 +28,10 @@ from fsmworkflow import (
     open_store,
 )
 from fsmworkflow.conditions import field, payload
-from fsmworkflow.errors import EventNotFound, NotAccepted, UnknownEvent
+from fsmworkflow.errors import DefinitionError, EventNotFound, NotAccepted, UnknownEvent
 from fsmworkflow.store import Store
 from fsmworkflow.store.memory import MemoryStore
-from fsmworkflow.testing import Clock, CrashingStore
+from fsmworkflow.testing import Clock, Crash, CrashingStore
 
 ROOT = Path(__file__).resolve().parent.parent
 SOON = 5.0
@@ -642,3 +644,174 @@ async def test_whenever_an_event_is_posted_to_an_ending_run_it_does_not_stay(sto
             return run.status == "done" and (await one.event(flow, "a", "late")).status == "dropped" and run.due is None
 
         await until(settled)
+
+
+# -- what a model of the rules has found -----------------------------------------------------------------------------
+
+
+def held_step(seen: list[str], go: asyncio.Event, **how: Any) -> Workflow:
+    """work, until `go` is set, and then an error -> end."""
+    flow = Workflow("held")
+
+    @flow.step(initial=True, then="end", **how)
+    async def work(ctx: Any) -> None:
+        seen.append("begin")
+        await go.wait()
+        raise OSError("no paper")
+
+    flow.final("end")
+    return flow.check()
+
+
+async def test_who_pauses_a_run_whose_step_then_fails_is_told(store: Store) -> None:
+    seen, go = list[str](), asyncio.Event()
+    flow = held_step(seen, go, on={"note": To("work", internal=True)})
+    async with engine(store, flow) as one:
+        await one.start(flow, {}, key="a")
+        await until(lambda: began(seen))
+        pausing = asyncio.create_task(one.pause(flow, "a"))
+        await until(lambda: posted_to(store))
+        go.set()
+        with pytest.raises(NotAccepted, match="failed"):
+            await asyncio.wait_for(pausing, SOON)
+        assert [entry.event for entry in await one.history(flow, "a")] == ["$start", "$error", "$pause"]
+
+
+async def posted_to(store: Store) -> bool:
+    run = await store.load("held", "a")
+    return run is not None and run.posted > 0
+
+
+async def test_a_step_that_fails_while_an_event_comes_is_not_tried_again_for_it(store: Store) -> None:
+    seen, go = list[str](), asyncio.Event()
+    flow = Workflow("held")
+    flow.wait("rest", on={"go": "end"})
+
+    @flow.step(initial=True, then="rest")
+    async def work(ctx: Any) -> None:
+        seen.append("begin")
+        await go.wait()
+        raise OSError("no paper")
+
+    flow.final("end")
+    async with engine(store, flow) as one:
+        await one.start(flow, {}, key="a")
+        await until(lambda: began(seen))
+        await one.send(flow, "a", "go")
+        go.set()
+        assert (await one.result(flow, "a")).status == "failed"
+        await asyncio.sleep(0.1)
+        assert seen == ["begin"]
+
+
+async def test_a_failed_run_goes_on_also_where_an_event_for_it_is_due_later(store: Store) -> None:
+    seen, go = list[str](), asyncio.Event()
+    go.set()
+    flow = held_step(seen, go, on={"stop": "end"})
+    async with engine(store, flow) as one:
+        with pytest.raises(RunFailed):
+            await one.run(flow, {}, key="a")
+        await one.send(flow, "a", "stop", due=store.now() + 1000)
+        with pytest.raises(RunFailed):
+            await one.run(flow, key="a")
+        assert seen == ["begin", "begin"]
+
+
+async def test_an_older_event_goes_before_a_timer_after_a_pause() -> None:
+    clock = Clock()
+    flow = article(after={"10s": "expired"})
+    async with engine(MemoryStore(clock=clock), flow, poll=0.01) as one:
+        await one.run(flow, {}, key="a")
+        await one.pause(flow, "a")
+        await one.send(flow, "a", "approved")
+        clock.turn(20)
+        await one.unpause(flow, "a")
+        await in_state(one, flow, "a", "published")
+
+
+async def test_an_event_that_waited_for_a_state_is_taken_after_a_crash_as_it_is_entered(
+    store: Store,
+) -> None:
+    seen, go = list[str](), asyncio.Event()
+    flow = Workflow("held")
+
+    @flow.step(initial=True, then="rest")
+    async def work(ctx: Any) -> None:
+        seen.append("begin")
+        await go.wait()
+
+    flow.wait("rest", on={"go": "end"})
+    flow.final("end")
+    crashing = CrashingStore(store, at=None, when="after")
+    with contextlib.suppress(Crash):
+        async with engine(crashing, flow) as one:  # type: ignore[arg-type]
+            await one.start(flow, {}, key="a")
+            await one.send(flow, "a", "go")
+            await one.close(grace=0)
+    await crashing.bury_the_dead()
+    crashing, seen[:] = CrashingStore(store, at=1, when="after"), []
+    two = engine(crashing, flow)  # type: ignore[arg-type]
+    await two.__aenter__()
+    resuming = asyncio.create_task(two.resume())
+    await until(lambda: began(seen))
+    go.set()
+    with contextlib.suppress(Crash):
+        await resuming
+    with contextlib.suppress(Crash):
+        await two.close(grace=0)
+    await crashing.bury_the_dead()
+    assert (await store.load("held", "a")).state == "rest"  # type: ignore[union-attr]
+    async with engine(store, flow) as three:
+        await three.resume()
+        assert (await in_state(three, flow, "a", "end")).status == "done"
+
+
+async def test_a_run_that_an_error_led_into_a_final_state_is_over(store: Store) -> None:
+    seen, go = list[str](), asyncio.Event()
+    go.set()
+    flow = Workflow("held")
+
+    @flow.step(initial=True, then="end", on_error={OSError: "refused"})
+    async def work(ctx: Any) -> None:
+        seen.append("begin")
+        raise OSError("no paper")
+
+    flow.final("end")
+    flow.final("refused", outcome="failed")
+    async with engine(store, flow) as one:
+        for _ in range(2):
+            with pytest.raises(RunFailed, match="no paper"):
+                await one.run(flow, {}, key="a")
+        assert (await one.get(flow, "a")).over
+        assert seen == ["begin"]
+        with pytest.raises(RunOver):
+            await one.retry(flow, "a")
+
+
+async def test_between_two_attempts_of_an_undoing_a_hand_is_refused_at_once() -> None:
+    flow, undone = Workflow("trip"), list[str]()
+
+    async def book(ctx: Any) -> None:
+        if ctx.state == "pay":
+            raise ValueError("no money")
+
+    async def unbook(ctx: Any) -> None:
+        undone.append(ctx.state)
+        raise OSError("no line")
+
+    flow.step("flight", initial=True, then="pay", compensate=unbook, undo=Retry(first_delay=1000, max_delay=1000))(book)
+    flow.step("pay", then="paid")(book)
+    flow.final("paid")
+    async with engine(MemoryStore(clock=Clock()), flow) as one:
+        await one.start(flow, {}, key="a")
+        await until(lambda: began(undone))
+        with pytest.raises(NotAccepted, match="compensating"):
+            await asyncio.wait_for(one.retry(flow, "a"), SOON)
+
+
+async def test_a_run_is_not_let_go_on_in_a_state_that_ends_it(store: Store) -> None:
+    flow = article()
+    async with engine(store, flow) as one:
+        await one.run(flow, {}, key="a")
+        with pytest.raises(DefinitionError, match="published"):
+            await one.rerun(flow, "a", state="published")
