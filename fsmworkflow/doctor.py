@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
-from fsmworkflow.records import UNFINISHED, Owner
+from fsmworkflow.records import UNFINISHED, Owner, Run
 from fsmworkflow.schedule import PREFIX
 from fsmworkflow.store import Store
 from fsmworkflow.versions import Planned
@@ -52,6 +52,10 @@ CLOCK = 1.0
 """Seconds by which the clocks of this machine and the store may differ without a word."""
 
 
+MANY = 1_000
+"""How many parked runs are counted."""
+
+
 class Finding(msgspec.Struct, frozen=True):
     """What one check saw: its name, how bad that is, what it is, and what to do (empty where nothing)."""
 
@@ -80,6 +84,7 @@ async def examine(engine: Engine) -> list[Finding]:
     found += definitions(engine._workflows, groups)
     for name in drifted(engine._workflows, groups):
         found += outlook(await engine.plan_migration(name))
+    found += parked(await store.list(workflow=None, status="parked", state=None, after=0, many=MANY))
     health = await engine.health()
     problems = [Finding("health", "error", problem, "see docs/deploy.md") for problem in health.problems]
     return found + (problems or [Finding("health", "ok", "the store takes writes, and nothing waits for a driver")])
@@ -192,11 +197,18 @@ def owners(known: Iterable[Owner], groups: Iterable[Group], now: float) -> list[
             what = f"owner {owner.token} ({owner.process}) has not been heard of for {now - owner.lease:.0f} s"
             what += f" and holds {held[owner.token]} unfinished runs"
             found.append(Finding("owners", "warning", what, "any engine that works takes them: let one work"))
-    lost = sum(many for token, many in held.items() if token and token not in {owner.token for owner in known})
-    if lost:
-        what = f"{lost} unfinished runs are held by owners that have ended"
-        found.append(Finding("owners", "warning", what, "any engine that works takes them: let one work"))
-    return found or [Finding("owners", "ok", "no owner that has ended holds a run")]
+    return found or [Finding("owners", "ok", "no owner whose lease has ended holds a run")]
+
+
+def parked(runs: list[Run]) -> list[Finding]:
+    """Runs that wait for a person."""
+    if not runs:
+        return [Finding("parked", "ok", "no run is parked")]
+    first = runs[0]
+    reason = "" if first.error is None else f": {first.error.type}: {first.error.message:.200}"
+    many = f"{len(runs)}{' or more' if len(runs) == MANY else ''}"
+    what = f"{many} runs are parked, the oldest is {first.workflow}/{first.key}{reason}"
+    return [Finding("parked", "warning", what, "mend the cause, then engine.retry(workflow, key) lets it go on")]
 
 
 def definitions(known: Mapping[str, Workflow], groups: Iterable[Group]) -> list[Finding]:

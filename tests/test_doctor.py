@@ -19,9 +19,9 @@ import pytest
 
 from fsmworkflow import Engine, Workflow, open_store
 from fsmworkflow.doctor import Finding, examine, file_system, pooler, sqlite_version
-from fsmworkflow.records import Active, Owner
+from fsmworkflow.records import Active, Failure, Owner
 from fsmworkflow.store.postgres import PostgresStore
-from tests.test_store import made
+from tests.test_store import made, moved
 from tests.tools import program
 
 
@@ -116,7 +116,7 @@ async def test_a_clock_that_is_off_is_told(postgres_url: str, monkeypatch: Any) 
     assert (found.level, "3600.0 s behind" in found.what) == ("warning", True)
 
 
-async def test_owners_that_are_gone_and_still_hold_runs_are_told(store_url: str) -> None:
+async def test_owners_whose_lease_has_ended_and_that_hold_runs_are_told(store_url: str) -> None:
     async with Engine(store_url, workflows=[resting()]) as engine:
         store, now = engine.store, engine.store.now()
         structure = resting().check().chart.structure
@@ -125,11 +125,30 @@ async def test_owners_that_are_gone_and_still_hold_runs_are_told(store_url: str)
         assert "owners" not in bad(await examine(engine))
         for key, owner in (("a", "stale"), ("b", "stale"), ("c", "buried"), ("d", engine._worker.token)):
             await made(store, key, owner=owner, structure=structure, due=None, status="waiting")
-        told = [one.what for one in await examine(engine) if one.check == "owners" and one.level == "warning"]
-    assert len(told) == 2
-    assert "stale (8/1)" in told[0]
-    assert "holds 2 unfinished runs" in told[0]
-    assert told[1].startswith("1 unfinished runs are held by owners that have ended")
+        (told,) = [one.what for one in await examine(engine) if one.check == "owners" and one.level == "warning"]
+    assert "stale (8/1)" in told
+    assert "holds 2 unfinished runs" in told
+
+
+async def test_what_rests_after_its_engine_was_closed_is_nothing_to_tell(store_url: str) -> None:
+    store = open_store(store_url)
+    await store.open()
+    async with Engine(store, workflows=[resting()]) as engine:
+        await engine.run("w", key="a")
+    async with Engine(store, workflows=[resting()]) as engine:
+        assert bad(await examine(engine)).keys() <= {"store"}
+    await store.close()
+
+
+async def test_runs_that_are_parked_are_told_with_the_reason_of_the_oldest(store_url: str) -> None:
+    async with Engine(store_url, workflows=[resting()]) as engine:
+        for key in ("a", "b"):
+            run = await made(engine.store, key)
+            error = Failure(type="OSError", message="no paper")
+            await engine.store.commit(moved(run, status="parked", due=None, owner=None, error=error))
+        found = bad(await examine(engine))["parked"]
+    assert found.what == "2 runs are parked, the oldest is w/a: OSError: no paper"
+    assert "engine.retry" in found.todo
 
 
 async def test_runs_that_no_workflow_fits_are_told_by_name_and_version(store_url: str) -> None:
