@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RunFailed,
         RunNotFound,
         RunOver,
+        ScheduleNotFound,
         SchemaError,
         Stale,
         StepTimeout,
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
         TransactionError,
         UnknownWorkflow,
     )
+    from fsmworkflow.health import Health
     from fsmworkflow.hooks import Hook, LogHook
     from fsmworkflow.machine import PersistentWorkflowStateMachine
     from fsmworkflow.records import Entry, Event, Failure, Move, Run
     from fsmworkflow.retry import Retry
+    from fsmworkflow.schedule import Schedule
     from fsmworkflow.settings import DBConfig
     from fsmworkflow.store import Store, open_store
     from fsmworkflow.versions import Plan, Planned
@@ -52,6 +55,7 @@ __all__ = [
     "Event",
     "FSMWorkflowError",
     "Failure",
+    "Health",
     "Hook",
     "InputDiffers",
     "LeaseLost",
@@ -67,6 +71,8 @@ __all__ = [
     "RunFailed",
     "RunNotFound",
     "RunOver",
+    "Schedule",
+    "ScheduleNotFound",
     "SchemaError",
     "Stale",
     "State",
@@ -99,6 +105,8 @@ _FILES = (
     "settings",
     "machine",
     "engine",
+    "schedule",
+    "health",
 )
 
 

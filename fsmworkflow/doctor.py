@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import time
@@ -15,6 +16,7 @@ import msgspec
 from fsmworkflow.records import UNFINISHED, Owner, Run
 from fsmworkflow.schedule import PREFIX
 from fsmworkflow.store import Store
+from fsmworkflow.store.sql import queries
 from fsmworkflow.versions import Planned
 from fsmworkflow.workflow import Workflow
 
@@ -104,8 +106,8 @@ async def _groups(store: Store) -> list[Group]:
 
 
 async def _place(store: Any) -> list[Finding]:
-    if hasattr(store, "pooled"):
-        return [pooler(await store.pooled(), prepares=not store._in_transactions)]
+    if hasattr(store, "open_pool"):
+        return [pooler(await pooled(store), prepares=not store._in_transactions)]
     if not hasattr(store, "path"):
         return [Finding("store", "warning", f"{store.url} keeps nothing when this process ends", "fine for tests")]
     ((mode,),) = [tuple(row.values()) for row in await store._read_rows("journal_mode")]
@@ -156,6 +158,32 @@ def _plain(point: str) -> str:
     for code, sign in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         point = point.replace(code, sign)
     return point
+
+
+async def pooled(store: Any) -> Literal["session", "transaction"] | None:
+    """What a pooler before a PostgreSQL server pools; None where none is there.
+
+    A pooler tells each client another process number than the server's; one that pools transactions lets two
+    connections in turn be answered by the same server process.
+    """
+    from fsmworkflow.store.postgres import _closed, _saying
+
+    with _saying(store.url):
+        first, second = await store._connect(statement_cache_size=0), await store._connect(statement_cache_size=0)
+        try:
+            seen = [(await _backend(first), await _backend(second)) for _ in range(5)]
+        finally:
+            await asyncio.gather(_closed(first), _closed(second))
+    if first.get_server_pid() == seen[0][0]:
+        return None
+    ones, others = zip(*seen, strict=True)
+    return "transaction" if set(ones) & set(others) else "session"
+
+
+async def _backend(connection: Any) -> int:
+    async with connection.transaction():
+        number: int = await connection.fetchval(queries("postgres")["backend"])
+        return number
 
 
 def pooler(mode: str | None, *, prepares: bool) -> Finding:

@@ -467,13 +467,13 @@ class Engine:
 
     async def unschedule(self, name: str) -> None:
         """End the schedule of that name; what it has started goes on. Raises ScheduleNotFound."""
-        from fsmworkflow.schedule import remove
+        from fsmworkflow.schedule import REMOVED
 
         found = [schedule for schedule in await self.schedules() if schedule.name == name]
         if not found:
             raise ScheduleNotFound(f"the workflows of this engine have no schedule {name!r}")
         for schedule in found:
-            await remove(self, schedule)
+            await self.rerun(*schedule.address, state=REMOVED)
 
     async def schedules(self) -> Schedules:
         """The schedules of this engine's workflows, by name."""

@@ -99,9 +99,8 @@ def ticks(cron: str, timezone: str, after: float) -> Iterator[datetime]:
     try:
         found = CronSim(cron if len(cron.split()) == 5 else "", datetime.fromtimestamp(after, ZoneInfo(timezone)))
     except CronSimError as error:
-        raise ValueError(
-            f"{cron!r} is no cron expression of five fields, minute hour day month weekday: {error}"
-        ) from error
+        what = f"{cron!r} is no cron expression of five fields, minute hour day month weekday: {error}"
+        raise ValueError(what) from error
     except (KeyError, ValueError, OSError) as error:  # no such zone, or no such path
         raise ValueError(f"there is no time zone {timezone!r}: give a name such as 'Europe/Berlin' or 'UTC'") from error
     return (tick for tick in found if tick.timestamp() > after)
@@ -172,7 +171,8 @@ async def _tick(engine: Engine, target: Workflow, ctx: WorkflowContext) -> None:
     starts, following = due(plan, engine.store.now())
     for tick in starts:
         key = f"{plan.name}/{tick.isoformat()}"
-        if plan.overlap == "skip" and await _goes_on(engine, target, ctx.data["last"]):
+        before = await engine.store.load(target.name, ctx.data["last"] or "")
+        if plan.overlap == "skip" and before is not None and before.status in UNFINISHED:
             log.info("schedule %s: %s is passed over, as %s has not ended", plan.name, key, ctx.data["last"])
             continue
         await _start(engine, target, key, plan.data)
@@ -182,11 +182,6 @@ async def _tick(engine: Engine, target: Workflow, ctx: WorkflowContext) -> None:
         name = f"{ctx.run.visit} {ctx.data['next']}"  # of this visit: one that an earlier visit posted is spent
         event = Event(name="tick", id=name, payload={"tick": ctx.data["next"]}, due=following.timestamp())
         await engine._drives.post(built_in(engine, target), ctx.run.key, event)
-
-
-async def _goes_on(engine: Engine, target: Workflow, key: str | None) -> bool:
-    run = None if key is None else await engine.store.load(target.name, key)
-    return run is not None and run.status in UNFINISHED
 
 
 async def _start(engine: Engine, target: Workflow, key: str, data: Any) -> None:
@@ -207,7 +202,7 @@ async def put(engine: Engine, target: Workflow, name: str, spec: dict[str, Any])
     for other in await listed(engine):
         if other.name == name and other.workflow != target.name:
             log.info("schedule %s started runs of %s, and starts runs of %s now", name, other.workflow, target.name)
-            await remove(engine, other)
+            await engine.rerun(*other.address, state=REMOVED)
     run = await engine.start(place, None if await engine.store.load(place.name, name) else data, key=name)
     told = _told(run, data)
     if told:
@@ -220,11 +215,6 @@ async def put(engine: Engine, target: Workflow, name: str, spec: dict[str, Any])
         else:
             run = await engine._steer(place, name, "change", told)
     return shown(run)
-
-
-async def remove(engine: Engine, schedule: Schedule) -> None:
-    """End a schedule. Its run stays, to be taken up where one of that name is made again."""
-    await engine.rerun(*schedule.address, state=REMOVED)
 
 
 async def listed(engine: Engine) -> list[Schedule]:

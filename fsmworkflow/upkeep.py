@@ -9,6 +9,7 @@ import msgspec
 
 from fsmworkflow.errors import StoreError
 from fsmworkflow.store import Store
+from fsmworkflow.store.sql import queries, statements
 
 __all__ = ["Size", "TableSize", "WorkflowSize", "size", "vacuum"]
 
@@ -63,7 +64,25 @@ async def vacuum(store: Store) -> None:
     On SQLite the file is written anew: other writers wait meanwhile, and as much free disk is needed as it is large. On
     PostgreSQL nobody waits, and the room is kept for new rows. Raises StoreUnavailable where others hold the file.
     """
-    await _in_sql(store).vacuum()
+    sql = _in_sql(store)
+    if hasattr(store, "path"):
+        todo = statements(queries("sqlite")["vacuum"])
+        await sql._on(sql._check(), lambda db: [db.execute(one).fetchall() for one in todo])
+    else:
+        await _vacuum_tables(sql)
+
+
+async def _vacuum_tables(store: Any) -> None:
+    """On a connection of its own, as none of this may stand in a transaction."""
+    from fsmworkflow.store.postgres import RESET_SECONDS, _closed, _saying
+
+    connection = await store._connect()
+    try:
+        with _saying(store.url):
+            for one in statements(queries("postgres")["vacuum"]):
+                await connection.execute(one, timeout=RESET_SECONDS)
+    finally:
+        await _closed(connection)
 
 
 def _in_sql(store: Store) -> Any:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from fsmworkflow import Engine, Workflow, open_store
-from fsmworkflow.doctor import Finding, examine, file_system, pooler, sqlite_version
+from fsmworkflow.doctor import Finding, examine, file_system, pooled, pooler, sqlite_version
 from fsmworkflow.records import Active, Failure, Owner
 from fsmworkflow.store.postgres import PostgresStore
 from tests.test_store import made, moved
@@ -234,13 +234,13 @@ def bouncer(url: str, mode: str) -> Iterator[str]:
 
 async def test_without_a_pooler_none_is_seen(postgres_url: str) -> None:
     store = PostgresStore(postgres_url)
-    assert await store.pooled() is None
+    assert await pooled(store) is None
 
 
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 async def test_what_pgbouncer_pools_is_seen_through_it(postgres_url: str, mode: str) -> None:
     with bouncer(postgres_url, mode) as url:
-        assert await PostgresStore(url).pooled() == mode
+        assert await pooled(PostgresStore(url)) == mode
 
 
 async def test_an_engine_behind_a_pooler_of_transactions_is_well_without_prepared_statements(postgres_url: str) -> None:

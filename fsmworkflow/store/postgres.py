@@ -16,7 +16,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
@@ -37,7 +37,7 @@ from fsmworkflow.store import Entries, Names, Pairs, Runs, Versions, rows
 from fsmworkflow.store.bell import Bell
 from fsmworkflow.store.lent import Lent, own_end
 from fsmworkflow.store.memory import lost, stale
-from fsmworkflow.store.sql import Migration, ends_transaction, missing, queries, statements
+from fsmworkflow.store.sql import Migration, ends_transaction, missing, queries
 from fsmworkflow.store.verbs import Verbs
 from fsmworkflow.store.writer import Write, Writer, beside, in_task, not_forked, patiently, whole
 
@@ -421,33 +421,6 @@ class PostgresStore(Verbs):
     async def bury(self, token: str) -> None:
         await self._do(lambda db: db.execute(SQL["bury"], token))
 
-    async def pooled(self) -> Literal["session", "transaction"] | None:
-        """What a pooler before the server pools; None where none is there.
-
-        A pooler tells each client another process number than the server's; one that pools transactions lets two
-        connections in turn be answered by the same server process.
-        """
-        first, second = await self._connect(statement_cache_size=0), await self._connect(statement_cache_size=0)
-        try:
-            with _saying(self.url):
-                seen = [(await _backend(first), await _backend(second)) for _ in range(5)]
-            if first.get_server_pid() == seen[0][0]:
-                return None
-            ones, others = zip(*seen, strict=True)
-            return "transaction" if set(ones) & set(others) else "session"
-        finally:
-            await asyncio.gather(_closed(first), _closed(second))
-
-    async def vacuum(self) -> None:
-        """Make the room of what was deleted free for new rows, on a connection of its own."""
-        connection = await self._connect()
-        try:
-            with _saying(self.url):
-                for one in statements(SQL["vacuum"]):
-                    await connection.execute(one, timeout=RESET_SECONDS)
-        finally:
-            await _closed(connection)
-
     async def reset(self) -> None:
         await self._do(lambda db: db.execute(SQL["reset"], timeout=RESET_SECONDS))
 
@@ -824,12 +797,6 @@ async def _runs(connection: Connection, sql: str, *values: Any) -> Runs:
 async def _texts(connection: Connection, wanted: list[tuple[int, str]]) -> dict[tuple[int, str], str]:
     found = await connection.fetch(SQL["fields"], *_columns(wanted))
     return {(run, h): text for run, h, text in found}
-
-
-async def _backend(connection: Connection) -> int:
-    async with connection.transaction():
-        number: int = await connection.fetchval(SQL["backend"])
-        return number
 
 
 async def _history(connection: Connection, run: Run) -> Entries:

@@ -261,10 +261,6 @@ class SQLiteStore(Verbs):
 
         await self._do(buried)
 
-    async def vacuum(self) -> None:
-        """Write the file anew without the room of what was deleted. Raises StoreUnavailable where others hold it."""
-        await self._on(self._check(), lambda db: [db.execute(one).fetchall() for one in statements(SQL["vacuum"])])
-
     async def reset(self) -> None:
         await self._do(lambda db: [db.execute(one) for one in statements(SQL["reset"])])
 

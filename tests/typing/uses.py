@@ -11,6 +11,7 @@ from fsmworkflow import (
     DBConfig,
     Engine,
     Entry,
+    Health,
     Hook,
     Move,
     PersistentWorkflowStateMachine,
@@ -18,6 +19,7 @@ from fsmworkflow import (
     Retry,
     Run,
     RunFailed,
+    Schedule,
     Store,
     To,
     Transition,
@@ -92,6 +94,10 @@ class Counts(Hook):
 async def main() -> None:
     async with Engine("sqlite:///x.db", workflows=[order, plain], lease=5.0, hooks=[Counts()]) as engine:
         assert_type(await engine.plan_migration(order), Plan)
+        assert_type(await engine.schedule("nightly", order, cron="0 3 * * *", missed="skip"), Schedule)
+        assert_type(await engine.schedules(), list[Schedule])
+        assert_type(await engine.health(), Health)
+        assert_type(await engine.prune(), int)
         assert_type([planned.stuck for planned in await engine.plan_migration()], list[int])
         run = await engine.run(order, Order("Ann"), key="k", different="refuse")
         assert_type(run, Run)
