@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from fsmworkflow.context import WorkflowContext
     from fsmworkflow.engine import Engine
     from fsmworkflow.errors import (
+        ChildFailed,
         CodecError,
         ConditionError,
         DefinitionChanged,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from fsmworkflow.workflow import State, To, Transition, Workflow, WorkflowDefinition, WorkflowStep
 
 __all__ = [
+    "ChildFailed",
     "CodecError",
     "Condition",
     "ConditionError",

@@ -95,7 +95,7 @@ class Codec:
                 changes[key] = _Raw(text)
         names = list(dict.keys(data) if self._typed is None else (key for key, _ in items))
         if grown > 0 and sum((len(memoryview(text)) for text in base.values()), grown) > self.limit // 2:
-            self._weigh({key: changes[key] if key in changes else base[key] for key in names})
+            self.weigh({key: changes[key] if key in changes else base[key] for key in names})
         if names == list(base) or not base:
             return changes, ()
         return self._moved(names, {k: v if type(v) is _Raw else None for k, v in items}, changes, base)
@@ -124,7 +124,8 @@ class Codec:
         check_text(key, "data")
         return encode(value, f"data.{key}", limit=self.limit)
 
-    def _weigh(self, fields: Fields) -> None:
+    def weigh(self, fields: Fields) -> None:
+        """Raise CodecError for data over the limit."""
         size = len(text_of(fields))
         if size > self.limit:
             raise CodecError("data", f"{size:,} bytes of JSON are over the limit of {self.limit:,}")

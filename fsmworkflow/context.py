@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from fsmworkflow.workflow import Workflow, known_event
 __all__ = ["Calls", "WorkflowContext"]
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 P = ParamSpec("P")
 if TYPE_CHECKING:
     # A bare WorkflowContext has plain data. Type checkers know defaults; Python does from 3.13 on.
@@ -120,16 +121,27 @@ class WorkflowContext(Generic[D]):
         A sync `fn` runs in a thread. Raises CodecError for arguments without a stable text (use `remember`), and for a
         result that would not come back equal; TypeError for a lambda or partial, which have no stable name.
         """
-        name = getattr(fn, "__qualname__", None)
-        if name is None or "<lambda>" in name:
-            raise TypeError("ctx.call needs a function with a stable name: use ctx.remember('name', fn, ...)")
-        try:
-            text = encode([list(args), kwargs], "arguments")
-        except CodecError as error:
-            raise CodecError(error.path, f"{error.reason}; use ctx.remember('name', fn, ...)") from error
-        digest = hashlib.blake2b(text, digest_size=12).hexdigest()
-        module = getattr(fn, "__module__", "")
-        return self._performed(f"{module}.{name} {digest}", fn, args, kwargs)
+        return self._performed(_named(fn, args, kwargs), fn, args, kwargs)
+
+    @overload
+    def map(
+        self, fn: Callable[[Item], Awaitable[T]], items: Iterable[Item], /, *, concurrency: int = 8
+    ) -> Awaitable[list[T]]: ...
+
+    @overload
+    def map(self, fn: Callable[[Item], T], items: Iterable[Item], /, *, concurrency: int = 8) -> Awaitable[list[T]]: ...
+
+    def map(self, fn: Callable[[Any], Any], items: Iterable[Any], /, *, concurrency: int = 8) -> Awaitable[list[Any]]:
+        """Call `fn(item)` for each item, `concurrency` of them at a time, each remembered as by `call`.
+
+        The results come in the order of the items. The first error cancels the others and is raised; what was returned
+        by then is remembered. Raises what `call` raises, and ValueError for a concurrency below 1.
+        """
+        if type(concurrency) is not int or concurrency < 1:
+            raise ValueError(f"concurrency must be a whole number from 1, not {concurrency!r}")
+        calls = self._remembering()
+        named = [(_named(fn, (item,), {}), item) for item in items]
+        return calls.several([(name, calls.count(name), item) for name, item in named], fn, concurrency)
 
     @overload
     def remember(
@@ -188,6 +200,12 @@ class WorkflowContext(Generic[D]):
     def _performed(
         self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Awaitable[Any]:
+        calls = self._remembering()
+        # Counted here, not when it is awaited: the order of the calls in the program is what repeats.
+        return calls.perform(name, calls.count(name), fn, args, kwargs)
+
+    def _remembering(self) -> Calls:
+        """Where calls are remembered now. Raises where they cannot be."""
         if self._calls is None:
             raise FSMWorkflowError("this context belongs to no run: nothing can be remembered in it")
         if self._calls.transaction is not None and self._calls.transaction.on:
@@ -195,8 +213,20 @@ class WorkflowContext(Generic[D]):
                 f"a remembered call in the transaction of {self._calls.where}: it would wait for the transaction, or "
                 "outlive its rollback. Make it before the transaction begins"
             )
-        # Counted here, not when it is awaited: the order of the calls in the program is what repeats.
-        return self._calls.perform(name, self._calls.count(name), fn, args, kwargs)
+        return self._calls
+
+
+def _named(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The name of a call: its function and its arguments. Raises TypeError and CodecError where they have none."""
+    name = getattr(fn, "__qualname__", None)
+    if name is None or "<lambda>" in name:
+        raise TypeError("ctx.call needs a function with a stable name: use ctx.remember('name', fn, ...)")
+    try:
+        text = encode([list(args), kwargs], "arguments")
+    except CodecError as error:
+        raise CodecError(error.path, f"{error.reason}; use ctx.remember('name', fn, ...)") from error
+    digest = hashlib.blake2b(text, digest_size=12).hexdigest()
+    return f"{getattr(fn, '__module__', '')}.{name} {digest}"
 
 
 class Failed(Exception):
@@ -267,6 +297,35 @@ class Calls:
         except StoreError as error:
             self.broken = error
             raise
+
+    async def several(
+        self, calls: Sequence[tuple[str, int, Any]], fn: Callable[[Any], Any], concurrency: int
+    ) -> list[Any]:
+        """Calls of one argument each, so many at a time. The first error cancels the others, and is raised."""
+        results: list[Any] = [None] * len(calls)
+        waiting = iter(enumerate(calls))
+
+        async def work() -> None:
+            for place, (name, nth, item) in waiting:
+                try:
+                    results[place] = await self.perform(name, nth, fn, (item,), {})
+                except asyncio.CancelledError as error:
+                    if (task := asyncio.current_task()) is None or task.cancelling():
+                        raise
+                    raise Failed(error) from error  # which the function brought on itself
+
+        tasks = [asyncio.create_task(work()) for _ in range(min(concurrency, len(calls)))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION) if tasks else (set(), None)
+            for error in (task.exception() for task in done):
+                if error is not None:
+                    raise error.error if isinstance(error, Failed) else error
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._begun += len(list(waiting))  # what was not begun any more is not missing
+        return results
 
     def check(self) -> None:
         """Raise where a call was made and never awaited: its result would be missing without a word."""

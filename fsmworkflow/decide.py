@@ -14,9 +14,11 @@ from typing import Any
 
 import msgspec
 
+from fsmworkflow.children import BEGIN, JOINED, deeper, inputs, order_to_begin, orders_of
 from fsmworkflow.codec import Data, Fields, digests, encode, text_of
 from fsmworkflow.conditions import Seen, View
 from fsmworkflow.errors import (
+    CodecError,
     ConditionError,
     DeadlineExceeded,
     FSMWorkflowError,
@@ -24,7 +26,7 @@ from fsmworkflow.errors import (
     NotAccepted,
     NoTransition,
 )
-from fsmworkflow.records import Action, Active, Event, Failure, Move, Run, Status, Undo, Undoing, replace
+from fsmworkflow.records import Action, Active, Child, Event, Failure, Move, Run, Status, Undo, Undoing, replace
 from fsmworkflow.retry import seconds
 from fsmworkflow.statechart import Arc
 from fsmworkflow.workflow import Workflow, action_name, nearest
@@ -48,6 +50,10 @@ __all__ = [
 DONE, ERROR, RETRY, TIMEOUT, CANCEL = "$done", "$error", "$retry", "$timeout", "$cancel"
 PAUSE, UNPAUSE, RERUN, PARKED = "$pause", "$unpause", "$rerun", "$parked"
 STEERING = frozenset({CANCEL, PAUSE, UNPAUSE, RETRY, RERUN})
+BUSY = frozenset({"step", "choice", "child", "each"})
+"""The kinds of states that do something by themselves when a run begins in them."""
+QUIET = frozenset({"final", "child", "each"})
+"""The kinds of states that lead nowhere by themselves: children bring `$joined`."""
 TRACE = 20_000
 
 
@@ -88,7 +94,7 @@ def begin(workflow: Workflow, key: str, fields: Fields, *, now: float, states: t
         updated=now,
     )
     kinds = {workflow.states[state].kind for state in active}
-    busy = "step" in kinds or "choice" in kinds
+    busy = not kinds.isdisjoint(BUSY)
     # Whether a state that waits leads on is asked by the first drive: until then the run is due.
     asked = run.actions or any(workflow.chart.automatic(state) for state in active)
     due = now if busy or asked else resting_due(workflow, run)
@@ -113,7 +119,9 @@ async def decide(workflow: Workflow, run: Run, event: Event, *, now: float) -> M
     `move.after is move.before`. Raises NotAccepted for an event that no active state accepts.
     """
     move = await _RULES.get(event.name, _event)(workflow.check(), run, event, now)
-    return replace(move, posts=event.posts) if event.posts and move.error is None else move
+    if event.posts and move.error is None:
+        move = replace(move, posts=event.posts)
+    return _with_children(workflow, move, now) if workflow.families else move
 
 
 # -- what is to be decided next ---------------------------------------------------------------------------------------
@@ -131,6 +139,8 @@ def due_next(workflow: Workflow, run: Run, now: float, *, asked: int | None = No
         if chart.inner[state]:
             continue
         kind = workflow.states[state].kind
+        if run.active[state].children is None and state in workflow.families:
+            return Event(name=BEGIN, state=state)
         if kind == "choice" or (kind == "wait" and asked != run.version and chart.automatic(state)):
             return Event(name=DONE, state=state)
     for state in () if chart.flat else reversed(run.active):
@@ -217,6 +227,65 @@ def _nowhere(workflow: Workflow, event: Event, arcs: tuple[Arc, ...], asked: lis
 def _seen(one: Seen) -> str:
     saw = ", ".join(f"{name} = {value}" for name, value in one.values.items())
     return f"{one.answer} ({saw})" if saw else str(one.answer)
+
+
+# -- children ---------------------------------------------------------------------------------------------------------
+
+
+def _with_children(workflow: Workflow, move: Move, now: float) -> Move:
+    """The move with the children that it makes, and with what it says to those that are there."""
+    after, orders = move.after, [*move.orders, *orders_of(workflow, move.before, move.after)]
+    starts = move.starts
+    for state, stay in after.active.items():
+        if state in workflow.families and stay.children is None and after.status in ("running", "waiting"):
+            try:
+                after, made = _family(workflow, after, state, now)
+            except Exception:  # `$begin` comes next, and says what is wrong, in the state itself
+                after = replace(after, status="running", due=now)
+            else:
+                starts, orders = (*starts, *made), [*orders, order_to_begin(workflow, stay, state)]
+    return replace(move, after=after, starts=starts, orders=tuple(orders))
+
+
+def _family(workflow: Workflow, run: Run, state: str, now: float) -> tuple[Run, tuple[Run, ...]]:
+    """The run with the children of a state made, and these. Raises what the user's functions do, and CodecError."""
+    depth, stay, other = deeper(run, state), run.active[state], workflow.families[state].workflow
+    made = []
+    for ordinal, given in enumerate(inputs(workflow, workflow.families[state], run)):
+        try:
+            fields = other.codec.start(given)
+        except CodecError as error:
+            raise CodecError(f"input of child {ordinal}, {error.path}", error.reason) from error
+        child = begin(other, f"{run.key}/{state}/{stay.visit}/{ordinal}", fields, now=now)
+        made.append(replace(child, due=None, child=Child(run.id, state, stay.visit, ordinal, depth)))
+    active = {**run.active, state: replace(stay, children=len(made))}
+    return replace(run, active=active), tuple(made)
+
+
+async def _begun(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+    """The children of a state in which the run began, or whose making failed in the move that entered it."""
+    stay = run.active[event.state]
+    try:
+        after, made = _family(workflow, replace(run, version=run.version + 1, updated=now), event.state, now)
+    except Exception as error:
+        return await _failed(workflow, run, replace(event, error=error), now, failure(error, run, event.state))
+    order = order_to_begin(workflow, stay, event.state)
+    after = await _resting(workflow, after, now)
+    return Move(before=run, event=event, after=after, at=now, starts=made, orders=(order,))
+
+
+async def _joined(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+    """All children of a visit have ended, or the first has failed: as the end of a step, or its error."""
+    error = event.error
+    if error is None and event.changes:
+        try:
+            workflow.codec.weigh({**run.fields, **event.changes})
+            workflow.codec.decode({**run.fields, **event.changes})
+        except Exception as refused:
+            error = refused
+    if error is None:
+        return await _done(workflow, run, event, now)
+    return await _failed(workflow, run, replace(event, error=error), now, failure(error, run, event.state))
 
 
 # -- an event from outside --------------------------------------------------------------------------------------------
@@ -316,6 +385,7 @@ class Draft:
         """The keys that somebody else has changed too, joined by the functions of `merge=`."""
         merged: Fields = {}
         base, touched = event.base or {}, _touched_elsewhere(workflow, self.run, event.state)
+        touched.update(self.run.active[event.state].touched)
         for key in keys:
             if base.get(key) == self.run.fields.get(key) and key not in touched:
                 continue
@@ -493,8 +563,10 @@ def _moved(
         stay = active[event.state]
         timers = {name: due for name, due in stay.timers.items() if name != event.trigger}
         active = {**active, event.state: replace(stay, timers=timers)}
+    if workflow.families:
+        active = _told(workflow, active, event, draft)
     touched = draft.touched
-    if event.name == DONE and not workflow.chart.flat and (draft.changes or draft.removed):
+    if event.name in (DONE, JOINED) and not workflow.chart.flat and (draft.changes or draft.removed):
         touched = [(region, (*draft.changes, *draft.removed)) for region in _regions(workflow, event.state)]
     for region, keys in touched:
         all_keys = dict.fromkeys((*active[region].touched, *keys))
@@ -504,6 +576,14 @@ def _moved(
     stays = {state: _stay(workflow, state, version, now) for state in entered}
     active = {**{s: stay for s, stay in active.items() if s not in left}, **stays}
     return active if len(active) == 1 else dict(sorted(active.items(), key=lambda one: workflow.chart.order[one[0]]))
+
+
+def _told(workflow: Workflow, active: dict[str, Active], event: Event, draft: Draft) -> dict[str, Active]:
+    """The active states, those that wait for children with the keys that others have changed meanwhile."""
+    changed = (*draft.changes, *draft.removed)
+    others = [s for s, stay in active.items() if stay.children is not None and s != event.state] if changed else []
+    told = {s: replace(active[s], touched=tuple(dict.fromkeys([*active[s].touched, *changed]))) for s in others}
+    return {**active, **told} if told else active
 
 
 def _stay(workflow: Workflow, state: str, version: int, now: float) -> Active:
@@ -534,7 +614,7 @@ async def _resting(workflow: Workflow, run: Run, now: float) -> Run:
                 busy = True
             else:
                 again = True
-        elif kind == "choice" or (kind != "final" and await _leads_on(workflow, run, state, kind)):
+        elif kind == "choice" or (kind not in QUIET and await _leads_on(workflow, run, state, kind)):
             busy = True
     status: Status = "running" if busy or again else "waiting"
     if busy or run.actions:
@@ -780,6 +860,8 @@ _RULES: dict[str, Callable[[Workflow, Run, Event, float], Awaitable[Move]]] = {
     PAUSE: _pause,
     UNPAUSE: _unpause,
     PARKED: _parked,
+    BEGIN: _begun,
+    JOINED: _joined,
 }
 
 

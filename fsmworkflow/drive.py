@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from fsmworkflow.acting import Acting, act_after, failed
+from fsmworkflow.children import BEGIN, JOINED, awaiting, joined
 from fsmworkflow.decide import (
     CANCEL,
     DONE,
@@ -30,6 +32,7 @@ from fsmworkflow.errors import DefinitionChanged, EndlessLoop, RolledBack, Stale
 from fsmworkflow.flights import SUSPECT, poisoned
 from fsmworkflow.hooks import Hooks
 from fsmworkflow.records import ENDED, Event, Move, Run, replace
+from fsmworkflow.store import Keys
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.versions import Shift, shifted
 from fsmworkflow.worker import Worker
@@ -100,7 +103,7 @@ class Drive:
         self._unread = True
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
-        if event in STOPPING and self._inline is not None:
+        if event in STOPPING and self._inline is not None and not self._inline.cancelling():
             self._inline.cancel()  # a step that accepts nothing runs in our own task: only a steering hand stops it
 
     def stop(self) -> None:
@@ -141,6 +144,26 @@ class Drive:
         """Whether something was posted to a run just as it ended or failed, and was not looked at."""
         return self.run.owner is None and (self._unread or (self.run.over and bool(self.inbox)))
 
+    async def news(self) -> bool:
+        """Whether something was posted to a held run since it was last looked at; then it is looked at next."""
+        row = await self.store.load(self.run.workflow, self.run.key)
+        if row is not None and row.posted != self.run.posted:
+            self.wake()
+        return not self.idle
+
+    async def woken(self, others: Iterable[asyncio.Future[Any]], limit: float) -> None:
+        """Wait until something is posted to a held run, all of `others` are done, or `limit` seconds have passed."""
+        self._woken = asyncio.get_running_loop().create_future()
+        waited = set(others)
+        ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(asyncio.wait(waited))] if waited else []
+        ends.append(self._woken)
+        try:
+            await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for future in ends:
+                future.cancel()
+            self._woken = None
+
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     async def go(self) -> Run:
@@ -163,7 +186,7 @@ class Drive:
         finally:
             await self._stop(list(self._steps))
             if self.run.owner is not None and not kept:
-                await self._give_up()
+                await self.give_up()
         return self.run
 
     def _fit(self) -> None:
@@ -200,7 +223,7 @@ class Drive:
         if self._steps or self._again() is not None:
             await self._wait()
             return True
-        return False
+        return self._unread  # something came meanwhile
 
     async def _as_suspect(self) -> bool:
         """Turns of a run that was in flight twice when its process died: it says so before each, and flies alone.
@@ -289,7 +312,7 @@ class Drive:
 
     def _counted(self, event: Event) -> Event:
         """A state passed without a step, an event or a time. More than 1,000 of them in a row are a cycle."""
-        if event.name != DONE:
+        if event.name not in (DONE, BEGIN):
             self._idle.clear()
             return event
         self._idle.append(event.state)
@@ -340,22 +363,29 @@ class Drive:
         """The event that led into this visit, also after a crash."""
         if visit and visit not in self._entered_by:
             found = await self.store.taken(self.run, visit)
-            if found is not None:
+            if found is not None and found.name != JOINED:
                 self._entered_by[visit] = found
         return self._entered_by.get(visit)
 
     async def _alone(self, state: str) -> Event | None:
         """A step that accepts no event needs no task of its own. Returns its end, or the event that has stopped it."""
+        if self._due_to_look():  # something came while the inbox was being read
+            return None
         self._inline = task = asyncio.current_task()
         try:
             return await self._step(self.run, state)
         except asyncio.CancelledError:
             if not self._unread or task is None or task.uncancel() > 0:
                 raise
+            self._inline = None  # whoever wakes us now stops no step any more
             await self._look()
             return next((event for event in self.inbox if event.name in STOPPING), None)
         finally:
             self._inline = None
+
+    def _due_to_look(self) -> bool:
+        """Whether something came since the inbox was read."""
+        return self._unread
 
     def _ended_step(self, only: tuple[str, int] | None = None) -> Event | None:
         for name, task in list(self._steps.items()):
@@ -433,7 +463,11 @@ class Drive:
             return False
         if event.name in STEERING:
             return not (busy and event.name == PAUSE)
-        return run.status in ("running", "waiting") and self.workflow.chart.accepted(run.active, event.name)
+        if run.status not in ("running", "waiting"):
+            return False
+        if event.name == JOINED:
+            return awaiting(run, event) is not None
+        return self.workflow.chart.accepted(run.active, event.name)
 
     def _due_again(self, move: Move) -> Move:
         """Where the inbox has something for the run, the move leaves it due and ours, lest a crash leave it there."""
@@ -448,6 +482,9 @@ class Drive:
         if event.within is not None:
             await self._take_within(event, event.within)
             return
+        if event.name == JOINED and event.visit is not None:
+            ended = await self.store.children(self.run, event.state, event.visit)
+            event = joined(self.workflow, self.run, event, ended)
         move = await decide(self.workflow, self.run, event, now=self.store.now())
         if move.after is move.before:
             self._asked = self.run.version
@@ -488,7 +525,7 @@ class Drive:
         if self._shift is not None:
             move = self._shift.onto(self.workflow, move)
         try:
-            await lent.commit(move)
+            due = await lent.commit(move)
         except RolledBack as error:
             await self._anew(error)
         except StoreError:
@@ -496,7 +533,7 @@ class Drive:
         except Exception as error:
             return failed(error, self.run, event.state, event.began, event.remembered)
         else:
-            self._committed(move)
+            self._committed(move, due)
         return None
 
     async def _anew(self, error: RolledBack) -> None:
@@ -531,15 +568,16 @@ class Drive:
         """Write a move, and go on from there."""
         if self._shift is not None:
             move = self._shift.onto(self.workflow, move)
-        await self.store.commit(move)
-        self._committed(move)
+        self._committed(move, await self.store.commit(move))
 
-    def _committed(self, move: Move) -> None:
+    def _committed(self, move: Move, due: Keys | None = None) -> None:
         self._shift = None
         event = move.event
         if event.id:
-            self._idle.clear()
-            self._entered_by[move.after.version] = event
+            if event.name != JOINED or self.run.active[event.state].children:
+                self._idle.clear()  # where there were no children nothing was waited for
+            if event.name != JOINED:
+                self._entered_by[move.after.version] = event
             self.inbox = [e for e in self.inbox if e.id != event.id]
         self._fresh = self._fresh or move.after.active is not move.before.active
         posted = move.after.posted + (1 if event.id and not event.number else 0)
@@ -549,6 +587,10 @@ class Drive:
         if move.posts:
             self._unread |= any((post.workflow, post.key) == (self.run.workflow, self.run.key) for post in move.posts)
             self.worker.told(move.posts)
+        if move.orders:
+            self._unread = True  # perhaps there is nothing to wait for
+        if due:
+            self.worker.due(due, any(order.name == CANCEL for order in move.orders))
         if move.error is not None:
             self.error = move.error
         self._told(move)
@@ -568,7 +610,7 @@ class Drive:
             await self.store.settle(run, after)
             self.run = after
 
-    async def _give_up(self) -> None:
+    async def give_up(self) -> None:
         """Release a run that is still ours; where this task is being cancelled, the writer does it all the same."""
         release = asyncio.ensure_future(self.store.release(self.run))
         try:

@@ -7,10 +7,12 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
+from fsmworkflow.children import awaits
+from fsmworkflow.decide import CANCEL
 from fsmworkflow.drive import LEFT_BEHIND, STOPPING, Drive
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound, StoreError
 from fsmworkflow.line import CHUNK, Crew, Line
-from fsmworkflow.machine import WATCH, left_alone, may_go_on, patience
+from fsmworkflow.machine import WATCH, goes_on, left_alone, may_go_on, patience
 from fsmworkflow.records import Event, Post, Run, replace
 from fsmworkflow.versions import of_this
 from fsmworkflow.worker import CLOSE_SECONDS, Worker, first_of
@@ -34,15 +36,19 @@ ASIDE = 10.0
 
 
 class Driving:
-    """A run that this engine sees to: `started` once it is durable, `done` when it rests; with `hold` it stays ours."""
+    """A run that this engine sees to: `started` once it is durable, `done` when it rests; with `hold` it stays ours.
 
-    __slots__ = ("done", "drive", "error", "hold", "retry", "run", "started", "workflow")
+    `apart` says that those below it are seen to by others, and `woken` that something was posted while it was claimed.
+    """
+
+    __slots__ = ("apart", "done", "drive", "error", "hold", "retry", "run", "started", "woken", "workflow")
 
     def __init__(self, workflow: Workflow, run: Run, retry: bool, hold: bool = True) -> None:
         self.workflow = workflow
         self.run = run
         self.retry = retry
         self.hold = hold
+        self.apart = self.woken = False
         self.started: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self.done: asyncio.Future[Run] | None = None
         self.drive: Drive | None = None
@@ -69,12 +75,14 @@ class Drives:
         self._polling: asyncio.Task[None] | None = None
         self._lines: set[Line[Claimed]] = set()
         self._line: Line[Claimed] | None = None  # of all that work here
+        self._news = asyncio.Event()  # something is due of which this engine knows
         self._reaped = 0.0
         self._rung = 0
         self._drives: dict[Name, Driving] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._held: dict[Name, Drive] = {}  # runs of ours that rest
         self._busy: dict[Name, Drive] = {}  # those that an event is just moving
+        self._adopted: set[asyncio.Task[Run]] = set()  # of runs that a move of another one made due
 
     def begin(self) -> None:
         """Look for events and times from now on."""
@@ -229,12 +237,54 @@ class Drives:
         except FSMWorkflowError as error:
             log.warning("run %s/%s is not looked at here for what was posted: %s", *name, error)
 
+    def due(self, names: Iterable[Name], stop: bool) -> None:
+        """A move of a run of ours has made these due: children, or a parent. With `stop` children are cancelled.
+
+        Where a crew works here, those that nobody sees to are claimed by it, so that it is never more than it may be.
+        """
+        crew = self._line is not None and bool(self._line.crews)
+        for name in () if self.worker.stopping else names:
+            if name in self or not crew:
+                self._adopt(name, CANCEL if stop else None)
+            else:
+                self._news.set()
+
+    def _adopt(self, name: Name, event: str | None = None) -> None:
+        """See to a run that is due: as it is seen to here, or by claiming it."""
+        if name in self:
+            self._wake(name, event)
+        elif name[0] in self._workflows:
+            stub = Run(workflow=name[0], key=name[1], active={}, fields={}, due=0.0)
+            driving = Driving(self._workflows[name[0]], stub, retry=False)
+            self._see_to(driving, self._for_itself(self._claim_and_drive(driving)))
+
+    def _for_itself(self, life: Coroutine[Any, Any, Run]) -> asyncio.Task[Run]:
+        """A task for which `resume` waits, too."""
+        task = self._task(life)
+        self._adopted.add(task)
+        task.add_done_callback(self._adopted.discard)
+        return task
+
+    async def _claim_and_drive(self, driving: Driving) -> Run:
+        name = (driving.run.workflow, driving.run.key)
+        if self.worker.stopping:
+            driving.started.set_result(driving.run)
+            return driving.run
+        claimed = await self.worker.claim_one(*name, driving.workflow.version)
+        driving.run = claimed or await self.load(*name)
+        driving.started.set_result(driving.run)
+        if claimed is not None and await self._drive(driving, claimed):
+            return driving.run
+        return await self._watch_and_drive(driving)
+
     async def resume(self, concurrency: int) -> int:
         """Drive every unfinished run that nobody drives, `concurrency` of them at once. Returns how many."""
         seen: set[int] = set()
         line: Line[Claimed] = Line(lambda line: self._claim_all(line, seen), self._drive_claimed)
         try:
             await self._crew(line, concurrency).over()
+            while self._adopted:
+                await asyncio.wait(list(self._adopted))
         finally:
             line.ended = True
         if not line.waiting:
@@ -288,6 +338,9 @@ class Drives:
                     f"a step of run {name[0]}/{name[1]} waits for its own run, which waits for the step"
                 )
             return driving
+        if name in self._held and awaits(self._held[name].run):
+            self._redrive(self._held.pop(name))
+            return self._drives[name]
         if name in self._held:
             driving = Driving(definition, fresh, retry)
             driving.run = self._held[name].run
@@ -361,7 +414,7 @@ class Drives:
             if claimed is not None and await self._drive(driving, claimed):
                 return driving.run
         pause = WATCH
-        while not self.worker.stopping and may_go_on(run, self.store.now(), retry=driving.retry):
+        while not self.worker.stopping and await goes_on(run, self.store, retry=driving.retry):
             claimed = None
             if not left and await self.worker.may_claim(run):
                 claimed = await self.worker.claim_one(run.workflow, run.key, driving.workflow.version)
@@ -376,14 +429,16 @@ class Drives:
     async def _drive(self, driving: Driving, run: Run, *, fresh: bool = False) -> bool:
         """Drive a claimed run until it rests. False where another owner has claimed it meanwhile."""
         driving.drive = Drive(driving.workflow, run, self.worker, fresh=fresh, retry=driving.retry, hold=driving.hold)
+        if driving.woken:
+            driving.drive.wake()
         return await self._go_on(driving, driving.drive)
 
     async def _go_on(self, driving: Driving, drive: Drive) -> bool:
         name = (driving.run.workflow, driving.run.key)
         try:
             driving.run = await drive.go()
-            while drive.run.owner is not None and not drive.idle and not self.worker.stopping:
-                driving.run = await drive.go()  # an event came while it was about to rest
+            while drive.run.owner is not None and not await self._rests(driving, drive):
+                driving.run = await drive.go()  # an event came, or children have ended
             if drive.late and not self.worker.stopping:
                 return await self._mark_late(driving, drive)
         except LeaseLost as error:
@@ -405,6 +460,19 @@ class Drives:
         driving.error = driving.error or drive.error
         return looked
 
+    async def _rests(self, driving: Driving, drive: Drive) -> bool:
+        """Whether a run rests: it, and all below it. Waits while one of those can move, and sees to it that it does."""
+        while drive.idle and not self.worker.stopping and not driving.apart and awaits(drive.run):
+            names = await self.store.below(drive.run)
+            if not names:  # or the last of them has ended just now
+                return not await drive.news()
+            for name in names:
+                if name not in self:
+                    self._adopt(name)
+            driven = (self._drives.get(name) for name in names)
+            await drive.woken((one.done for one in driven if one is not None and one.done is not None), self.poll)
+        return drive.idle or self.worker.stopping
+
     async def _again(self, driving: Driving, drive: Drive) -> Run:
         """Drive a held run on, to which something has happened."""
         if not await self._go_on(driving, drive):
@@ -414,7 +482,9 @@ class Drives:
     def _wake(self, name: tuple[str, str], event: str | None = None) -> None:
         """Something was posted to a run, or a time has come for it: have it looked at, if it is ours."""
         driving = self._drives.get(name)
-        if driving is not None and driving.drive is not None:
+        if driving is not None and driving.drive is None:
+            driving.woken = True
+        elif driving is not None and driving.drive is not None:
             driving.drive.wake(event)
         elif name in self._busy:
             self._busy[name].wake(event)
@@ -427,7 +497,7 @@ class Drives:
         driving = Driving(drive.workflow, drive.run, retry=False)
         driving.started.set_result(drive.run)
         driving.drive = drive
-        self._see_to(driving, self._task(self._again(driving, drive)))
+        self._see_to(driving, self._for_itself(self._again(driving, drive)))
 
     async def _poll_for_ever(self) -> None:
         """Look for what other processes have posted to runs of ours, and for timers of runs that rest here."""
@@ -505,7 +575,20 @@ class Drives:
             self._enter(line, claimed, hold=False)
             if line.waiting:
                 return
-            self._rung = await self._rings(["", self.worker.token], self._rung)
+            await self._news_or_ring()
+
+    async def _news_or_ring(self) -> None:
+        """Wait until it rings for what is due, or a move here made something due, for `poll` seconds at the most."""
+        rings = asyncio.ensure_future(self._rings(["", self.worker.token], self._rung))
+        news = asyncio.ensure_future(self._news.wait())
+        try:
+            await asyncio.wait([rings, news], return_when=asyncio.FIRST_COMPLETED)
+            if rings.done():
+                self._rung = rings.result()
+        finally:
+            rings.cancel()
+            news.cancel()
+        self._news.clear()
 
     async def _reap_now_and_then(self) -> None:
         """Recovery goes on for as long as an engine works, however busy it is."""
@@ -519,6 +602,7 @@ class Drives:
         for run in claimed:
             earlier = self._drives.get((run.workflow, run.key))
             driving = Driving(self._workflows[run.workflow], run, retry=False, hold=hold)
+            driving.apart = True  # a place in the line is not to be kept by one that waits for others of the line
             driving.started.set_result(run)
             if earlier is None:
                 self._see_to(driving, asyncio.get_running_loop().create_future())
@@ -543,6 +627,9 @@ class Drives:
             else:
                 await self._drive(driving, driving.run)
             done.set_result(driving.run)
+            name = (driving.run.workflow, driving.run.key)
+            if name in self._held and awaits(driving.run):
+                self._redrive(self._held.pop(name))
         except Exception as error:
             self._set_aside(driving.run)
             done.set_exception(error)

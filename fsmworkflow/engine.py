@@ -29,7 +29,7 @@ from fsmworkflow.errors import (
 )
 from fsmworkflow.explain import explained, forked
 from fsmworkflow.hooks import Hook, Hooks
-from fsmworkflow.machine import WATCH, first, may_go_on, patience, tell
+from fsmworkflow.machine import WATCH, first, goes_on, patience, tell
 from fsmworkflow.records import OVER, Event, Run, Status
 from fsmworkflow.retry import seconds
 from fsmworkflow.store import Entries, Runs, Store, open_store
@@ -90,7 +90,8 @@ class Engine:
         self._worker.hooks = Hooks(hooks)
         self._opened = False  # whether the store was opened here, and is to be closed here
         self._drives = Drives(self._worker, self._workflows, poll)
-        self._worker.workflows, self._worker.told = self._workflows, self._drives.told
+        self._worker.workflows = self._workflows
+        self._worker.told, self._worker.due = self._drives.told, self._drives.due
         for workflow in workflows:
             self._known(workflow)
 
@@ -98,7 +99,8 @@ class Engine:
         if self._worker.token:
             raise EngineOpen("this engine is open already: make one for each `async with`")
         for workflow in list(self._workflows.values()):
-            workflow.check()
+            self._known(workflow.check())  # with its children's, which may have been declared since
+        for workflow in list(self._workflows.values()):
             self._with_schedules(workflow)
         self._opened = not self.store.opened
         await self.store.open()
@@ -183,7 +185,7 @@ class Engine:
             if driving is not None and driving.done is not None:
                 await asyncio.wait([driving.done])
             run = await self._drives.load(name, key)
-            if not may_go_on(run, self.store.now(), retry=False):
+            if not await goes_on(run, self.store, retry=False):
                 return self._shown(run)
             if self._worker.stopping:
                 raise EngineClosed(f"the engine was closed while run {name}/{key} went on: resume it")
@@ -396,7 +398,9 @@ class Engine:
         """In words: why the run is where it is, and what it waits for. Raises RunNotFound."""
         definition = self._known(workflow).check()
         run = await self._drives.load(definition.name, key)
-        return explained(definition, run, await self.store.history(run), now=self.store.now())
+        awaited = {state: stay.visit for state, stay in run.active.items() if stay.children}
+        children = {state: await self.store.children(run, state, visit) for state, visit in awaited.items()}
+        return explained(definition, run, await self.store.history(run), children, now=self.store.now())
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
@@ -525,6 +529,9 @@ class Engine:
         known = self._workflows.setdefault(workflow.name, workflow)
         if known is not workflow:
             raise DefinitionError(workflow.name, ["this engine has another workflow of that name"])
+        for child in workflow.others:
+            if self._workflows.get(child.name) is not child:
+                self._known(child)
         return workflow
 
     def _name(self, workflow: Workflow | str) -> str:

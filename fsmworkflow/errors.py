@@ -7,6 +7,8 @@ FSMWorkflowError
 ├── NoTransition                        a step ended, and nothing leads on
 ├── EndlessLoop                         automatic transitions that never come to rest
 ├── MergeConflict                       two sides changed the same key
+├── ChildFailed                         a run that a state waited for has not ended well
+├── TooDeep                             a workflow that contains itself without an end
 ├── StepTimeout (TimeoutError)          a step took longer than it may
 ├── RunFailed                           a run that was waited for has failed
 ├── RunNotFound (LookupError)           no run of that workflow and key
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from fsmworkflow.records import Run
 
 __all__ = [
+    "ChildFailed",
     "CodecError",
     "ConditionError",
     "DeadlineExceeded",
@@ -61,6 +64,7 @@ __all__ = [
     "StepTimeout",
     "StoreError",
     "StoreUnavailable",
+    "TooDeep",
     "TransactionError",
     "UnknownEvent",
     "UnknownWorkflow",
@@ -120,6 +124,32 @@ class MergeConflict(FSMWorkflowError):
     """A step changed a key that another move had changed meanwhile, and `merge=` does not say how to join them."""
 
     code = "merge"
+
+
+class ChildFailed(FSMWorkflowError):
+    """A child failed, was cancelled or parked, and its parent's state says nothing of that.
+
+    `.key` is the child's key, `.run` the child (None where its key was taken by another run), `.type` and `.message`
+    what its own error said.
+    """
+
+    code = "child_failed"
+
+    def __init__(self, key: str, run: Run | None) -> None:
+        self.key, self.run = key, run
+        self.type, self.message = type(self).__qualname__, "its key is taken by another run"
+        if run is not None:
+            self.type, self.message = "", f"it ended in state {run.state!r}"
+            if run.error is not None:
+                self.type, self.message = run.error.type, run.error.message
+        what = f"child {key!r}" if run is None else f"child {run.workflow}/{key} {run.status} in state {run.state!r}"
+        super().__init__(f"{what}: {self.type}{': ' if self.type else ''}{self.message}")
+
+
+class TooDeep(FSMWorkflowError):
+    """A run would make children more than 16 runs deep: a workflow that contains itself must come to an end."""
+
+    code = "too_deep"
 
 
 class DeadlineExceeded(FSMWorkflowError, TimeoutError):

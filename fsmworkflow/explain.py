@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,13 @@ from fsmworkflow.workflow import Workflow
 __all__ = ["explained", "forked"]
 
 
-def explained(workflow: Workflow, run: Run, history: Sequence[Entry], *, now: float) -> str:
-    """In words: how the run came to where it is, what its last decision saw, and what it waits for."""
+def explained(
+    workflow: Workflow, run: Run, history: Sequence[Entry], children: Mapping[str, Sequence[Run]], *, now: float
+) -> str:
+    """In words: how the run came to where it is, what its last decision saw, and what it waits for.
+
+    `children` are those of its active states.
+    """
     last = history[-1]
     lines = [f"{run.workflow}/{run.key} is {run.status} in state {run.state}, at version {run.version}."]
     undone = len(history) > 1 and history[-2].status == "compensating"
@@ -38,6 +44,7 @@ def explained(workflow: Workflow, run: Run, history: Sequence[Entry], *, now: fl
         becomes = f"goes on in {there.becomes}" if there.becomes else f"is stuck: {there.reasons[0]}"
         lines.append(f"It is of version {run.definition} of the workflow; in version {workflow.version} it {becomes}.")
     lines += _waits(workflow, seen(workflow, run), now)
+    lines += [_children(state, found) for state, found in children.items()]
     if run.undo.lost:
         lines.append("Could not be undone: " + ", ".join(f"{u.state} (visit {u.visit})" for u in run.undo.lost) + ".")
     return "\n".join(lines)
@@ -47,6 +54,7 @@ def _event(entry: Entry) -> str:
     names = {
         "$start": "the start",
         "$done": "the end of its step",
+        "$joined": "the end of its children",
         "$error": "an error",
         "$timeout": "a timer",
         "$parked": "the death of its processes",
@@ -70,6 +78,15 @@ def _waits(workflow: Workflow, run: Run, now: float) -> list[str]:
     elif run.status == "running":
         lines.append("No engine drives it: resume does.")
     return lines
+
+
+def _children(state: str, children: Sequence[Run]) -> str:
+    left = [run for run in children if run.child is not None and run.child.turn < 2]
+    lined = sum(run.child is not None and run.child.turn == 0 for run in left)
+    going = Counter(run.status for run in left if run.child is not None and run.child.turn == 1)
+    parts = [f"{many:,} {status}" for status, many in going.items()] + ([f"{lined:,} in line"] if lined else [])
+    what = f": {', '.join(parts)}" if parts else ""
+    return f"Of the {len(children):,} children of {state} {len(left):,} have not ended{what}."
 
 
 def _clock(at: float) -> str:

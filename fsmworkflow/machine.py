@@ -10,10 +10,19 @@ from typing import Any, Self
 
 import msgspec
 
+from fsmworkflow.children import awaits
 from fsmworkflow.codec import fields_of, text_of
 from fsmworkflow.decide import begin, decide
 from fsmworkflow.drive import Drive
-from fsmworkflow.errors import CodecError, DefinitionChanged, DefinitionError, EngineClosed, InputDiffers, RunFailed
+from fsmworkflow.errors import (
+    CodecError,
+    DefinitionChanged,
+    DefinitionError,
+    EngineClosed,
+    InputDiffers,
+    LeaseLost,
+    RunFailed,
+)
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store import Store, open_store
@@ -137,8 +146,8 @@ class PersistentWorkflowStateMachine:
     async def _go(self) -> None:
         drive = self._held()
         try:
-            if not drive.idle or drive.run.actions:
-                await drive.go()
+            if not drive.idle or drive.run.actions or awaits(drive.run):
+                await driven(drive)
         finally:
             self.run = drive.run
         if drive.error is not None and self.run.status == "failed":
@@ -207,15 +216,62 @@ class PersistentWorkflowStateMachine:
             self.run = run
             if run.owner is None:
                 return run, None
-            drive = Drive(workflow, run, worker, fresh=fresh, retry=True, hooks=self._hooks)
+            hold = bool(workflow.families)
+            drive = Drive(workflow, run, worker, fresh=fresh, retry=True, hold=hold, hooks=self._hooks)
             try:
-                self.run = await drive.go()
+                await driven(drive)
             finally:
+                if drive.run.owner is not None:
+                    await drive.give_up()
                 self.run = drive.run
             return self.run, drive.error
         finally:
             del worker.driven[workflow.name, key]
             done.cancel()
+
+
+async def driven(drive: Drive) -> None:
+    """Drive a run until it rests, and those below it, each in a task of its own. They are cancelled with the caller."""
+    tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+    try:
+        await drive.go()
+        while drive.run.owner is not None and awaits(drive.run):
+            names = await drive.store.below(drive.run)
+            if not names and not tasks and not await drive.news():
+                return
+            for name in names:
+                if name not in tasks and name not in drive.worker.driven:
+                    tasks[name] = asyncio.create_task(_drive_child(drive, name), name=f"child {name[1]}")
+            if tasks:
+                await asyncio.wait(tasks.values(), timeout=WATCH, return_when=asyncio.FIRST_COMPLETED)
+            elif drive.idle:
+                await drive.woken((), WATCH)  # others drive them
+            for name in [name for name, task in tasks.items() if task.done()]:
+                tasks.pop(name).result()
+            drive.wake()
+            await drive.go()
+    finally:
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+async def _drive_child(parent: Drive, name: tuple[str, str]) -> None:
+    """Drive a run below another one until it rests, unless another process does."""
+    worker, definition = parent.worker, parent.workflow.below[name[0]]
+    done: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+    worker.driven[name] = done
+    try:
+        claimed = await worker.claim_one(*name, definition.version)
+        if claimed is None:
+            await asyncio.sleep(WATCH)
+        else:
+            await Drive(definition, claimed, worker).go()
+    except LeaseLost as error:
+        log.warning("%s", error)
+    finally:
+        del worker.driven[name]
+        done.cancel()
 
 
 def _by_hand(decision: Coroutine[Any, Any, Move]) -> Move:
@@ -283,10 +339,10 @@ async def take_up(
     pause = WATCH
     if not there.over and left_alone(workflow, there) and rest:
         shifted(workflow, there)
-    while may_go_on(there, store.now(), retry=retry) or (rest and not there.over):
+    while await goes_on(there, store, retry=retry) or (rest and not there.over):
         free = await worker.may_claim(there)
         claimed = await worker.claim_one(workflow.name, key, workflow.version) if free else None
-        if claimed is not None and (rest or may_go_on(claimed, store.now(), retry=retry)):
+        if claimed is not None and (rest or await goes_on(claimed, store, retry=retry)):
             tell(claimed, fresh, data)
             return claimed, False
         if claimed is not None:  # it ended just before
@@ -333,6 +389,18 @@ def left_alone(workflow: Workflow, run: Run) -> bool:
         run.workflow, run.key, run.definition, workflow.version,
     )  # fmt: skip
     return True
+
+
+async def goes_on(run: Run, store: Store, *, retry: bool = True) -> bool:
+    """Whether a run, or one below it, can move now, or is a child that waits for its turn."""
+    if may_go_on(run, store.now(), retry=retry):
+        return True
+    if run.child is not None and run.child.turn == 0 and run.status in ("running", "waiting"):
+        return True
+    if not awaits(run) or await store.below(run):
+        return awaits(run)
+    now = await store.load(run.workflow, run.key)  # the last of those below may have ended just now
+    return now is not None and now.posted != run.posted
 
 
 def may_go_on(run: Run, now: float, *, retry: bool = True) -> bool:

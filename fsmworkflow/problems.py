@@ -6,13 +6,15 @@ import inspect
 from collections.abc import Iterable
 from typing import Any, cast, get_args
 
-from fsmworkflow.conditions import Guard, as_guard
+from fsmworkflow.conditions import Guard, Operand, as_guard, cut
 from fsmworkflow.records import ENDED
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.versions import names, steps_from
 from fsmworkflow.workflow import (
     ENDS,
+    Children,
     Migration,
+    OnFailure,
     Outcome,
     State,
     Transition,
@@ -100,6 +102,8 @@ def _state_problems(state: State) -> list[str]:
     if state.outcome not in get_args(Outcome):
         return [f"{where}: its outcome {state.outcome!r} must be one of {', '.join(get_args(Outcome))}"]
     problems = []
+    if state.children is not None:
+        problems += [f"{where}: {problem}" for problem in _children_problems(state.children)]
     for what in ("enter", "exit", "compensate"):
         if (fn := getattr(state, what)) is not None:
             problems += _function_problems(f"{where}, {what}", fn)
@@ -112,6 +116,40 @@ def _state_problems(state: State) -> list[str]:
             found = retry.problems() if isinstance(retry, Retry) else [f"{retry!r} is no Retry"]
             problems += [f"{where}, {what}: {problem}" for problem in found]
     return problems
+
+
+def _children_problems(children: Children) -> list[str]:
+    """What is wrong with what a state says of its children. All of it may come from a file."""
+    other, fn, over, many = (
+        cast(Any, one) for one in (children.workflow, children.data, children.over, children.concurrency)
+    )
+    problems = [] if isinstance(other, Workflow) else [f"{cut(other)} is no Workflow, whose runs could be its children"]
+    if children.into is not None:
+        problems += name_problem(children.into, "into, a field,")
+    if type(many) is not int or many < 1:
+        problems.append(f"concurrency {many!r} must be a whole number from 1")
+    if children.on_failure not in get_args(OnFailure):
+        problems.append(f"on_failure {children.on_failure!r} must be one of {', '.join(get_args(OnFailure))}")
+    if isinstance(over, Operand) and over.of == "payload":
+        problems.append("over must look into the data, not into the payload")
+    elif over is not None and not isinstance(over, (str, Operand)):
+        problems += _plain_problems("over", over, 1)
+    return problems + ([] if fn is None else _plain_problems("data", fn, 1 if over is None else 3))
+
+
+def _plain_problems(what: str, fn: Any, many: int) -> list[str]:
+    """What keeps a function from being called inside the decision, with so many arguments."""
+    if not callable(fn):
+        return [f"{what} {cut(fn)} is no function" + (", field or path" if what == "over" else "")]
+    if inspect.iscoroutinefunction(fn):
+        return [f"{what}: its function is async, and a decision awaits nothing: read what it needs in a step before"]
+    try:
+        inspect.signature(fn).bind(*[None] * many)
+    except ValueError:  # written in C, without a signature to read
+        return []
+    except TypeError as error:
+        return [f"{what}: its function must take {'data' if many == 1 else 'data, item, index'}: {error}"]
+    return []
 
 
 def _function_problems(where: str, function: Any, given: str = "the context") -> list[str]:

@@ -16,10 +16,15 @@ from fsmworkflow.codec import Data, Fields
 if TYPE_CHECKING:
     from fsmworkflow.workflow import Workflow
 
-__all__ = ["Action", "Active", "Call", "Entry", "Event", "Failure", "Move", "Owner", "Post", "Run", "Status", "replace"]
+__all__ = [
+    "Action", "Active", "Call", "Child", "Entry", "Event", "Failure", "Move", "Order", "Owner", "Post", "Run", "Status",
+    "replace",
+]  # fmt: skip
 
 Status = Literal["running", "waiting", "paused", "compensating", "done", "failed", "cancelled", "parked"]
 OVER = frozenset({"done", "cancelled"})
+COUNTED = frozenset({"done", "failed", "cancelled", "parked"})
+"""The statuses in which a child has ended, as its parent counts them."""
 ENDED = OVER | {"failed"}
 UNFINISHED = frozenset({"running", "waiting", "paused", "compensating"})
 
@@ -28,8 +33,10 @@ class Active(msgspec.Struct, frozen=True, omit_defaults=True):
     """One stay in an active state: the version of the move that entered it, and which attempt of its step is on.
 
     `again` is when the next attempt is due; `timers` are the delays that the state has not yet left behind, each with
-    the time when it is due; `touched` are the keys that a region of a parallel state has changed. `was` is the name of
-    the state when it was entered, where a migration has given it another: what is remembered stands under it.
+    the time when it is due; `touched` are the keys that a region of a parallel state has changed, or, while the state
+    waits for children, that others have; `children` is how many were made for it, None where none were yet. `was` is
+    the name of the state when it was entered, where a migration has given it another: what is remembered, and the
+    children, stand under it.
     """
 
     visit: int
@@ -38,6 +45,36 @@ class Active(msgspec.Struct, frozen=True, omit_defaults=True):
     timers: dict[str, float] = {}
     touched: tuple[str, ...] = ()
     was: str = ""
+    children: int | None = None
+
+
+class Child(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whose child a run is: the id of its parent, with the state and visit that made it, and which of them, from 0.
+
+    `depth` is how many runs are above it. `turn` is 0 while it waits for its turn, 1 when it has it, and 2 once its
+    end was counted.
+    """
+
+    parent: int
+    state: str
+    visit: int
+    ordinal: int
+    depth: int = 1
+    turn: int = 0
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a move says to the children of one visit, in its own commit: `$begin`, `$cancel`, `$pause` or `$retry`.
+
+    `$begin` counts them and gives the first `concurrency` their turn. `$retry` lets go on what failed or was paused,
+    and counts anew. With `first` the first failure brings `$joined` to the parent, else the last end does.
+    """
+
+    name: str
+    state: str
+    visit: int
+    concurrency: int = 1
+    first: bool = True
 
 
 class Undo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -115,7 +152,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     later: float | None = None
     deadline: float | None = None
     input: str = ""
-    parent: int | None = None
+    child: Child | None = None
     deaths: int = 0
     flight: int | None = None
     created: float = 0.0
@@ -164,6 +201,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def attempt(self) -> int:
         """Which attempt of the active state's step is on, from 1; the highest where several states are active."""
         return max(stay.attempt for stay in self.active.values())
+
+    @property
+    def parent(self) -> int | None:
+        """The id of the run whose child this is, None for any other."""
+        return None if self.child is None else self.child.parent
 
     @property
     def over(self) -> bool:
@@ -240,8 +282,9 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     """What one event did to one run: `before`, `event`, `after`, and what is written beside the row in the same commit.
 
     `changes` and `removed` are the top-level data fields that it changed; `asked` the conditions with what they saw;
-    `forget` the visits whose remembered calls go with this move; `posts` the events that go to other runs; `detail` is
-    what else history says of it. `error` is what failed the run, and is never stored.
+    `forget` the visits whose remembered calls go with this move; `posts` the events that go to other runs; `starts` the
+    children that it makes, and `orders` what children are told; `detail` is what else history says of it. `error` is
+    what failed the run, and is never stored.
     """
 
     before: Run
@@ -255,6 +298,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     answer: str = "accepted"
     posts: tuple[Post, ...] = ()
     starts: tuple[Run, ...] = ()
+    orders: tuple[Order, ...] = ()
     detail: str | None = None
     error: BaseException | None = None
 

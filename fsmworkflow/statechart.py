@@ -277,7 +277,8 @@ def _delays(workflow: Workflow) -> dict[str, tuple[tuple[str, float], ...]]:
 
 
 def _hash(workflow: Workflow) -> str:
-    states = [(s.name, s.kind, s.initial, s.outcome, s.ends) for s in workflow.states.values()]
+    others = {name: f" {children.workflow.name}" for name, children in workflow.families.items()}
+    states = [(s.name, s.kind + others.get(s.name, ""), s.initial, s.outcome, s.ends) for s in workflow.states.values()]
     transitions = [
         (
             t.trigger,

@@ -85,9 +85,10 @@ class CrashingStore:
         if stops and self.when == "before":
             self.crashed = True
         self._alive()
-        result = await method(*args, **kwargs)
-        if stops:
-            self.crashed = True
+        try:
+            result = await method(*args, **kwargs)
+        finally:
+            self.crashed |= stops  # also where whoever asked for it has been cancelled meanwhile
         self._alive()
         return result
 
@@ -100,8 +101,8 @@ class CrashingStore:
     async def create(self, run: Run) -> tuple[Run, bool]:
         return await self._write(self.inner.create, run)
 
-    async def commit(self, move: Move) -> None:
-        await self._write(self.inner.commit, move)
+    async def commit(self, move: Move) -> Keys | None:
+        return await self._write(self.inner.commit, move)
 
     def transaction(self, run: Run) -> Lent:
         self._alive()
@@ -185,6 +186,12 @@ class CrashingStore:
 
     async def woken(self, owner: str, since: float) -> Keys:
         return await self._other(self.inner.woken, owner, since)
+
+    async def children(self, run: Run, state: str, visit: int) -> Runs:
+        return await self._other(self.inner.children, run, state, visit)
+
+    async def below(self, run: Run) -> Keys:
+        return await self._other(self.inner.below, run)
 
     async def enrol(self, owner: Owner) -> None:
         await self._other(self.inner.enrol, owner)

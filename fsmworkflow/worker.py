@@ -73,6 +73,7 @@ class Worker:
         self.told: Callable[[Iterable[Post]], None] = lambda posts: None
         self.lent: WeakValueDictionary[tuple[int, str, int], Lent] = WeakValueDictionary()  # by run, state and visit
         self.lending: asyncio.Task[Any] | None = None  # in which a step runs for which every other write waits
+        self.due: Callable[[Iterable[tuple[str, str]], bool], None] = lambda keys, stop: None
         self.stuck: dict[int, int] = {}
         self.hooks = Hooks()
         self._giving_back: set[asyncio.Task[None]] = set()

@@ -26,7 +26,8 @@ __all__ = ["State", "To", "Transition", "Workflow", "WorkflowDefinition", "Workf
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 Outcome = Literal["done", "failed"]
-Kind = Literal["step", "wait", "choice", "final", "state", "parallel", "region"]
+Kind = Literal["step", "wait", "choice", "final", "state", "parallel", "region", "child", "each"]
+OnFailure = Literal["first", "collect"]
 Targets = Mapping[Any, Any]
 
 UNDO = Retry(attempts=5)
@@ -97,11 +98,23 @@ class Migration(msgspec.Struct, frozen=True):
     data: Callable[[Any], Any] | None = None
 
 
+class Children(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs of another workflow that a state makes when it is entered: one, or one for each item of `over`."""
+
+    workflow: Workflow
+    data: Callable[..., Any] | None = None
+    into: str | None = None
+    over: Any = None
+    concurrency: int = 1
+    on_failure: OnFailure = "first"
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """One state as it was declared, by its dotted path. `ends` is a step that ends the run when it returns no trigger.
 
     `enter` and `exit` are actions, run after the commit that entered or left it. `compensate` undoes the step of a
-    finished visit when the run fails for good, each time with the `undo` retry.
+    finished visit when the run fails for good, each time with the `undo` retry. `children` are the runs that it waits
+    for.
     """
 
     name: str
@@ -114,6 +127,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     exit: Callable[..., Any] | None = None
     compensate: Callable[..., Any] | None = None
     undo: Retry = UNDO
+    children: Children | None = None
 
 
 class Scope:
@@ -198,6 +212,65 @@ class Scope:
         """Declare a state that waits for an event or a time. `then` is asked on entry and after each move."""
         self._declare(name, "wait", initial, enter=enter, exit=exit)
         self._lead(name, then=then, on=on, after=after)
+
+    def child(
+        self,
+        name: str,
+        workflow: Workflow,
+        *,
+        data: Callable[[Any], Any] | None = None,
+        into: str | None = None,
+        initial: bool = False,
+        then: Any = None,
+        on: Targets | None = None,
+        after: Targets | None = None,
+        on_error: Targets | None = None,
+        enter: Callable[..., Any] | None = None,
+        exit: Callable[..., Any] | None = None,
+    ) -> None:
+        """Declare a state that runs another workflow, and waits for its end. It may be this workflow itself.
+
+        `data(data)` gives its input from the run's data, else that is its input. What it ends with is written to the
+        field `into`. Its key is `parent key/state/visit/0`. Where it fails, is cancelled or parked, `on_error` leads on
+        with a ChildFailed, else the run fails; retried, it retries the child. Leaving the state cancels the child, and
+        nobody waits for its undoing.
+        """
+        children = Children(workflow=workflow, data=data, into=into)
+        self._declare(name, "child", initial, children=children, enter=enter, exit=exit)
+        self._lead(name, then=then, on=on, after=after, on_error=on_error)
+
+    def each(
+        self,
+        name: str,
+        workflow: Workflow,
+        *,
+        over: Any,
+        data: Callable[[Any, Any, int], Any] | None = None,
+        into: str | None = None,
+        concurrency: int = 8,
+        on_failure: OnFailure = "first",
+        initial: bool = False,
+        then: Any = None,
+        on: Targets | None = None,
+        after: Targets | None = None,
+        on_error: Targets | None = None,
+        enter: Callable[..., Any] | None = None,
+        exit: Callable[..., Any] | None = None,
+    ) -> None:
+        """Declare a state that runs another workflow for each item of a list, `concurrency` at a time, and joins them.
+
+        `over` is `field("images")`, its path, or `fn(data)`. `data(data, item, index)` gives each its input, else that
+        is `{"item": item, "index": index}`. Their final data are written to the field `into`, in the items' order.
+        The first failure leads on as in `child`, and stops the rest: they are cancelled where the state is left, and
+        keep their place where the run fails. With `on_failure="collect"` all come to their end, and `into` is a list of
+        `{"status": "done", "data": ...}` and `{"status": "failed", "error": {"type": ..., "message": ...}}`. All are
+        made when the state is entered; their delays and deadline run from then on.
+        """
+        children = Children(
+            workflow=workflow, data=data, into=into, over=over, concurrency=concurrency, on_failure=on_failure
+        )
+        self._declare(name, "each", initial, children=children, enter=enter, exit=exit)
+        self._lead(name, then=then, on=on, after=after, on_error=on_error)
 
     def choice(self, name: str, then: Any, *, initial: bool = False) -> None:
         """Declare a state that only chooses where to go on. Where no condition holds, the run fails."""
@@ -346,7 +419,7 @@ class Workflow(Scope):
         self.lenient = False
         self.actions: dict[str, Callable[..., Any]] = {}
         self.asynchronous: dict[str, bool] = {}  # which steps are coroutine functions, as they are met
-        self._checked = False
+        self._checked = self._checking = False
 
     def __repr__(self) -> str:
         return f"<Workflow {self.name!r}: {len(self.states)} states, {len(self.transitions)} transitions>"
@@ -404,17 +477,50 @@ class Workflow(Scope):
 
     def check(self) -> Workflow:
         """Check the whole once, and make it immutable. Raises DefinitionError, which lists every problem."""
-        if not self._checked:
+        if not self._checked and not self._checking:
             from fsmworkflow.problems import problems_of  # which asks this file for its words
 
             problems = [*self._problems, *problems_of(self)]
             if problems:
                 raise DefinitionError(self.name, problems)
+            self._check_others()
             self.transitions = [resolved(self, t) for t in self.transitions]
             self._checked = True
             self.actions.update(_actions(self))
             _ = self.chart
         return self
+
+    def _check_others(self) -> None:
+        """Check the workflows of its children, of which it may be one itself."""
+        self._checking = True
+        try:
+            for workflow in self.others:
+                workflow.check()
+        finally:
+            self._checking = False
+
+    @cached_property
+    def families(self) -> dict[str, Children]:
+        """The states that make runs of other workflows and wait for them."""
+        return {s.name: s.children for s in self.states.values() if s.children is not None}
+
+    @property
+    def others(self) -> list[Workflow]:
+        """The workflows of its children."""
+        made: list[Any] = [state.children.workflow for state in self.states.values() if state.children is not None]
+        return [workflow for workflow in made if isinstance(workflow, Workflow)]
+
+    @cached_property
+    def below(self) -> dict[str, Workflow]:
+        """The workflows of its children and of theirs, on every level, by their names."""
+        found: dict[str, Workflow] = {}
+        todo = self.others
+        while todo:
+            workflow = todo.pop()
+            if workflow.name not in found:
+                found[workflow.name] = workflow
+                todo += workflow.others
+        return found
 
     @cached_property
     def chart(self) -> Chart:

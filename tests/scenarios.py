@@ -18,7 +18,8 @@ returns a Workflow, and decorate it with what must be true at the end:
 
 Every body goes through `ledger.body(ctx)`, every action through `ledger.act(ctx, name)`, and every remembered call,
 where `place` is `ctx.idempotency_key`, through `ledger.given(place, await ctx.call(ledger.ask, place, ...))`: the
-ledger is the world outside, which sees what was really done, and how often. What a step does may depend on its data and
+ledger is the world outside, which sees what was really done, and how often. The bodies of children go through
+`ledger.child_body(ctx)`. What a step does may depend on its data and
 on `ctx.attempt`, never on the time. Keep delays under 20 ms.
 """
 
@@ -47,6 +48,8 @@ from fsmworkflow import (
     WorkflowDefinition,
     field,
 )
+from fsmworkflow.errors import ChildFailed
+from fsmworkflow.records import COUNTED
 from fsmworkflow.testing import Crash
 
 T = TypeVar("T")
@@ -72,6 +75,7 @@ class Ledger:
         self.asked: list[str] = []  # the idempotency key of the visit in which each remembered call was really made
         self.answered: list[str] = []  # the same for each answer that a body was given, new or remembered
         self.acted: list[str] = []
+        self.kin: list[tuple[str, str, int]] = []  # (key, state, visit) of each body of a child, as it begins
         self.dead: Callable[[], bool] = lambda: False
         self._lock = threading.Lock()
 
@@ -96,6 +100,13 @@ class Ledger:
             await asyncio.sleep(0)
             yield
 
+    @contextlib.asynccontextmanager
+    async def child_body(self, ctx: WorkflowContext[Any]) -> AsyncIterator[None]:
+        """Round the body of a step of a child."""
+        self._note(self.kin, (ctx.run.key, ctx.state, int(ctx.idempotency_key.rpartition("/")[2])))
+        await asyncio.sleep(0)
+        yield
+
     async def ask(self, place: str, question: str) -> str:
         """Something that costs money, to be called by `ctx.call(ledger.ask, ctx.idempotency_key, ...)`."""
         self._note(self.asked, place)
@@ -119,7 +130,8 @@ class Scenario:
     `bodies` are the states of the bodies that run where nothing goes wrong (the visits unless given), `calls` how many
     remembered calls are really made, `actions` what is done after commits, and undone, in order. `beside` is how many
     bodies one death may repeat; with `waits` the run rests on its way, until a time comes; with `connected` it needs a
-    store that has a connection.
+    store that has a connection. `kin` are the bodies of its children that run where nothing goes wrong, each by its
+    child and state.
     """
 
     name: str
@@ -135,6 +147,7 @@ class Scenario:
     beside: int = 1
     waits: bool = False
     connected: bool = False
+    kin: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -144,7 +157,14 @@ SCENARIOS: list[Scenario] = []
 
 
 def scenario(
-    *, visits: str, state: str, data: dict[str, Any], bodies: str | None = None, actions: str = "", **more: Any
+    *,
+    visits: str,
+    state: str,
+    data: dict[str, Any],
+    bodies: str | None = None,
+    actions: str = "",
+    kin: str = "",
+    **more: Any,
 ) -> Callable[[Callable[[Ledger], Workflow]], Callable[[Ledger], Workflow]]:
     """Put the decorated function on the list, under its own name, which is also that of its workflow."""
 
@@ -159,6 +179,7 @@ def scenario(
                 data=data,
                 bodies=tuple(ran.split()),
                 actions=tuple(actions.split()),
+                kin=tuple(kin.split()),
                 **more,
             )
         )
@@ -205,7 +226,7 @@ async def by_machine(store: Store, scenario: Scenario, ledger: Ledger) -> Run:
         try:
             while (await machine.run_workflow()).status == "waiting":
                 await asyncio.sleep(0.005)
-        except (Refused, RunFailed):
+        except (Refused, RunFailed, ChildFailed):
             if scenario.status != "failed" or machine.state != scenario.state:
                 continue
         break
@@ -226,19 +247,28 @@ class Left:
     begun: int = 0
     asked: int = 0
     answered: int = 0
+    kin: int = 0
+    kin_done: frozenset[tuple[str, str, int]] = frozenset()
 
 
 async def left(store: Store, scenario: Scenario, ledger: Ledger) -> Left:
     """Look at what a fault left. The store is open."""
     run = await store.load(scenario.name, KEY)
+    begun, asked, answered, kin = (len(b) for b in (ledger.begun, ledger.asked, ledger.answered, ledger.kin))
     if run is None:
-        return Left(begun=len(ledger.begun), asked=len(ledger.asked), answered=len(ledger.answered))
+        return Left(begun=begun, asked=asked, answered=answered, kin=kin)
     remembered: Counter[str] = Counter()
     for state, stay in run.active.items():
         place = f"{run.workflow}/{run.key}/{state}/{stay.visit}"
         remembered[place] = len(await store.recall(run, state, stay.visit))
     done = frozenset(visits_of(await store.history(run)))
-    return Left(run, done, +remembered, len(ledger.begun), len(ledger.asked), len(ledger.answered))
+    children = [one for one in await _all(store) if one.parent is not None]
+    kin_done = frozenset([(c.key, *visit) for c in children for visit in visits_of(await store.history(c))])
+    return Left(run, done, +remembered, begun, asked, answered, kin, kin_done)
+
+
+async def _all(store: Store) -> list[Run]:
+    return await store.list(workflow=None, status=None, state=None, after=0, many=1_000)
 
 
 def visits_of(history: list[Entry]) -> list[tuple[str, int]]:
@@ -277,6 +307,22 @@ async def check_end(store: Store, scenario: Scenario, ledger: Ledger, *faults: L
     _check_bodies(scenario, ledger, completed, len(faults) * scenario.beside)
     _check_calls(scenario, ledger, faults)
     _check_actions(scenario, ledger, len(faults))
+    _check_kin(scenario, ledger, faults)
+    for child in [one for one in await _all(store) if one.parent is not None]:
+        assert [entry.version for entry in await store.history(child)] == list(range(child.version + 1))
+        told = child.status in COUNTED or any(e.name == "$cancel" for e in (await store.inbox(child))[1])
+        assert told, f"a child goes on without its parent: {child}"
+
+
+def _check_kin(scenario: Scenario, ledger: Ledger, faults: Sequence[Left]) -> None:
+    ran = Counter(f"{key.rpartition('/')[2]}.{state}" for key, state, _ in ledger.kin)
+    planned = Counter(scenario.kin)
+    assert not planned - ran, f"bodies of children that did not run: {planned - ran}"
+    assert set(ran) == set(planned), "other bodies of children ran"
+    assert (ran - planned).total() <= len(faults) * scenario.beside, f"more repeats than faults: {ran - planned}"
+    for left in faults:
+        late = set(ledger.kin[left.kin :]) & left.kin_done
+        assert not late, f"completed visits of children that ran again: {late}"
 
 
 def _check_bodies(scenario: Scenario, ledger: Ledger, completed: list[tuple[str, int]], faults: int) -> None:
@@ -703,6 +749,29 @@ def nested_states(ledger: Ledger) -> Workflow:
     return flow
 
 
+@scenario(visits="first last", state="end", data={"last": True})
+def events_that_came_too_early(ledger: Ledger) -> Workflow:
+    flow = Workflow("events_that_came_too_early")
+
+    @flow.step(initial=True, then="one")
+    async def first(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            for event in ("third", "second", "first"):
+                await ctx.emit(ctx.run.workflow, ctx.run.key, event)
+
+    flow.wait("one", on={"first": "two"})
+    flow.wait("two", on={"second": "three"})
+    flow.wait("three", on={"third": "last"})
+
+    @flow.step(then="end")
+    async def last(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["last"] = True
+
+    flow.final("end")
+    return flow
+
+
 @scenario(visits="ask late", state="end", data={"asked": True, "late": True}, waits=True)
 def waiting_for_a_time(ledger: Ledger) -> Workflow:
     flow = Workflow("waiting_for_a_time")
@@ -889,4 +958,160 @@ def deployed_anew(ledger: Ledger) -> Workflow:
             if "text" in data:
                 data["body"] = data.pop("text")
 
+    return flow
+
+
+# -- children -------------------------------------------------------------------------------------------------------
+
+
+def _double(ledger: Ledger, name: str) -> Workflow:
+    """Two steps, of which the second fails for an odd number where it is told to."""
+    flow = Workflow(name)
+
+    @flow.step(initial=True, then="twice")
+    async def read(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.child_body(ctx):
+            ctx.data["read"] = ctx.data["item"]
+
+    @flow.step(then="end")
+    async def twice(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.child_body(ctx):
+            ctx.data["twice"] = 2 * ctx.data["read"]
+            if ctx.data["item"] == 13 or (ctx.data["item"] == 7 and ledger.kin.count((ctx.run.key, "twice", 1)) == 1):
+                raise Refused(f"no {ctx.data['item']}")
+
+    flow.final("end")
+    return flow
+
+
+def _one(item: int, index: int = 0) -> dict[str, int]:
+    return {"item": item, "index": index, "read": item, "twice": 2 * item}
+
+
+@scenario(
+    visits="first last", state="end", data={"n": 3, "box": {"item": 4, "read": 4, "twice": 8}}, kin="0.read 0.twice"
+)
+def one_child(ledger: Ledger) -> Workflow:
+    flow = Workflow("one_child")
+
+    @flow.step(initial=True, then="box")
+    async def first(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["n"] = 2
+
+    flow.child("box", _double(ledger, "box"), data=lambda data: {"item": data["n"] * 2}, into="box", then="last")
+
+    @flow.step(then="end")
+    async def last(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["n"] += 1
+
+    flow.final("end")
+    return flow
+
+
+@scenario(
+    visits="",
+    state="end",
+    input={"items": [1, 2, 3, 4]},
+    data={"items": [1, 2, 3, 4], "out": [_one(n, n - 1) for n in (1, 2, 3, 4)]},
+    kin="0.read 0.twice 1.read 1.twice 2.read 2.twice 3.read 3.twice",
+    beside=2,
+)
+def each_of_four(ledger: Ledger) -> Workflow:
+    flow = Workflow("each_of_four")
+    each = {"over": field("items"), "into": "out", "concurrency": 2}
+    flow.each("all", _double(ledger, "one_of_four"), initial=True, then="end", **each)
+    flow.final("end")
+    return flow
+
+
+@scenario(
+    visits="first",
+    state="end",
+    input={"items": [1, 13, 3]},
+    data={
+        "items": [1, 13, 3],
+        "first": True,
+        "out": [
+            {"status": "done", "data": _one(1, 0)},
+            {"status": "failed", "error": {"type": "Refused", "message": "no 13"}},
+            {"status": "done", "data": _one(3, 2)},
+        ],
+    },
+    kin="0.read 0.twice 1.read 1.twice 2.read 2.twice",
+    beside=2,
+)
+def each_collected(ledger: Ledger) -> Workflow:
+    flow = Workflow("each_collected")
+
+    @flow.step(initial=True, then="all")
+    async def first(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["first"] = True
+
+    each = {"over": field("items"), "into": "out", "concurrency": 2, "on_failure": "collect"}
+    flow.each("all", _double(ledger, "collected"), then="end", **each)
+    flow.final("end")
+    return flow
+
+
+@scenario(
+    visits="",
+    state="end",
+    input={"items": [1, 7, 3]},
+    data={"items": [1, 7, 3], "out": [_one(1, 0), _one(7, 1), _one(3, 2)]},
+    kin="0.read 0.twice 1.read 1.twice 1.twice 2.read 2.twice",
+    beside=2,
+)
+def child_that_failed_and_was_run_again(ledger: Ledger) -> Workflow:
+    flow = Workflow("child_that_failed_and_was_run_again")
+    each = {"over": field("items"), "into": "out", "concurrency": 2}
+    flow.each("all", _double(ledger, "failed_once"), initial=True, then="end", **each)
+    flow.final("end")
+    return flow
+
+
+@scenario(
+    visits="both.right.collect both.left.ready both.right.ready",
+    bodies="both.right.collect",
+    state="end",
+    input={"picked": 0, "box": None},
+    data={"picked": 1, "box": {"item": 5, "read": 5, "twice": 10}},
+    kin="0.read 0.twice",
+    beside=2,
+)
+def child_in_a_region(ledger: Ledger) -> Workflow:
+    flow = Workflow("child_in_a_region")
+    both = flow.parallel("both", initial=True, then="end")
+    left, right = both.region("left"), both.region("right")
+    left.child(
+        "box", _double(ledger, "region_box"), data=lambda data: {"item": 5}, into="box", then="ready", initial=True
+    )
+    left.final("ready")
+
+    @right.step(initial=True, then="ready")
+    async def collect(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["picked"] = 1
+
+    right.final("ready")
+    flow.final("end")
+    return flow
+
+
+@scenario(visits="late", state="end", data={"late": True}, waits=True)
+def children_cancelled_by_a_time(ledger: Ledger) -> Workflow:
+    flow, asked = Workflow("children_cancelled_by_a_time"), Workflow("asked")
+    asked.wait("answer", initial=True, on={"given": "end"})
+    asked.final("end")
+    over = {"over": lambda data: [1, 2], "concurrency": 2}
+    flow.each("all", asked, initial=True, then="end", after={0.02: "late"}, **over)
+
+    @flow.step(then="end")
+    async def late(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            ctx.data["late"] = True
+
+    flow.final("end")
     return flow

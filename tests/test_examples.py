@@ -192,6 +192,16 @@ def test_a_parcel_is_sent_once_paid_and_packed_or_called_back(start: Start) -> N
     ]
 
 
+def test_an_album_is_made_of_its_images_and_only_the_mended_one_is_made_again(start: Start) -> None:
+    *told, first, second = start("thumbs.py", errors="ChildFailed").splitlines()
+    failed = "child image/summer/thumbs/0/2 failed in state 'measure': ValueError: dusk.jpg is no image"
+    measured = [f"  measured {name}.jpg" for name in ("dawn", "noon", "dusk", "night", "moon", "sun")]
+    assert sorted(told) == sorted([*measured, failed])
+    assert told.index(failed) < told.index("  measured dusk.jpg")
+    assert first == "dawn.jpg at 160, noon.jpg at 160, dusk.jpg at 160"
+    assert second == "night.jpg at 160, moon.jpg at 160, sun.jpg at 160"
+
+
 def test_a_new_version_takes_over_what_the_old_one_does_not_finish(start: Start) -> None:
     assert start("deploy_v2.py").splitlines() == [
         "0 newer runs were taken by the old engine",

@@ -30,6 +30,7 @@ FLOORS = {
     "decide.py": 2,
     "plain.py": 1,
     "typed.py": 1,
+    "children.py": 2,
     "codec.py": 1,
     "config.py": 2,
     "diagram.py": 2,
@@ -39,6 +40,7 @@ FLOORS = {
     "store/rows.py": 3,
     "store/writer.py": 3,
     "store/bell.py": 3,
+    "store/kin.py": 3,
     "store/verbs.py": 3,
     "store/lent.py": 3,
     "store/memory.py": 3,
@@ -90,7 +92,7 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 8_400
+LOWER_FLOORS_LINES = 9_400
 TOP_FLOOR_LINES = 400
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

@@ -23,6 +23,7 @@ EXPECTED = {
     "README.md 5": "5",
     "README.md 6": "print_it out of paper\ndone ['$start', '$done', '$error', '$retry', '$done']",
     "README.md 7": "taxed Invoice(net=100.0, tax=19.0)",
+    "docs/children.md 1": "['dawn at 160', 'noon at 160', 'dusk at 160']\ndone",
     "docs/doctor.md 1": "store: memory:// keeps nothing when this process ends (fine for tests)",
     "docs/retention.md 1": "1\n[]",
     "docs/schedules.md 1": "report 3 True\n['paused']\n[]",

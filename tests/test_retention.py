@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fsmworkflow import DefinitionError, Engine, Run, RunFailed, RunNotFound, Store, StoreError, Workflow, open_store
-from fsmworkflow.records import Call, Event, Failure, replace
+from fsmworkflow.records import Call, Child, Event, Failure, replace
 from fsmworkflow.testing import Clock
 from fsmworkflow.upkeep import size, vacuum
 from tests.test_store import LARGE, ask, made, moved, new, sql
@@ -53,9 +53,10 @@ async def keys(store: Store, workflow: str = "w") -> list[str]:
 async def adopt(store: Store, url: str, child: Run, parent: Run) -> None:
     if url == "memory://":
         rows: dict[int, Run] = store._runs  # type: ignore[attr-defined]
-        rows[child.id] = replace(rows[child.id], parent=parent.id)
+        rows[child.id] = replace(rows[child.id], child=Child(parent.id, "s", 0, 0, turn=2))
     else:
-        sql(url, f"UPDATE fsm_runs SET parent = {parent.id} WHERE id = {child.id}")
+        place = f"parent = {parent.id}, parent_state = 's', parent_visit = 0, ordinal = 0, turn = 2"
+        sql(url, f"UPDATE fsm_runs SET {place} WHERE id = {child.id}")
 
 
 async def rows_of(url: str, run: Run) -> dict[str, int]:

@@ -51,8 +51,13 @@ class Store(Protocol):
     async def create(self, run: Run) -> tuple[Run, bool]:
         """Insert a run unless its key is taken. Returns the run that is there, and whether it is the one given."""
 
-    async def commit(self, move: Move) -> None:
+    async def commit(self, move: Move) -> Keys | None:
         """Write one move: row, history, inbox, remembered calls that go. Raises LeaseLost, and then wrote nothing.
+
+        Its children are made and told what it `orders` in the same commit. `$begin` and `$retry` put a count of those
+        that have not ended beside the parent's inbox; a child's move that ends it counts down once, gives the next in
+        line its turn, and brings `$joined` to the parent where it is the last, or where the first failure is enough.
+        Returns the other runs that this made due, as far as is known: after a lost answer they are not.
 
         An event of the inbox (it has a `number`) is marked with the move's `answer` and version. One with an id and no
         number is new: it is inserted so, and counted in `posted`, if no other has been posted since `before`. Raises
@@ -70,6 +75,12 @@ class Store(Protocol):
         The row must still be at the version of `before`, held by its owner and epoch. Where the run is over, what still
         waits in its inbox is dropped; where an event was posted since `before`, it is left due now.
         """
+
+    async def children(self, run: Run, state: str, visit: int) -> Runs:
+        """The children that one visit has made, in their order."""
+
+    async def below(self, run: Run) -> Keys:
+        """The (workflow, key) of the runs below one, on every level, that can move by themselves now."""
 
     async def post(self, workflow: str, key: str, event: Event) -> Event:
         """Put an event into a run's inbox; durable when it returns, with its `number` and when it is due.
@@ -128,7 +139,7 @@ class Store(Protocol):
     async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
         """The key of the oldest run that may go on and that no live owner holds, `but` those; else None.
 
-        One of a newer version of the workflow than `newest` is passed over.
+        One of a newer version of the workflow than `newest` is passed over, and so is every child.
         """
 
     async def overdue(self, workflows: Names) -> float | None:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from fsmworkflow.errors import RolledBack, TransactionError
 from fsmworkflow.records import Move, Run
 
+Keys = list[tuple[str, str]]
+
 __all__ = ["Lent"]
+
+T = TypeVar("T")
 
 
 class Lent:
@@ -30,7 +34,7 @@ class Lent:
         self.connection: Any = None
         self.until: float | None = None
         self._beginning: asyncio.Task[None] | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[Any] | None = None
 
     @property
     def over(self) -> bool:
@@ -46,7 +50,7 @@ class Lent:
             self.drop()
             raise
 
-    async def commit(self, move: Move) -> None:
+    async def commit(self, move: Move) -> Keys | None:
         """Write a move as `Store.commit` does, and commit it with what the step has written.
 
         Raises what `Store.commit` raises; RolledBack where nothing was written, for a reason that passes: the step is
@@ -54,14 +58,15 @@ class Lent:
         """
         if self._ending is not None:
             raise self._too_long()
-        self._ending = _told(self._commit(move))
-        await asyncio.shield(self._ending)
+        committing = _told(self._commit(move))
+        self._ending = committing
+        return await asyncio.shield(committing)
 
     async def rollback(self) -> None:
         """Take back what was written, and give the connection back. Does nothing to one that is over."""
         await asyncio.wait([self.drop()])
 
-    def drop(self) -> asyncio.Task[None]:
+    def drop(self) -> asyncio.Task[Any]:
         """As `rollback`, without waiting for it."""
         if self._ending is None:
             self._ending = _told(self._given_back())
@@ -93,14 +98,14 @@ class Lent:
     async def _begin(self) -> None:
         raise NotImplementedError
 
-    async def _commit(self, move: Move) -> None:
+    async def _commit(self, move: Move) -> Keys | None:
         raise NotImplementedError
 
     async def _rollback(self) -> None:
         raise NotImplementedError
 
 
-def _told(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def _told(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """Work that goes on where its caller is cancelled; then nobody asks how it ended."""
     task = asyncio.create_task(work)
     task.add_done_callback(lambda task: None if task.cancelled() else task.exception())

@@ -12,10 +12,21 @@ from collections.abc import Callable
 from fsmworkflow.codec import read_back
 from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError, TransactionError
 from fsmworkflow.flights import SUSPECT
-from fsmworkflow.records import UNFINISHED, Call, Entry, Event, Move, Owner, Post, Run, replace
+from fsmworkflow.records import UNFINISHED, Call, Child, Entry, Event, Move, Order, Owner, Post, Run, replace
 from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Pairs, Runs, Versions
 from fsmworkflow.store.lent import Lent
-from fsmworkflow.store.rows import drops, is_new, opened, posted, sealed, sealed_move
+from fsmworkflow.store.rows import drops, ends, is_new, opened, posted, related, sealed, sealed_move
+
+MOVING = frozenset({"running", "compensating"})
+
+
+class Count:
+    """How many children of one visit have not ended, and the ids of those in line, the next one last."""
+
+    __slots__ = ("first", "id", "line", "remaining")
+
+    def __init__(self, event_id: str, remaining: int, first: bool, line: list[int]) -> None:
+        self.id, self.remaining, self.first, self.line = event_id, remaining, first, line
 
 
 class MemoryStore:
@@ -35,6 +46,9 @@ class MemoryStore:
         self._moves: dict[int, list[Entry]] = {}
         self._calls: dict[tuple[int, str, int], dict[tuple[str, int], Call]] = {}
         self._events: dict[int, dict[str, Event]] = {}
+        self._children: dict[tuple[int, str, int], list[int]] = {}  # by the visit that made them, in their order
+        self._live: dict[int, set[int]] = {}  # the children of a run that have their turn
+        self._counts: dict[tuple[int, str, int], Count] = {}  # of visits whose children are waited for
         self._created: list[float] = []  # when each event was posted, by its number
         self._owners: dict[str, Owner] = getattr(self, "_owners", {})
 
@@ -57,27 +71,31 @@ class MemoryStore:
         there = self._keys.get((run.workflow, run.key))
         if there is not None:
             return self._runs[there], False
+        return self._make(run), True
+
+    def _make(self, run: Run) -> Run:
         self._last += 1
         run = replace(run, id=self._last)
         self._runs[run.id] = run
         self._keys[run.workflow, run.key] = run.id
         self._moves[run.id] = [_start(run)]
-        return run, True
+        return run
 
-    async def commit(self, move: Move) -> None:
+    async def commit(self, move: Move) -> Keys | None:
         self._open()
         move = sealed_move(move)
         row = self._held(move.before)
         due = move.after.due if row.posted == move.before.posted else _sooner(row.due, move.at)
         posted = self._taken(row, move) if move.event.id else row.posted
         entry = _entry(move)
-        self._runs[row.id] = replace(move.after, posted=posted, due=due, later=None)
+        self._runs[row.id] = replace(move.after, posted=posted, due=due, later=None, child=row.child)
         self._drop(move.before, move.after)
         self._moves[row.id].append(entry)
         for state, visit in move.forget:
             self._calls.pop((row.id, state, visit), None)
         for post in move.posts:
             self._emit(post, move.at)
+        return self._related(move) if related(move) else None
 
     def transaction(self, run: Run) -> Lent:
         raise TransactionError(
@@ -120,8 +138,14 @@ class MemoryStore:
             if row.over:
                 raise RunOver(workflow, key, row.status)
             known = self._insert(row, event, self._clock())
-            self._runs[row.id] = replace(row, posted=row.posted + 1, due=_sooner(row.due, known.due))
+            self._posted(row, known)
         return opened(known)
+
+    def _posted(self, row: Run, event: Event) -> None:
+        """One more was posted, and the run is due for it: a child that waits for its turn only for the engine's own."""
+        lined = row.child is not None and row.child.turn == 0 and not event.name.startswith("$")
+        due = row.due if lined else _sooner(row.due, event.due)
+        self._runs[row.id] = replace(row, posted=row.posted + 1, due=due)
 
     def _emit(self, post: Post, now: float) -> None:
         """Put an event into an inbox, where its run has not ended, and once."""
@@ -132,7 +156,134 @@ class MemoryStore:
         if row.over:
             self._events[row.id][event.id] = replace(event, status="dropped")
         else:
-            self._runs[row.id] = replace(row, posted=row.posted + 1, due=_sooner(row.due, event.due))
+            self._posted(row, event)
+
+    # -- children ---------------------------------------------------------------------------------------------------
+
+    def _related(self, move: Move) -> Keys:
+        """All that a move does to other runs. Returns those that it made due."""
+        now, due = self._clock(), list[Run]()
+        for child in move.starts:
+            if (child.workflow, child.key) not in self._keys and (of := child.child) is not None:
+                self._children.setdefault((of.parent, of.state, of.visit), []).append(self._make(child).id)
+        for order in move.orders:
+            if order.name in ("$cancel", "$pause"):
+                self._uncount(move, order)
+            if order.name != "$begin":
+                due += [run for run in self._siblings(move.before.id, order) if self._tell(run, order.name, move, now)]
+            if order.name in ("$begin", "$retry"):
+                due += self._arm(move, order, now)
+        if move.after.child is not None and ends(move):
+            due += self._end(move, move.after.child, now)
+        return [(run.workflow, run.key) for run in due]
+
+    def _siblings(self, run: int, order: Order) -> list[Run]:
+        return [self._runs[child] for child in self._children.get((run, order.state, order.visit), ())]
+
+    def _uncount(self, move: Move, order: Order) -> None:
+        """The count of a visit that is left, or whose run has failed, is no more."""
+        self._counts.pop((move.before.id, order.state, order.visit), None)
+        for event in self._waiting(move.before):
+            if (event.name, event.state, event.visit) == ("$joined", order.state, order.visit):
+                dropped = replace(event, status="dropped", version=move.after.version)
+                self._events[move.before.id][event.id] = dropped
+
+    def _tell(self, run: Run, name: str, move: Move, now: float) -> bool:
+        """One of the engine's own events to a child to whom it says something. True where it is due for it."""
+        child, version = run.child, move.after.version
+        assert child is not None
+        if name == "$cancel" and child.turn == 0 and not (run.version or run.posted or run.owner):
+            cancelled = replace(run, status="cancelled", version=1, due=None, actions=(), updated=now)
+            self._runs[run.id] = replace(cancelled, child=replace(child, turn=2))
+            self._moves[run.id].append(_unbegun(cancelled, now))
+            return False
+        pausing = run.status == "paused" or any(e.name == "$pause" for e in self._waiting(run))
+        if name == "$retry":
+            name = "$retry" if child.turn == 2 else "$unpause"
+        says = {
+            "$cancel": run.status in ("running", "waiting", "paused"),
+            "$pause": child.turn == 1 and run.status in ("running", "waiting"),
+            "$unpause": child.turn == 1 and pausing,
+            "$retry": child.turn == 2 and (run.status == "parked" or (run.status == "failed" and not run.over)),
+        }
+        if name == "$retry" and run.status in UNFINISHED:  # it was let go on by hand, and counts again
+            self._take_turn(run.id, 1)
+        if not says[name]:
+            return False
+        event = self._insert(run, Event(name=name, id=f"{name}/{version}"), now)
+        self._runs[run.id] = replace(
+            run,
+            posted=run.posted + 1,
+            due=_sooner(run.due, event.due),
+        )
+        if name == "$retry":
+            self._take_turn(run.id, 1)
+        return True
+
+    def _take_turn(self, number: int, turn: int) -> None:
+        run = self._runs[number]
+        assert run.child is not None
+        self._runs[number] = replace(run, child=replace(run.child, turn=turn))
+        live = self._live.setdefault(run.child.parent, set())
+        live.add(number) if turn == 1 else live.discard(number)
+
+    def _arm(self, move: Move, order: Order, now: float) -> list[Run]:
+        """Count the children that have not ended, and give so many of them their turn as may have it."""
+        visit, family = (move.before.id, order.state, order.visit), self._siblings(move.before.id, order)
+        turns = [run.child.turn for run in family if run.child is not None]
+        line = [run.id for run, turn in zip(family, turns, strict=True) if turn == 0]
+        failed = order.first and any(r.status != "done" and t == 2 for r, t in zip(family, turns, strict=True))
+        count = Count(
+            f"$joined/{order.state}/{move.after.version}", len(line) + turns.count(1), order.first, line[::-1]
+        )
+        if failed or not count.remaining:
+            return self._bring(visit, count, now)
+        self._counts[visit] = count
+        return [self._turn(count, now) for _ in range(min(len(line), max(0, order.concurrency - turns.count(1))))]
+
+    def _turn(self, count: Count, now: float) -> Run:
+        """The next in line has its turn."""
+        number = count.line.pop()
+        self._take_turn(number, 1)
+        run = self._runs[number] = replace(self._runs[number], due=now)
+        return run
+
+    def _bring(self, visit: tuple[int, str, int], count: Count, now: float) -> list[Run]:
+        """`$joined` comes into the parent's inbox."""
+        parent, state, number = visit
+        self._counts.pop(visit, None)
+        event = Event(name="$joined", id=count.id, state=state, visit=number)
+        self._posted(self._runs[parent], self._insert(self._runs[parent], event, now))
+        return [self._runs[parent]]
+
+    def _end(self, move: Move, child: Child, now: float) -> list[Run]:
+        """A child has ended. It counts once, however often it is retried."""
+        row, visit = self._runs[move.before.id], (child.parent, child.state, child.visit)
+        of = row.child
+        if of is None or of.turn == 2:
+            return []
+        self._take_turn(row.id, 2)
+        count = self._counts.get(visit)
+        if count is None:
+            return []
+        count.remaining -= 1
+        if not count.remaining or (count.first and move.after.status != "done"):
+            return self._bring(visit, count, now)
+        return [self._turn(count, now)] if count.line else []
+
+    async def children(self, run: Run, state: str, visit: int) -> Runs:
+        self._open()
+        return [self._runs[child] for child in self._children.get((run.id, state, visit), ())]
+
+    async def below(self, run: Run) -> Keys:
+        self._open()
+        found, todo = list[Run](), [run.id]
+        while todo:
+            parent = todo.pop()
+            live = [self._runs[number] for number in sorted(self._live.get(parent, ()))]
+            todo += [one.id for one in live]
+            found += [r for r in live if r.due is not None and (r.status in MOVING or r.due <= self._clock())]
+        return [(one.workflow, one.key) for one in found]
 
     def _insert(self, run: Run, event: Event, now: float) -> Event:
         self._created.append(now)
@@ -251,8 +402,15 @@ class MemoryStore:
     async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
         self._open()
         for run in self._runs.values():
+            if run.child is not None:
+                continue
             due = run.due is not None and run.due <= self._clock()
-            may = due or run.status == "running" or (run.status == "failed" and not run.over)
+            may = (
+                due
+                or bool(self._live.get(run.id))
+                or run.status == "running"
+                or (run.status == "failed" and not run.over)
+            )
             if run.workflow == workflow and run.key not in but and may and self._free(run) and not _newer(run, newest):
                 return run.key
         return None
@@ -273,7 +431,9 @@ class MemoryStore:
         for run in gone.values():
             del self._runs[run.id], self._keys[run.workflow, run.key], self._moves[run.id]
             self._events.pop(run.id, None)
+            self._live.pop(run.id, None)
         self._calls = {place: calls for place, calls in self._calls.items() if place[0] not in gone}
+        self._children = {visit: runs for visit, runs in self._children.items() if visit[0] not in gone}
         return len(gone)
 
     def _family(self, run: Run) -> Runs:
@@ -332,6 +492,10 @@ def _newer(run: Run, newest: int | None) -> bool:
 
 def _sooner(due: float | None, then: float | None) -> float | None:
     return due if then is None else then if due is None else min(due, then)
+
+
+def _unbegun(run: Run, now: float) -> Entry:
+    return Entry(version=1, event="$cancel", source=run.state, dest=run.state, status=run.status, at=now)
 
 
 def _start(run: Run) -> Entry:

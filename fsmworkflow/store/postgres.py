@@ -33,8 +33,9 @@ from fsmworkflow.errors import (
     TransactionError,
 )
 from fsmworkflow.records import Active, Move, Owner, Post, Run, replace
-from fsmworkflow.store import Entries, Names, Pairs, Runs, Versions, rows
+from fsmworkflow.store import Entries, Keys, Names, Pairs, Runs, Versions, rows
 from fsmworkflow.store.bell import Bell
+from fsmworkflow.store.kin import kin_of, relate_postgres
 from fsmworkflow.store.lent import Lent, own_end
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, ends_transaction, missing, queries
@@ -316,7 +317,8 @@ class PostgresStore(Verbs):
             kinds.setdefault(write.kind, []).append(write)
         moves = (*kinds.get("move", ()), *kinds.get("detailed", ()))
         posts = [post for write in moves for post in write.record.posts]
-        several = bool(posts) or len(kinds) > 1 or "detailed" in kinds
+        related = [write.record for write in moves if rows.related(write.record)]
+        several = bool(posts) or bool(related) or len(kinds) > 1 or "detailed" in kinds
         several = several or (len(batch) > 1 and kinds.keys().isdisjoint(("move", "create", "post")))
         async with self._transaction(connection, several=several):
             if created := kinds.pop("create", None):
@@ -324,7 +326,8 @@ class PostgresStore(Verbs):
             if several:
                 held = [w.run.id for writes in kinds.values() for w in writes if w.run is not None]
                 named = [w.record[:2] for w in kinds.get("post", ())] + [(p.workflow, p.key) for p in posts]
-                await connection.execute(SQL["lock"], held, *_arrays(named, 2))
+                kin = ([], []) if not related else kin_of(related)
+                await connection.execute(SQL["lock"], [*held, *kin[0]], *_arrays(named, 2), *_arrays(kin[1], 3))
             for kind, write_all in _KINDS.items():
                 if kind in kinds:
                     await write_all(connection, kinds[kind], now)
@@ -338,7 +341,7 @@ class PostgresStore(Verbs):
 
         async def look(connection: Connection) -> None:
             async with connection.transaction(isolation="read_committed"):
-                await connection.execute(SQL["lock"], [write.run.id], [], [])
+                await connection.execute(SQL["lock"], [write.run.id], [], [], [], [], [])
                 await _resolve(connection, [write])
 
         await self._ask(look)
@@ -492,7 +495,7 @@ class PostgresLent(Lent):
     def lost(self) -> RolledBack | None:
         return None if not self._gone else RolledBack(f"{self._store.url}: the connection of its transaction was lost")
 
-    async def _commit(self, move: Move) -> None:
+    async def _commit(self, move: Move) -> Keys | None:
         write = Write("move", move, move.before, asyncio.get_running_loop().create_future())
         try:
             try:
@@ -501,7 +504,9 @@ class PostgresLent(Lent):
                 raise self._passing(error) from error
             if write.error is not None:
                 raise write.error
-            await (self._undone() if write.result else self._committed(write))  # it was made before, with other rows
+            made_before = write.result is True  # with other rows
+            await (self._undone() if made_before else self._committed(write))
+            return write.result if isinstance(write.result, list) else None
         except BaseException:
             await self._undone()
             raise
@@ -515,9 +520,11 @@ class PostgresLent(Lent):
         if not connection.is_closed() and not connection.is_in_transaction():
             raise own_end(self.where)
         try:
-            if posts:
+            parents, visits = kin_of([write.record] if rows.related(write.record) else [])
+            if posts or parents or visits:
                 named = [(post.workflow, post.key) for post in posts]
-                await connection.execute(SQL["lock"], [write.run.id], *_columns(named))
+                held = [write.run.id, *parents]
+                await connection.execute(SQL["lock"], held, *_arrays(named, 2), *_arrays(visits, 3))
             write_all = _advance if write.record.detail is None else _advance_detailed
             await write_all(connection, [write], self._store.now())
         except asyncpg.PostgresError as error:
@@ -661,6 +668,10 @@ async def _advance(connection: Connection, writes: list[Write], now: float) -> N
         await _resolve(connection, writes)
     if posts := [post for write in writes if write.error is None for post in write.record.posts]:
         await connection.execute(SQL["emit"], *_columns([_emitted(post, now) for post in posts]), now)
+    if related := [w for w in writes if w.error is None and w.result is not True and rows.related(w.record)]:
+        due = await relate_postgres(connection, [write.record for write in related], now)
+        for write in related:
+            write.result = due.get(write.run.id)
 
 
 def _emitted(post: Post, now: float) -> tuple[Any, ...]:

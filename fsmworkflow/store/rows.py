@@ -11,7 +11,7 @@ from fsmworkflow.codec import REFERENCE, Fields, encode, fields_of, text_of
 from fsmworkflow.codec import read_back as value_of
 from fsmworkflow.conditions import Seen
 from fsmworkflow.errors import StoreUnavailable
-from fsmworkflow.records import Action, Active, Call, Entry, Event, Failure, Move, Run, Undoing, replace
+from fsmworkflow.records import COUNTED, Action, Active, Call, Child, Entry, Event, Failure, Move, Run, Undoing, replace
 
 _encode = msgspec.json.Encoder().encode
 _active = msgspec.json.Decoder(dict[str, Active]).decode
@@ -210,6 +210,24 @@ def create_values(run: Run) -> tuple[Value, ...]:
     )  # fmt: skip
 
 
+def child_values(run: Run) -> tuple[Value, ...]:
+    """The parameters of the block that makes children."""
+    child = run.child
+    assert child is not None
+    return (*create_values(run), child.parent, child.state, child.visit, child.ordinal, child.depth)
+
+
+def related(move: Move) -> bool:
+    """Whether a move says something to other runs: to its children, or, as the end of a child, to its parent."""
+    return bool(move.orders) or (move.after.child is not None and ends(move))
+
+
+def ends(move: Move) -> bool:
+    """Whether a move ends its run, as a parent counts ends."""
+    status = move.after.status
+    return status in COUNTED and status != move.before.status
+
+
 def settle_values(before: Run, after: Run, now: float) -> tuple[Value, ...]:
     """The parameters of the block `settle`."""
     return (
@@ -318,6 +336,12 @@ def event_of(row: Row) -> Event:
     )
 
 
+def _child(row: Row) -> Child:
+    return Child(
+        row["parent"], row["parent_state"], row["parent_visit"], row["ordinal"], row["depth"], row["turn"]
+    )  # fmt: skip
+
+
 def run_of(row: Row) -> Run:
     """A row of fsm_runs as a Run; references to large fields still stand in it."""
     fields = fields_of(row["data"])
@@ -341,7 +365,7 @@ def run_of(row: Row) -> Run:
         undo=NOTHING if row["undo"] is None else _undoing(row["undo"]),
         deadline=row["deadline"],
         input=row["input"],
-        parent=row["parent"],
+        child=None if row["parent"] is None else _child(row),
         deaths=row["deaths"],
         flight=row["flight"],
         created=row["created"],

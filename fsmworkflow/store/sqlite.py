@@ -32,7 +32,8 @@ from fsmworkflow.errors import (
     TransactionError,
 )
 from fsmworkflow.records import Event, Move, Owner, Post, Run, replace
-from fsmworkflow.store import Entries, Names, Pairs, Runs, Versions, rows
+from fsmworkflow.store import Entries, Keys, Names, Pairs, Runs, Versions, rows
+from fsmworkflow.store.kin import relate_sqlite
 from fsmworkflow.store.lent import Lent, own_end
 from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import Migration, missing, queries, statements
@@ -312,10 +313,12 @@ class SQLiteLent(Lent):
             return self._too_long()
         return own_end(self.where) if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_AUTH else error
 
-    async def _commit(self, move: Move) -> None:
+    async def _commit(self, move: Move) -> Keys | None:
         self._timer.cancel()
         try:
-            await self.connection._execute(_commit_lent, self.connection._conn, move, self._store._named)
+            own = self.connection
+            due: Keys | None = await own._execute(_commit_lent, own._conn, move, self._store._named)
+            return due
         finally:
             await self._give_back()
 
@@ -382,7 +385,7 @@ def _take_back(db: sqlite3.Connection) -> None:
         db.execute("ROLLBACK")
 
 
-def _commit_lent(db: sqlite3.Connection, move: Move, named: Callable[[Exception], StoreError]) -> None:
+def _commit_lent(db: sqlite3.Connection, move: Move, named: Callable[[Exception], StoreError]) -> Keys | None:
     """A move, and what its step has written: both, or neither."""
     run = move.before
     db.set_authorizer(None)
@@ -392,13 +395,14 @@ def _commit_lent(db: sqlite3.Connection, move: Move, named: Callable[[Exception]
             "step went on"
         )
     try:
-        _advance_detailed(db, move)
+        due = _advance_detailed(db, move, move.at)
         db.execute("COMMIT")
+        return due
     except (_Mixed, sqlite3.Error) as error:
         _take_back(db)
         missed = _missed(db, run)
         if missed is None:  # it was made before, with other rows
-            return
+            return None
         if isinstance(error, _Mixed):
             raise missed from None
         if not isinstance(passing := named(error), StoreUnavailable):
@@ -428,14 +432,17 @@ def _batch(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
             _SINGLE[write.kind](db, write, now)
             if write.error is not None:
                 raise _Mixed
-    if moves:
-        _advance(db, moves)
+    if moves and (due := _advance(db, moves, now)):
+        for write in batch:
+            if write.kind == "move":
+                write.result = due.get(write.run.id)
     for write in posts:  # after the moves: what was decided without it is not made stale by it
         write.error = None
         _single_post(db, write, now)
 
 
-def _advance(db: sqlite3.Connection, moves: list[Move]) -> None:
+def _advance(db: sqlite3.Connection, moves: list[Move], now: float) -> dict[int, Keys]:
+    """The moves, with all that is written beside them. Returns, by run, the other runs that each made due."""
     if events := [m for m in moves if m.event.id]:
         _take(db, events)
     known = [m for m in moves if not rows.is_new(m)] if events else moves
@@ -453,6 +460,9 @@ def _advance(db: sqlite3.Connection, moves: list[Move]) -> None:
     for move in [m for m in moves if m.posts]:  # after all of the batch: what was decided without it is not made stale
         for post in move.posts:
             _emit(db, post, move.at)
+    related = [m for m in moves if m.orders or m.after.child is not None]
+    # What is left is left before any end is counted: such a count is no more.
+    return {m.before.id: relate_sqlite(db, m, now) for m in sorted(related, key=lambda m: not m.orders)}
 
 
 def _take(db: sqlite3.Connection, moves: list[Move]) -> None:
@@ -472,7 +482,7 @@ def _emit(db: sqlite3.Connection, post: Post, now: float) -> None:
     values = rows.event_values(post.event, now)
     db.execute(SQL["event_taken"], (run, *values, "dropped" if over else "waiting", None, now))
     if not over:
-        db.execute(SQL["posted"], (run, now))
+        db.execute(SQL["posted"], (run, now, post.event.name))
 
 
 def _each(db: sqlite3.Connection, block: str, values: Sequence[Sequence[Any]]) -> None:
@@ -494,18 +504,19 @@ def _singly(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
 
 
 def _single_move(db: sqlite3.Connection, write: Write, now: float) -> None:
-    _advance(db, [write.record])
+    write.result = _advance(db, [write.record], now).get(write.run.id)
 
 
-def _advance_detailed(db: sqlite3.Connection, move: Move) -> None:
+def _advance_detailed(db: sqlite3.Connection, move: Move, now: float) -> Keys | None:
     """A move of which history may say more than of most, so that these do not pay for it."""
-    _advance(db, [move])
+    due = _advance(db, [move], now).get(move.before.id)
     if move.detail is not None:
         db.execute(SQL["detail"], (move.detail, move.after.id, move.after.version))
+    return due
 
 
 def _single_detailed(db: sqlite3.Connection, write: Write, now: float) -> None:
-    _advance_detailed(db, write.record)
+    write.result = _advance_detailed(db, write.record, now)
 
 
 def _missed(db: sqlite3.Connection, before: Run) -> StoreError | None:
@@ -567,7 +578,7 @@ def _single_post(db: sqlite3.Connection, write: Write, now: float) -> None:
         return
     (number,) = db.execute(SQL["post"], (*rows.event_values(event, now), run, now)).fetchone()
     event = rows.posted(event, number, now)
-    db.execute(SQL["posted"], (run, event.due))
+    db.execute(SQL["posted"], (run, event.due, event.name))
     write.result = rows.opened(event)
 
 

@@ -20,6 +20,9 @@ class Verbs:
         """Raise StoreError unless open."""
         raise NotImplementedError
 
+    def now(self) -> float:
+        raise NotImplementedError
+
     async def _read_rows(self, block: str, *values: Any) -> list[Any]:
         """The rows that a named statement returns, each a `rows.Row`."""
         raise NotImplementedError
@@ -38,9 +41,10 @@ class Verbs:
         there: tuple[Run, bool] = await self._put("create", run)
         return there
 
-    async def commit(self, move: Move) -> None:
+    async def commit(self, move: Move) -> Keys | None:
         kind: Kind = "move" if move.detail is None else "detailed"
-        await self._put(kind, rows.sealed_move(move) if move.event.id else move, move.before)
+        due = await self._put(kind, rows.sealed_move(move) if move.event.id else move, move.before)
+        return due if isinstance(due, list) else None  # a repeat says only that it was made before
 
     async def settle(self, before: Run, after: Run) -> None:
         await self._put("settle", after, before)
@@ -84,6 +88,12 @@ class Verbs:
     async def rings(self, names: Names, heard: int, within: float) -> int:
         await asyncio.sleep(within)
         return heard
+
+    async def children(self, run: Run, state: str, visit: int) -> Runs:
+        return await self._read_runs("children", run.id, state, visit)
+
+    async def below(self, run: Run) -> Keys:
+        return [(row["workflow"], row["key"]) for row in await self._read_rows("below", run.id, self.now())]
 
     async def owners(self) -> Owners:
         return [Owner(**dict(row)) for row in await self._read_rows("owners")]

@@ -181,12 +181,17 @@ UPDATE fsm_moves SET detail = said.detail
  WHERE fsm_moves.run = said.run AND fsm_moves.version = said.version;
 
 -- name: lock
--- All rows that a transaction of several statements writes, by id or by name, in the order of their ids.
+-- All rows that a transaction of several statements writes, by id, by name, or as the children of a visit, in the order of
+-- their ids. (Of the child whose turn comes the number is not known yet: it is locked after its parent.)
 SELECT id FROM fsm_runs
  WHERE id IN (SELECT unnest($1::bigint[])
               UNION
               SELECT there.id
-                FROM unnest($2::text[], $3::text[]) AS named (workflow, key) JOIN fsm_runs AS there USING (workflow, key))
+                FROM unnest($2::text[], $3::text[]) AS named (workflow, key) JOIN fsm_runs AS there USING (workflow, key)
+              UNION
+              SELECT child.id
+                FROM unnest($4::bigint[], $5::text[], $6::bigint[]) AS visit (run, state, number)
+                JOIN fsm_runs AS child ON parent = run AND parent_state = visit.state AND parent_visit = number)
  ORDER BY id FOR NO KEY UPDATE;
 
 -- name: create
@@ -216,6 +221,166 @@ kept AS (
       JOIN made ON made.workflow = field.workflow AND made.key = field.key
         ON CONFLICT DO NOTHING)
 SELECT id, workflow, key, CASE WHEN owner IS NULL THEN pg_notify('fsmworkflow', '') END FROM made;
+
+-- name: start_children
+-- As create, for children: nobody's yet, and waiting for their turn.
+WITH child AS MATERIALIZED (
+    SELECT nextval('fsm_runs_id_seq') AS id, child.*, 0 AS turn
+      FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                  $9::bigint[], $10::float8[], $11::text[], $12::bigint[], $13::text[], $14::float8[], $15::float8[],
+                  $16::text[], $17::float8[], $18::bigint[], $19::text[], $20::bigint[], $21::bigint[], $22::bigint[])
+           AS child (workflow, key, definition, structure, status, state, active, data,
+                     version, due, owner, epoch, input, created, updated, actions, deadline,
+                     parent, parent_state, parent_visit, ordinal, depth)),
+made AS (
+    INSERT INTO fsm_runs
+           (id, workflow, key, definition, structure, status, state, active, data,
+            version, due, owner, epoch, input, created, updated, actions, deadline,
+            parent, parent_state, parent_visit, ordinal, depth, turn)
+    SELECT * FROM child ORDER BY workflow, key
+        ON CONFLICT (workflow, key) DO NOTHING
+    RETURNING *),
+begun AS (
+    INSERT INTO fsm_moves (run, version, at, event, source, dest, status, attempt, epoch, changes)
+    SELECT id, 0, created, '$start', '', state, status, 1, 0, nullif(data, '{}') FROM made)
+INSERT INTO fsm_fields (run, hash, text)
+SELECT made.id, field.hash, field.text
+  FROM unnest($23::text[], $24::text[], $25::text[], $26::text[]) AS field (workflow, key, hash, text)
+  JOIN made ON made.workflow = field.workflow AND made.key = field.key
+    ON CONFLICT DO NOTHING;
+
+-- name: tell_children
+-- The engine's own events to those children of a visit to whom each says something. The count of a visit that is left, or
+-- whose run has failed, is dropped; children whose turn has not come are cancelled here. One that is retried counts again,
+-- and so does one that was let go on by hand.
+WITH told AS MATERIALIZED (
+    SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::float8[])
+                  AS told (run, state, visit, name, version, at)),
+dropped AS (
+    UPDATE fsm_events SET status = 'dropped', version = told.version
+      FROM told
+     WHERE told.name IN ('$cancel', '$pause') AND fsm_events.run = told.run AND fsm_events.name = '$joined'
+       AND fsm_events.state = told.state AND fsm_events.visit = told.visit
+       AND fsm_events.status IN ('joining', 'waiting')),
+unbegun AS (
+    UPDATE fsm_runs
+       SET status = 'cancelled', version = 1, due = NULL, actions = NULL, turn = 2, updated = told.at
+      FROM told
+     WHERE told.name = '$cancel' AND parent = told.run AND parent_state = told.state AND parent_visit = told.visit
+       AND turn = 0 AND fsm_runs.version = 0 AND posted = 0 AND owner IS NULL
+    RETURNING fsm_runs.id, fsm_runs.state, told.at),
+going AS (
+    UPDATE fsm_runs SET turn = 1
+      FROM told
+     WHERE told.name = '$retry' AND parent = told.run AND parent_state = told.state AND parent_visit = told.visit
+       AND turn = 2 AND status IN ('running', 'waiting', 'paused', 'compensating')),
+history AS (
+    INSERT INTO fsm_moves (run, version, at, event, source, dest, status, attempt, epoch)
+    SELECT id, 1, at, '$cancel', state, state, 'cancelled', 1, 0 FROM unbegun),
+sent AS (
+    INSERT INTO fsm_events (run, event_id, name, due, status, created)
+    SELECT child.id, told.name || '/' || told.version, told.name, told.at, 'waiting', told.at
+      FROM told JOIN fsm_runs AS child
+           ON child.parent = told.run AND child.parent_state = told.state AND child.parent_visit = told.visit
+     WHERE CASE told.name
+           WHEN '$cancel' THEN child.status IN ('running', 'waiting', 'paused')
+           WHEN '$pause' THEN turn = 1 AND child.status IN ('running', 'waiting')
+           WHEN '$unpause' THEN turn = 1 AND (child.status = 'paused' OR EXISTS (
+                SELECT FROM fsm_events AS pause
+                 WHERE pause.run = child.id AND pause.name = '$pause' AND pause.status = 'waiting'))
+           ELSE turn = 2 AND (child.status = 'parked' OR (child.status = 'failed' AND child.error IS NOT NULL
+                                                          AND child.undo::json ->> 'ends' IS NULL)) END
+       AND child.id NOT IN (SELECT id FROM unbegun)
+        ON CONFLICT DO NOTHING
+    RETURNING run, name, due)
+UPDATE fsm_runs
+   SET posted = posted + 1, due = least(coalesce(fsm_runs.due, sent.due), sent.due),
+       turn = CASE WHEN sent.name = '$retry' THEN 1 ELSE turn END
+  FROM sent
+ WHERE fsm_runs.id = sent.run
+RETURNING parent, workflow, key, pg_notify('fsmworkflow', coalesce(owner, ''));
+
+-- name: arm
+-- The counts of the children of visits: `$joined`, in the parents' inboxes, not yet to be seen there. So many children in
+-- line get their turn as may have it. Where there is nothing to wait for, `$joined` is due at once.
+WITH visit AS MATERIALIZED (
+    SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::bool[], $7::float8[])
+                  AS visit (run, state, number, event_id, concurrency, first, at)),
+census AS MATERIALIZED (
+    SELECT visit.*, count(*) FILTER (WHERE turn = 1) AS going,
+           coalesce(min(ordinal) FILTER (WHERE turn = 0), max(ordinal) + 1, 0) AS line,
+           count(*) FILTER (WHERE turn < 2) AS remaining,
+           count(*) FILTER (WHERE turn = 2 AND status <> 'done') AS failed
+      FROM visit LEFT JOIN fsm_runs ON parent = visit.run AND parent_state = visit.state AND parent_visit = number
+     GROUP BY visit.run, visit.state, number, event_id, concurrency, first, at),
+armed AS (
+    INSERT INTO fsm_events (run, event_id, name, due, state, visit, status, remaining, next, first, created)
+    SELECT run, event_id, '$joined', at, state, number,
+           CASE WHEN remaining = 0 OR (first AND failed > 0) THEN 'waiting' ELSE 'joining' END, remaining,
+           line + greatest(concurrency - going, 0), first::int, at
+      FROM census
+        ON CONFLICT DO NOTHING
+    RETURNING *),
+told AS (
+    UPDATE fsm_runs SET posted = posted + many, due = least(coalesce(fsm_runs.due, now), now)
+      FROM (SELECT run, count(*) AS many, min(due) AS now FROM armed WHERE status = 'waiting' GROUP BY run) AS one
+     WHERE id = run
+    RETURNING id AS parent, workflow, key, owner),
+turned AS (
+    UPDATE fsm_runs SET turn = 1, due = armed.due
+      FROM armed
+     WHERE armed.status = 'joining' AND parent = armed.run AND parent_state = armed.state AND parent_visit = armed.visit
+       AND ordinal < next AND turn = 0
+    RETURNING parent, workflow, key, owner)
+SELECT parent, workflow, key, pg_notify('fsmworkflow', coalesce(owner, ''))
+  FROM (SELECT * FROM told UNION ALL SELECT * FROM turned) AS due;
+
+-- name: count_ends
+-- Children that have ended: each counts once, however often it is retried.
+UPDATE fsm_runs SET turn = 2
+  FROM unnest($1::bigint[], $2::bigint[]) AS ended (run, version)
+ WHERE id = run AND fsm_runs.version = ended.version AND turn < 2
+RETURNING parent, parent_state, parent_visit, status <> 'done';
+
+-- name: count_down
+-- The last end, or the first failure where that is enough, makes `$joined` due; else the next in line have their turn.
+WITH ended AS MATERIALIZED (
+    SELECT run, state, visit, count(*) AS many, bool_or(failed) AS failed
+      FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bool[]) AS ended (run, state, visit, failed)
+     GROUP BY run, state, visit),
+counted AS (
+    UPDATE fsm_events
+       SET remaining = remaining - many, next = next + many, due = $5, created = $5,
+           status = CASE WHEN remaining <= many OR (first = 1 AND failed) THEN 'waiting' ELSE 'joining' END
+      FROM ended
+     WHERE fsm_events.run = ended.run AND fsm_events.state = ended.state AND fsm_events.visit = ended.visit
+       AND status = 'joining'
+    RETURNING fsm_events.run, fsm_events.state, fsm_events.visit, status, next, many),
+told AS (
+    UPDATE fsm_runs SET posted = posted + one.many, due = least(coalesce(due, $5), $5)
+      FROM (SELECT run, count(*) AS many FROM counted WHERE status = 'waiting' GROUP BY run) AS one
+     WHERE id = one.run
+    RETURNING id AS parent, workflow, key, owner, true AS rings),
+turned AS (
+    UPDATE fsm_runs SET turn = 1, due = $5
+      FROM counted
+     WHERE counted.status = 'joining' AND parent = counted.run AND parent_state = counted.state
+       AND parent_visit = counted.visit AND ordinal >= next - many AND ordinal < next AND turn = 0
+    RETURNING parent, workflow, key, owner, false)  -- whoever ended the one before takes it
+SELECT parent, workflow, key, CASE WHEN rings THEN pg_notify('fsmworkflow', coalesce(owner, '')) END
+  FROM (SELECT * FROM told UNION ALL SELECT * FROM turned) AS due;
+
+-- name: children
+SELECT * FROM fsm_runs WHERE parent = $1 AND parent_state = $2 AND parent_visit = $3 ORDER BY ordinal;
+
+-- name: below
+-- The runs below one that can move by themselves now, on every level.
+WITH RECURSIVE live AS (
+    SELECT id, workflow, key, status, due FROM fsm_runs WHERE parent = $1 AND turn = 1
+    UNION ALL
+    SELECT child.id, child.workflow, child.key, child.status, child.due
+      FROM live JOIN fsm_runs AS child ON child.parent = live.id AND child.turn = 1)
+SELECT workflow, key FROM live WHERE due <= $2 OR (due IS NOT NULL AND status IN ('running', 'compensating'));
 
 -- name: settle
 -- What is no move: actions that were done are struck off, and the run is released. The version stays. What still waits
@@ -376,7 +541,8 @@ SELECT id
 
 -- name: post
 -- Events into inboxes, a repeated one once. Posting adds to `posted`, never to `version`: a move that was decided
--- meanwhile holds, and leaves the run due now. Those that were new come back.
+-- meanwhile holds, and leaves the run due now. A child that waits for its turn is made due by the engine's own events
+-- only. Those that were new come back.
 WITH event AS MATERIALIZED (
     SELECT *
       FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::bigint[],
@@ -394,10 +560,12 @@ made AS (
       FROM event JOIN run USING (workflow, key)
      ORDER BY place
         ON CONFLICT (run, event_id) DO NOTHING
-    RETURNING id, run, event_id, due),
+    RETURNING id, run, event_id, name, due),
 counted AS (
-    UPDATE fsm_runs SET posted = posted + new.many, due = least(coalesce(fsm_runs.due, new.due), new.due)
-      FROM (SELECT run, count(*) AS many, min(due) AS due FROM made GROUP BY run) AS new
+    UPDATE fsm_runs
+       SET posted = posted + new.many,
+           due = CASE WHEN turn = 0 AND NOT new.own THEN fsm_runs.due ELSE least(coalesce(fsm_runs.due, new.due), new.due) END
+      FROM (SELECT run, count(*) AS many, min(due) AS due, bool_or(name LIKE '$%') AS own FROM made GROUP BY run) AS new
      WHERE fsm_runs.id = new.run)
 SELECT run.workflow, run.key, made.event_id, made.id, pg_notify('fsmworkflow', coalesce(run.owner, ''))
   FROM made JOIN run ON run.id = made.run;
@@ -422,7 +590,9 @@ made AS (
      ORDER BY place
         ON CONFLICT (run, event_id) DO NOTHING
     RETURNING run, due, status)
-UPDATE fsm_runs SET posted = posted + new.many, due = least(coalesce(fsm_runs.due, new.due), new.due)
+UPDATE fsm_runs
+   SET posted = posted + new.many,
+       due = CASE WHEN turn = 0 THEN fsm_runs.due ELSE least(coalesce(fsm_runs.due, new.due), new.due) END
   FROM (SELECT run, count(*) AS many, min(due) AS due FROM made WHERE made.status = 'waiting' GROUP BY run) AS new
  WHERE fsm_runs.id = new.run
 RETURNING pg_notify('fsmworkflow', coalesce(fsm_runs.owner, ''));
@@ -513,10 +683,12 @@ UPDATE fsm_runs
 RETURNING *;
 
 -- name: oldest
--- The oldest run of a workflow that is running or due, or failed and may go on, and that no live owner holds.
+-- The oldest run of a workflow that is running or due, has children that go on, or failed and may go on, and that no live
+-- owner holds. Children are their parents' business.
 SELECT key FROM fsm_runs
- WHERE workflow = $1 AND ($3::bigint IS NULL OR definition <= $3)
-   AND (status = 'running' OR due <= extract(epoch FROM clock_timestamp())
+ WHERE workflow = $1 AND parent IS NULL AND ($3::bigint IS NULL OR definition <= $3)
+   AND (EXISTS (SELECT FROM fsm_runs AS child WHERE child.parent = fsm_runs.id AND child.turn = 1)
+        OR status = 'running' OR due <= extract(epoch FROM clock_timestamp())
         OR (status = 'failed' AND error IS NOT NULL AND undo::json ->> 'ends' IS NULL))
    AND (owner IS NULL
         OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())))

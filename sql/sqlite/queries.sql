@@ -100,7 +100,11 @@ RETURNING id;
 
 -- name: posted
 -- Posting adds to `posted`, never to `version`: a move that was decided meanwhile holds, and leaves the run due now.
-UPDATE fsm_runs SET posted = posted + 1, due = min(coalesce(due, ?2), ?2) WHERE id = ?1;
+-- A child that waits for its turn is made due by the engine's own events only.
+UPDATE fsm_runs
+   SET posted = posted + 1,
+       due = CASE WHEN turn = 0 AND ?3 NOT LIKE '$%' THEN due ELSE min(coalesce(due, ?2), ?2) END
+ WHERE id = ?1;
 
 -- name: inbox
 -- How many events were ever posted, and those that wait, in one row where there are none.
@@ -120,6 +124,115 @@ SELECT * FROM fsm_events WHERE run = ? AND version = ? AND status = 'accepted';
 SELECT DISTINCT workflow, key
   FROM fsm_events CROSS JOIN fsm_runs ON fsm_runs.id = run
  WHERE fsm_events.status = 'waiting' AND fsm_events.created >= ? AND owner = ?;
+
+-- name: start_child
+INSERT INTO fsm_runs
+       (workflow, key, definition, structure, status, state, active, data, version, due, owner, epoch, input, created, updated,
+        actions, deadline, parent, parent_state, parent_visit, ordinal, depth, turn)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)
+    ON CONFLICT (workflow, key) DO NOTHING;
+
+-- name: children_begun
+-- The first row of history of each child of a visit.
+INSERT INTO fsm_moves (run, version, at, event, source, dest, status, attempt, epoch, changes)
+SELECT id, 0, created, '$start', '', state, status, 1, 0, nullif(data, '{}')
+  FROM fsm_runs WHERE parent = ? AND parent_state = ? AND parent_visit = ?
+    ON CONFLICT DO NOTHING;
+
+-- name: child_field
+INSERT INTO fsm_fields (run, hash, text)
+SELECT id, ?, ? FROM fsm_runs WHERE parent = ? AND workflow = ? AND key = ?
+    ON CONFLICT DO NOTHING;
+
+-- name: siblings
+-- The children of a visit: how many have their turn, the first in line, how many have not ended, how many have failed.
+SELECT count(*) FILTER (WHERE turn = 1), coalesce(min(ordinal) FILTER (WHERE turn = 0), max(ordinal) + 1, 0),
+       count(*) FILTER (WHERE turn < 2), count(*) FILTER (WHERE turn = 2 AND status <> 'done')
+  FROM fsm_runs WHERE parent = ? AND parent_state = ? AND parent_visit = ?;
+
+-- name: arm
+-- The count of the children of a visit: `$joined`, in the parent's inbox, not yet to be seen there.
+INSERT INTO fsm_events (run, event_id, name, due, state, visit, status, remaining, next, first, created)
+VALUES (?, ?, '$joined', ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT DO NOTHING;
+
+-- name: turns
+-- Children in line get their turn.
+UPDATE fsm_runs SET turn = 1, due = ?
+ WHERE parent = ? AND parent_state = ? AND parent_visit = ? AND ordinal >= ? AND ordinal < ? AND turn = 0
+RETURNING workflow, key;
+
+-- name: count_end
+-- A child has ended: it counts once, however often it is retried.
+UPDATE fsm_runs SET turn = 2 WHERE id = ? AND version = ? AND turn < 2;
+
+-- name: count_down
+-- The last end, or the first failure where that is enough, makes `$joined` due; else the next in line has its turn.
+UPDATE fsm_events
+   SET remaining = remaining - 1, next = next + 1, due = ?1, created = ?1,
+       status = CASE WHEN remaining = 1 OR (first = 1 AND ?2) THEN 'waiting' ELSE status END
+ WHERE run = ?3 AND state = ?4 AND visit = ?5 AND status = 'joining'
+RETURNING status, next - 1;
+
+-- name: told
+-- A parent whose `$joined` is due.
+UPDATE fsm_runs SET posted = posted + 1, due = min(coalesce(due, ?2), ?2) WHERE id = ?1 RETURNING workflow, key;
+
+-- name: uncount
+-- The count of a visit that is left, or whose run has failed.
+UPDATE fsm_events SET status = 'dropped', version = ?
+ WHERE run = ? AND name = '$joined' AND state = ? AND visit = ? AND status IN ('joining', 'waiting');
+
+-- name: unbegun_cancelled
+-- The history of children that are cancelled before their turn has come.
+INSERT INTO fsm_moves (run, version, at, event, source, dest, status, attempt, epoch)
+SELECT id, 1, ?, '$cancel', state, state, 'cancelled', 1, 0
+  FROM fsm_runs
+ WHERE parent = ? AND parent_state = ? AND parent_visit = ? AND turn = 0 AND version = 0 AND posted = 0 AND owner IS NULL;
+
+-- name: cancel_unbegun
+UPDATE fsm_runs SET status = 'cancelled', version = 1, due = NULL, actions = NULL, turn = 2, updated = ?
+ WHERE parent = ? AND parent_state = ? AND parent_visit = ? AND turn = 0 AND version = 0 AND posted = 0 AND owner IS NULL;
+
+-- name: post_children
+-- One of the engine's own events to those children of a visit to whom it says something.
+INSERT INTO fsm_events (run, event_id, name, due, status, created)
+SELECT id, :event_id, :name, :now, 'waiting', :now
+  FROM fsm_runs
+ WHERE parent = :parent AND parent_state = :state AND parent_visit = :visit
+   AND CASE :name
+       WHEN '$cancel' THEN status IN ('running', 'waiting', 'paused')
+       WHEN '$pause' THEN turn = 1 AND status IN ('running', 'waiting')
+       WHEN '$unpause' THEN turn = 1 AND (status = 'paused' OR EXISTS (
+            SELECT 1 FROM fsm_events AS pause WHERE pause.run = fsm_runs.id AND name = '$pause' AND pause.status = 'waiting'))
+       ELSE turn = 2 AND (status = 'parked' OR (status = 'failed' AND error IS NOT NULL AND undo ->> 'ends' IS NULL)) END
+    ON CONFLICT DO NOTHING;
+
+-- name: children_going
+-- Children that had ended and were let go on by hand: they count again.
+UPDATE fsm_runs SET turn = 1
+ WHERE parent = ? AND parent_state = ? AND parent_visit = ? AND turn = 2
+   AND status IN ('running', 'waiting', 'paused', 'compensating');
+
+-- name: children_posted
+-- Those to whom it was sent. One that is retried counts again.
+UPDATE fsm_runs
+   SET posted = posted + 1, due = min(coalesce(due, :now), :now), turn = CASE :name WHEN '$retry' THEN 1 ELSE turn END
+ WHERE parent = :parent AND parent_state = :state AND parent_visit = :visit
+   AND EXISTS (SELECT 1 FROM fsm_events WHERE fsm_events.run = fsm_runs.id AND event_id = :event_id)
+RETURNING workflow, key;
+
+-- name: children
+SELECT * FROM fsm_runs WHERE parent = ? AND parent_state = ? AND parent_visit = ? ORDER BY ordinal;
+
+-- name: below
+-- The runs below one that can move by themselves now, on every level.
+WITH RECURSIVE live (id, workflow, key, status, due) AS (
+    SELECT id, workflow, key, status, due FROM fsm_runs WHERE parent = ?1 AND turn = 1
+    UNION ALL
+    SELECT fsm_runs.id, fsm_runs.workflow, fsm_runs.key, fsm_runs.status, fsm_runs.due
+      FROM live JOIN fsm_runs ON fsm_runs.parent = live.id AND fsm_runs.turn = 1)
+SELECT workflow, key FROM live WHERE due <= ?2 OR (due IS NOT NULL AND status IN ('running', 'compensating'));
 
 -- name: load
 SELECT * FROM fsm_runs WHERE workflow = ? AND key = ?;
@@ -164,10 +277,12 @@ UPDATE fsm_runs
 RETURNING *;
 
 -- name: oldest
--- The oldest run of a workflow that is running or due, or failed and may go on, and that no live owner holds.
+-- The oldest run of a workflow that is running or due, has children that go on, or failed and may go on, and that no live
+-- owner holds. Children are their parents' business.
 SELECT key FROM fsm_runs
- WHERE workflow = :workflow AND (:newest IS NULL OR definition <= :newest)
-   AND (status = 'running' OR due <= :now OR (status = 'failed' AND error IS NOT NULL AND undo ->> 'ends' IS NULL))
+ WHERE workflow = :workflow AND parent IS NULL AND (:newest IS NULL OR definition <= :newest)
+   AND (EXISTS (SELECT 1 FROM fsm_runs AS child WHERE child.parent = fsm_runs.id AND child.turn = 1)
+        OR status = 'running' OR due <= :now OR (status = 'failed' AND error IS NOT NULL AND undo ->> 'ends' IS NULL))
    AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
    AND key NOT IN (SELECT value FROM json_each(:but))
  ORDER BY id LIMIT 1;
