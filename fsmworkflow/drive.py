@@ -605,6 +605,8 @@ class Drive:
             due = min(due, run.later)
         if run.status == "waiting":
             due = resting_due(self.workflow, run)
+        if self.inbox and self._accepted(now := self.store.now()) is not None:
+            due = now  # which is taken by whoever comes next, as this worker is stopping
         if due != run.due or not kept:
             after = replace(run, due=due, owner=run.owner if kept else None)
             await self.store.settle(run, after)

@@ -270,8 +270,10 @@ async def test_P12_an_engine_whose_drive_is_cancelled_at_any_await_leaves_the_ru
         flow, places = scenario.make(ledger), []
 
         async def cut(life: Coroutine[Any, Any, Any]) -> Any:
+            if places:  # of a child
+                return await life
             places.append(CancelledAt(life, n))
-            return await places[-1]
+            return await places[0]
 
         monkeypatch.setattr(Drives, "_task", lambda self, life: task(self, cut(life)))
         async with Engine(world.url, workflows=[flow]) as engine:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -929,3 +935,68 @@ def test_an_async_data_is_refused_and_a_bad_child_is_checked_with_its_parent() -
 def test_two_workflows_of_one_name_are_refused_by_the_engine() -> None:
     with pytest.raises(DefinitionError, match="another workflow of that name"):
         Engine("memory://", workflows=[squares(World()), square(World())])
+
+
+# -- processes that are killed ----------------------------------------------------------------------------------------
+
+PROGRAM = """
+import asyncio, os, sys
+from fsmworkflow import Engine, Workflow, field
+
+url, ledger, key = sys.argv[1:]
+cut = Workflow("cut")
+
+def note(ctx):
+    with open(ledger, "a") as file:
+        file.write(f"{ctx.run.key} {ctx.state}\\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+@cut.step(initial=True, then="polish")
+async def saw(ctx):
+    note(ctx)
+    await asyncio.sleep(0.05)
+
+@cut.step(then="ready")
+async def polish(ctx):
+    note(ctx)
+    ctx.data["square"] = ctx.data["item"] ** 2
+
+cut.final("ready")
+shop = Workflow("shop")
+shop.each("all", cut, over=field("items"), into="out", concurrency=4, initial=True, then="end")
+shop.final("end")
+
+async def main():
+    async with Engine(url, workflows=[shop]) as engine:
+        run = await engine.run(shop, {"items": list(range(40))}, key=key)
+        print(run.status, sum(one["square"] for one in run.data["out"]))
+
+asyncio.run(main())
+"""
+
+
+def test_P1_P3_processes_killed_while_children_are_joined_repeat_little_and_lose_nothing(
+    durable_url: str, tmp_path: Path
+) -> None:
+    seed = random.randrange(1_000_000)
+    dice, ledger = random.Random(seed), tmp_path / "ledger"
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, str(program), durable_url, str(ledger), "k"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    kills = 0
+    while True:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            out, _ = process.communicate(timeout=dice.uniform(0.3, 0.6) if kills < 8 else 60)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+    assert out.split() == ["done", str(sum(n * n for n in range(40)))], f"seed {seed}"
+    assert kills, "it was too fast to be killed"
+    ran = Counter(ledger.read_text().splitlines())
+    assert set(ran) == {f"k/all/0/{n} {step}" for n in range(40) for step in ("saw", "polish")}
+    assert ran.total() <= 80 + 4 * kills, f"seed {seed}: {ran.most_common(5)}"
