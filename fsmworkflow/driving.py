@@ -453,6 +453,9 @@ class Drives:
         """What was posted just as the run ended left it due: it is claimed once more to look at that."""
         run, workflow = driving.run, driving.workflow
         driving.retry, driving.error = False, drive.error
+        row = await self.store.load(run.workflow, run.key)
+        if row is None or row.due is None:  # it was woken for what it has taken
+            return True
         claimed = await self.worker.claim_one(run.workflow, run.key, workflow.version)
         if claimed is None:
             return True
