@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, TypeVar
 
 from fsmworkflow.children import awaits
@@ -74,6 +75,7 @@ class Drives:
         self.lag = 0.0  # seconds by which the event loop was late of late
         self._polling: asyncio.Task[None] | None = None
         self._lines: set[Line[Claimed]] = set()
+        self._rooms: dict[str, asyncio.Semaphore] = {}
         self._line: Line[Claimed] | None = None  # of all that work here
         self._news = asyncio.Event()  # something is due of which this engine knows
         self._reaped = 0.0
@@ -87,6 +89,7 @@ class Drives:
     def begin(self) -> None:
         """Look for events and times from now on."""
         self._line = None
+        self._rooms.clear()
         self._polling = asyncio.create_task(self._poll_for_ever(), name="fsmworkflow-poll")
 
     async def rest(self, grace: float) -> None:
@@ -162,9 +165,10 @@ class Drives:
 
     async def send(self, name: tuple[str, str], event: Event) -> Event | None:
         """Event and move in one commit, where the run rests here. None where it is to be posted."""
-        drive = self._held.pop(name, None)
-        if drive is None:
+        drive = self._held.get(name)
+        if drive is None or drive.workflow.concurrency is not None:
             return None
+        del self._held[name]
         self._busy[name] = drive
         try:
             sent = await drive.send(event)
@@ -270,7 +274,7 @@ class Drives:
         if self.worker.stopping:
             driving.started.set_result(driving.run)
             return driving.run
-        claimed = await self.worker.claim_one(*name, driving.workflow.version)
+        claimed = await self._claim_one(driving, driving.run)
         driving.run = claimed or await self.load(*name)
         driving.started.set_result(driving.run)
         if claimed is not None and await self._drive(driving, claimed):
@@ -390,9 +394,10 @@ class Drives:
 
     async def _start_and_drive(self, driving: Driving) -> Run:
         try:
-            mine = replace(driving.run, owner=self.worker.token, epoch=1)
+            at_once = driving.workflow.concurrency is None  # else it waits for its place like any other
+            mine = replace(driving.run, owner=self.worker.token, epoch=1) if at_once else driving.run
             driving.run, created = await self.store.create(mine)
-            created = created or first_of(driving.run, self.worker.token)
+            created = at_once and (created or first_of(driving.run, self.worker.token))
         except BaseException as error:
             driving.started.set_exception(error)
             driving.started.exception()  # whoever waits for it is told; where nobody does, the log is
@@ -410,21 +415,34 @@ class Drives:
         late = run.due is not None and run.due > self.store.now()  # it is held until its time comes
         other = not of_this(driving.workflow, run)  # what the run waits for may be another thing in this definition
         if run.status == "waiting" and (late or other) and not left and not self.worker.stopping:
-            claimed = await self.worker.claim_one(run.workflow, run.key, driving.workflow.version)
+            claimed = await self._claim_one(driving, run)
             if claimed is not None and await self._drive(driving, claimed):
                 return driving.run
         pause = WATCH
         while not self.worker.stopping and await goes_on(run, self.store, retry=driving.retry):
-            claimed = None
-            if not left and await self.worker.may_claim(run):
-                claimed = await self.worker.claim_one(run.workflow, run.key, driving.workflow.version)
-            if claimed is not None:
-                if await self._drive(driving, claimed):
-                    break
-            else:
+            if left or not await self.worker.may_claim(run):
                 pause = await patience(pause)
+            else:
+                async with self._room(driving.workflow):
+                    claimed = await self._claim_one(driving, run)
+                    if claimed is None:
+                        pause = await patience(pause)  # still in its place: where there is no room, few ask for it
+                if claimed is not None and await self._drive(driving, claimed):
+                    break
             run = driving.run = await self.load(run.workflow, run.key)
         return driving.run
+
+    async def _claim_one(self, driving: Driving, run: Run) -> Run | None:
+        workflow = driving.workflow
+        if self.worker.stopping:  # while it waited for its place
+            return None
+        return await self.worker.claim_one(run.workflow, run.key, workflow.version, workflow.concurrency)
+
+    def _room(self, workflow: Workflow) -> AbstractAsyncContextManager[Any]:
+        """Where a workflow has a limit, so many of its runs ask for their place at once."""
+        if workflow.concurrency is None:
+            return nullcontext()
+        return self._rooms.setdefault(workflow.name, asyncio.Semaphore(workflow.concurrency))
 
     async def _drive(self, driving: Driving, run: Run, *, fresh: bool = False) -> bool:
         """Drive a claimed run until it rests. False where another owner has claimed it meanwhile."""
@@ -478,6 +496,11 @@ class Drives:
 
     async def _again(self, driving: Driving, drive: Drive) -> Run:
         """Drive a held run on, to which something has happened."""
+        if drive.workflow.concurrency is not None:  # it takes its place among all that are driven, as any other
+            await self.store.release(drive.run)
+            driving.drive = None
+            driving.run = await self.load(drive.run.workflow, drive.run.key)
+            return await self._watch_and_drive(driving)
         if not await self._go_on(driving, drive):
             return await self._watch_and_drive(driving)
         return driving.run

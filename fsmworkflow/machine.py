@@ -211,7 +211,7 @@ class PersistentWorkflowStateMachine:
         worker.driven[workflow.name, key] = done  # before the first await, so that no other machine here takes it
         try:
             run, fresh = await take_up(workflow, worker, key, self._input, wait=self.key is not None)
-            if run.owner is None and self.key is None:
+            if run.owner is None and self.key is None and workflow.concurrency is None:
                 return None
             self.run = run
             if run.owner is None:
@@ -262,7 +262,7 @@ async def _drive_child(parent: Drive, name: tuple[str, str]) -> None:
     done: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
     worker.driven[name] = done
     try:
-        claimed = await worker.claim_one(*name, definition.version)
+        claimed = await worker.claim_one(*name, definition.version, definition.concurrency)
         if claimed is None:
             await asyncio.sleep(WATCH)
         else:
@@ -332,23 +332,27 @@ async def take_up(
     """
     store = worker.store
     fresh = await first(workflow, store, key, data)
-    there, created = await worker.create(fresh)
-    if created:
-        return there, True
+    limit = workflow.concurrency
+    if limit is None:
+        there, created = await worker.create(fresh)
+        if created:
+            return there, True
+    else:  # it waits for its place among all that are driven
+        there, _ = await store.create(fresh)
     retry = there.status == "failed"  # a failure that was waited for is not tried again
     pause = WATCH
     if not there.over and left_alone(workflow, there) and rest:
         shifted(workflow, there)
     while await goes_on(there, store, retry=retry) or (rest and not there.over):
         free = await worker.may_claim(there)
-        claimed = await worker.claim_one(workflow.name, key, workflow.version) if free else None
+        claimed = await worker.claim_one(workflow.name, key, workflow.version, limit) if free else None
         if claimed is not None and (rest or await goes_on(claimed, store, retry=retry)):
             tell(claimed, fresh, data)
             return claimed, False
         if claimed is not None:  # it ended just before
             await store.release(claimed)
             there = claimed
-        elif wait:
+        elif wait or limit is not None:
             pause = await patience(pause)
             there = await store.load(workflow.name, key) or there
         else:

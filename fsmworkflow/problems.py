@@ -42,6 +42,8 @@ def problems_of(workflow: Workflow) -> list[str]:
     for status, span in workflow.keep.items():
         problems += _duration(span, f"keep {status!r}")
         problems += [] if status in ENDED else [f"keep: {status!r} must be one of {', '.join(sorted(ENDED))}"]
+    if workflow.concurrency is not None and (type(workflow.concurrency) is not int or workflow.concurrency < 1):
+        problems.append(f"concurrency must be a whole number from 1, not {workflow.concurrency!r}")
     version: Any = workflow.version
     merge: dict[str, Any] = workflow.merge
     if type(version) is not int or version < 1:

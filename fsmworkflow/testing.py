@@ -7,7 +7,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from fsmworkflow.records import Call, Event, Move, Owner, Run
 from fsmworkflow.retry import Duration, seconds
-from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Pairs, Runs, Store, Versions
+from fsmworkflow.store import NONE, Calls, Entries, Events, Keys, Limits, Names, Owners, Pairs, Runs, Store, Versions
 from fsmworkflow.store.lent import Lent
 
 __all__ = ["Clock", "Crash", "CrashingStore"]
@@ -154,11 +154,15 @@ class CrashingStore:
     async def load(self, workflow: str, key: str) -> Run | None:
         return await self._other(self.inner.load, workflow, key)
 
-    async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
-        return await self._other(self.inner.claim, owner, workflows, many, by, but)
+    async def claim(
+        self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = (), limits: Limits = NONE
+    ) -> Runs:
+        return await self._other(self.inner.claim, owner, workflows, many, by, but, limits)
 
-    async def claim_one(self, owner: str, workflow: str, key: str, newest: int | None = None) -> Run | None:
-        return await self._other(self.inner.claim_one, owner, workflow, key, newest)
+    async def claim_one(
+        self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None
+    ) -> Run | None:
+        return await self._other(self.inner.claim_one, owner, workflow, key, newest, limit)
 
     async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
         return await self._other(self.inner.oldest, workflow, but, newest)

@@ -181,22 +181,25 @@ class Worker:
         none that is stuck.
         """
         self.check()
-        claiming = self.store.claim(self.token, workflows, many, by, list(self.stuck.items()))
+        limits = {name: w.concurrency for name, w in self.workflows.items() if w.concurrency is not None}
+        claiming = self.store.claim(self.token, workflows, many, by, list(self.stuck.items()), limits)
         return await self._taken(claiming, lambda runs: runs)
 
-    async def claim_one(self, workflow: str, key: str, newest: int | None = None) -> Run | None:
+    async def claim_one(
+        self, workflow: str, key: str, newest: int | None = None, limit: int | None = None
+    ) -> Run | None:
         """Make one run ours, or None where a live owner holds it. Not for a run that this worker already drives.
 
-        Nor is one of a newer version of the workflow than `newest` claimed.
+        Nor is one of a newer version of the workflow than `newest` claimed, nor one where `limit` of it are driven.
         """
         self.check()
-        run = await self._claim_one(workflow, key, newest)
+        run = await self._claim_one(workflow, key, newest, limit)
         if run is None and await self.reap():
-            run = await self._claim_one(workflow, key, newest)
+            run = await self._claim_one(workflow, key, newest, limit)
         return run
 
-    async def _claim_one(self, workflow: str, key: str, newest: int | None) -> Run | None:
-        claiming = self.store.claim_one(self.token, workflow, key, newest)
+    async def _claim_one(self, workflow: str, key: str, newest: int | None, limit: int | None) -> Run | None:
+        claiming = self.store.claim_one(self.token, workflow, key, newest, limit)
         return await self._taken(claiming, lambda run: [] if run is None else [run])
 
     async def create(self, run: Run) -> tuple[Run, bool]:

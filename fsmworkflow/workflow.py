@@ -388,6 +388,7 @@ class Workflow(Scope):
     `payload="merge"` writes the payload of every event that is taken into the data. `deadline` (seconds, or text as
     "2d") fails the run that has not ended by then. `on_failure="park"` parks a run before its undoing begins. `keep`
     ("30d", or {"done": "30d", "failed": "90d"}) is how long a run is kept after its end; else it is for ever.
+    `concurrency` is how many runs of it may be driven at once, over all processes; those that rest do not count.
     """
 
     def __init__(
@@ -401,6 +402,7 @@ class Workflow(Scope):
         deadline: float | str | None = None,
         on_failure: Literal["park"] | None = None,
         keep: float | str | Mapping[str, float | str] | None = None,
+        concurrency: int | None = None,
         limit: int = LIMIT,
     ) -> None:
         self.name = name
@@ -411,6 +413,7 @@ class Workflow(Scope):
         self.deadline = deadline
         self.on_failure = on_failure
         self.keep = _kept(keep)
+        self.concurrency = concurrency
         self._problems: list[str] = []
         self.codec = self._codec(data, limit)
         self.states: dict[str, State] = {}

@@ -24,6 +24,8 @@ Names = list[str]
 Keys = list[tuple[str, str]]
 Versions = Mapping[str, int]
 Pairs = Sequence[tuple[int, int]]
+Limits = Mapping[str, int]
+NONE: Limits = {}
 
 
 class Store(Protocol):
@@ -123,17 +125,23 @@ class Store(Protocol):
     async def load(self, workflow: str, key: str) -> Run | None:
         """One run, or None."""
 
-    async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
+    async def claim(
+        self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = (), limits: Limits = NONE
+    ) -> Runs:
         """Make up to `many` runs due by then that no live owner holds ours, oldest first, each under a new epoch.
 
         `workflows` names the newest version of each that can be driven: runs of a newer one are left alone, and so are
-        those in `but`, (id, version), for as long as they are at that version.
+        those in `but`, (id, version), for as long as they are at that version. `limits` says how many of a workflow may
+        be driven at once: held by live owners, and not at rest. However many claim, there are never more.
         """
 
-    async def claim_one(self, owner: str, workflow: str, key: str, newest: int | None = None) -> Run | None:
+    async def claim_one(
+        self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None
+    ) -> Run | None:
         """Make one run ours, under a new epoch. None where there is none, or a live owner holds it.
 
-        Nor is one of a newer version of the workflow than `newest` claimed.
+        Nor is one of a newer version of the workflow than `newest` claimed, nor one where `limit` runs of the workflow
+        are driven already.
         """
 
     async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:

@@ -13,7 +13,7 @@ from fsmworkflow.codec import read_back
 from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError, TransactionError
 from fsmworkflow.flights import SUSPECT
 from fsmworkflow.records import UNFINISHED, Call, Child, Entry, Event, Move, Order, Owner, Post, Run, replace
-from fsmworkflow.store import Calls, Entries, Events, Keys, Names, Owners, Pairs, Runs, Versions
+from fsmworkflow.store import NONE, Calls, Entries, Events, Keys, Limits, Names, Owners, Pairs, Runs, Versions
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.rows import drops, ends, is_new, opened, posted, related, sealed, sealed_move
 
@@ -387,17 +387,35 @@ class MemoryStore:
         flew = run.due is not None and run.due <= self._clock() and (run.deaths < SUSPECT or run.flight == run.epoch)
         return run.owner not in (None, owner) and not draining and flew
 
-    async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
+    async def claim(
+        self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = (), limits: Limits = NONE
+    ) -> Runs:
         self._open()
         due = [r for r in self._runs.values() if r.due is not None and r.due <= by]
         due = [r for r in due if r.definition <= workflows.get(r.workflow, 0) and self._free(r)]
         due = [r for r in due if (r.id, r.version) not in but]
-        return [self._claim(run, owner) for run in sorted(due, key=lambda r: r.due or 0.0)[:many]]
+        rooms = {name: most - self._driven(name) for name, most in limits.items()}
+        chosen: Runs = []
+        for run in sorted(due, key=lambda r: r.due or 0.0):
+            if len(chosen) < many and rooms.get(run.workflow, 1) > 0:
+                chosen.append(run)
+                if run.workflow in rooms:
+                    rooms[run.workflow] -= 1
+        return [self._claim(run, owner) for run in chosen]
 
-    async def claim_one(self, owner: str, workflow: str, key: str, newest: int | None = None) -> Run | None:
+    def _driven(self, workflow: str) -> int:
+        """How many runs of a workflow live owners hold, those that rest not counted."""
+        live = [r for r in self._runs.values() if r.workflow == workflow and r.due is not None and not self._free(r)]
+        return sum(r.status in ("running", "compensating") or (r.due or 0.0) <= self._clock() for r in live)
+
+    async def claim_one(
+        self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None
+    ) -> Run | None:
         run = await self.load(workflow, key)
         may = run is not None and not _newer(run, newest) and (run.owner == owner or self._free(run))
-        return self._claim(run, owner) if run is not None and may else None
+        if run is None or not may or (limit is not None and self._driven(workflow) >= limit):
+            return None
+        return self._claim(run, owner)
 
     async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
         self._open()

@@ -33,7 +33,7 @@ from fsmworkflow.errors import (
     TransactionError,
 )
 from fsmworkflow.records import Active, Move, Owner, Post, Run, replace
-from fsmworkflow.store import Entries, Keys, Names, Pairs, Runs, Versions, rows
+from fsmworkflow.store import NONE, Entries, Keys, Limits, Names, Pairs, Runs, Versions, rows
 from fsmworkflow.store.bell import Bell
 from fsmworkflow.store.kin import kin_of, relate_postgres
 from fsmworkflow.store.lent import Lent, own_end
@@ -365,18 +365,20 @@ class PostgresStore(Verbs):
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
-    async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
+    async def claim(
+        self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = (), limits: Limits = NONE
+    ) -> Runs:
         """In transactions of at most 2,000 runs each, so that no row is locked for long."""
         claimed: Runs = []
         while len(claimed) < many:
             asked = min(CHUNK, many - len(claimed))
-            found = await self._claim(owner, workflows, asked, by, but)
+            found = await self._claim(owner, workflows, asked, by, but, limits)
             claimed += found
             if len(found) < asked:
                 break
         return sorted(claimed, key=lambda run: (run.due or 0.0, run.id))
 
-    async def _claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs) -> Runs:
+    async def _claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs, limits: Limits) -> Runs:
         """One claim. Where an answer was lost, what the claim had made ours comes first."""
         claim, asked = secrets.token_hex(8), False
         names = list(workflows)
@@ -386,12 +388,25 @@ class PostgresStore(Verbs):
             nonlocal asked
             before = await _runs(db, SQL["claimed"], owner, by, claim) if asked else []
             asked = True
-            return before or await _runs(db, SQL["claim"], owner, by, *values)
+            if before or not limits:
+                return before or await _runs(db, SQL["claim"], owner, by, *values)
+            async with db.transaction(isolation="read_committed"):
+                rooms = await _rooms(db, limits)
+                return await _runs(db, SQL["claim_within"], owner, by, *values, list(rooms), list(rooms.values()))
 
         return await self._do(attempt)
 
-    async def claim_one(self, owner: str, workflow: str, key: str, newest: int | None = None) -> Run | None:
-        found = await self._do(lambda db: _runs(db, SQL["claim_one"], owner, workflow, key, newest))
+    async def claim_one(
+        self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None
+    ) -> Run | None:
+        async def attempt(db: Connection) -> Runs:
+            if limit is None:
+                return await _runs(db, SQL["claim_one"], owner, workflow, key, newest)
+            async with db.transaction(isolation="read_committed"):
+                full = (await _rooms(db, {workflow: limit}))[workflow] < 1
+                return [] if full else await _runs(db, SQL["claim_one"], owner, workflow, key, newest)
+
+        found = await self._do(attempt)
         return found[0] if found else None
 
     async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
@@ -803,6 +818,12 @@ async def _runs(connection: Connection, sql: str, *values: Any) -> Runs:
         return found
     texts = await _texts(connection, wanted)
     return [rows.filled(run, texts) for run in found]
+
+
+async def _rooms(connection: Connection, limits: Limits) -> dict[str, int]:
+    """How many runs of each workflow with a limit may be claimed before the end of this transaction."""
+    await connection.execute(SQL["limits_lock"])
+    return {name: most - await connection.fetchval(SQL["driven"], name) for name, most in limits.items()}
 
 
 async def _texts(connection: Connection, wanted: list[tuple[int, str]]) -> dict[tuple[int, str], str]:

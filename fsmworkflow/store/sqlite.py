@@ -32,7 +32,7 @@ from fsmworkflow.errors import (
     TransactionError,
 )
 from fsmworkflow.records import Event, Move, Owner, Post, Run, replace
-from fsmworkflow.store import Entries, Keys, Names, Pairs, Runs, Versions, rows
+from fsmworkflow.store import NONE, Entries, Keys, Limits, Names, Pairs, Runs, Versions, rows
 from fsmworkflow.store.kin import relate_sqlite
 from fsmworkflow.store.lent import Lent, own_end
 from fsmworkflow.store.memory import lost, stale
@@ -217,17 +217,27 @@ class SQLiteStore(Verbs):
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
-    async def claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = ()) -> Runs:
+    async def claim(
+        self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = (), limits: Limits = NONE
+    ) -> Runs:
         values: dict[str, Any] = {"by": by, "now": self._clock(), "many": many}
         values |= {"workflows": json.dumps(dict(workflows)), "but": json.dumps(list(but))}
-        if not await self._ask(lambda db: db.execute(SQL["claimable"], values).fetchone()):
+        if not await self._ask(lambda db: _claimable(db, {**values, "many": 1}, limits)):
             return []  # whoever looks and finds nothing writes nothing, and waits for no lock
-        found = await self._do(lambda db: _claimed(db, owner, values))
+        found = await self._do(lambda db: _claimed(db, owner, values, limits))
         return sorted(found, key=lambda run: (run.due or 0.0, run.id))
 
-    async def claim_one(self, owner: str, workflow: str, key: str, newest: int | None = None) -> Run | None:
+    async def claim_one(
+        self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None
+    ) -> Run | None:
         values = {"owner": owner, "now": self._clock(), "workflow": workflow, "key": key, "newest": newest}
-        found = await self._do(lambda db: _runs(db, SQL["claim_one"], values))
+        limits = {} if limit is None else {workflow: limit}
+
+        def claimed(db: sqlite3.Connection) -> Runs:
+            full = any(room < 1 for room in _rooms(db, values, limits).values())
+            return [] if full else _runs(db, SQL["claim_one"], values)
+
+        found = await self._do(claimed)
         return found[0] if found else None
 
     async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
@@ -608,8 +618,20 @@ def _runs(db: sqlite3.Connection, sql: str, values: Sequence[Any] | Mapping[str,
     return [rows.filled(run, texts) for run in found]
 
 
-def _claimed(db: sqlite3.Connection, owner: str, values: Mapping[str, Any]) -> Runs:
-    ids = [row[0] for row in db.execute(SQL["claimable"], values)]
+def _rooms(db: sqlite3.Connection, values: Mapping[str, Any], limits: Limits) -> dict[str, int]:
+    """How many runs of each workflow with a limit may be claimed. Only one transaction at a time counts and claims."""
+    driven = SQL["driven"]
+    return {name: most - db.execute(driven, (name, values["now"])).fetchone()[0] for name, most in limits.items()}
+
+
+def _claimable(db: sqlite3.Connection, values: Mapping[str, Any], limits: Limits) -> list[int]:
+    if limits:
+        values = {**values, "rooms": json.dumps(_rooms(db, values, limits))}
+    return [row[0] for row in db.execute(SQL["claimable_within" if limits else "claimable"], values)]
+
+
+def _claimed(db: sqlite3.Connection, owner: str, values: Mapping[str, Any], limits: Limits) -> Runs:
+    ids = _claimable(db, values, limits)
     return _runs(db, SQL["claim"], (owner, json.dumps(ids), values["now"]))
 
 

@@ -665,6 +665,46 @@ UPDATE fsm_runs
  WHERE id IN (SELECT id FROM free)
 RETURNING *;
 
+-- name: claim_within
+-- As claim, where some workflows have a limit: of these no more than there is room for, the oldest. All that is due is
+-- looked at, for the oldest of each.
+WITH live AS MATERIALIZED (
+    SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())),
+known AS MATERIALIZED (
+    SELECT * FROM unnest($3::text[], $6::bigint[]) AS known (name, newest)),
+queue AS MATERIALIZED (
+    SELECT id, due, room.free, row_number() OVER (PARTITION BY workflow ORDER BY due, id) AS place
+      FROM fsm_runs LEFT JOIN unnest($9::text[], $10::bigint[]) AS room (name, free) ON room.name = workflow
+     WHERE due <= $2 AND definition <= (SELECT newest FROM known WHERE known.name = workflow)
+       AND (id, version) NOT IN (SELECT but.run, but.at FROM unnest($7::bigint[], $8::bigint[]) AS but (run, at))
+       AND (owner IS NULL OR owner NOT IN (SELECT token FROM live))),
+free AS MATERIALIZED (
+    SELECT id FROM fsm_runs
+     WHERE id IN (SELECT queue.id FROM queue WHERE queue.free IS NULL OR place <= queue.free
+                   ORDER BY queue.due, queue.id LIMIT $4)
+       AND (owner IS NULL OR owner NOT IN (SELECT token FROM live))
+       AND epoch = (SELECT seen.epoch FROM fsm_runs AS seen WHERE seen.id = fsm_runs.id)
+     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
+UPDATE fsm_runs
+   SET owner = $1, epoch = epoch + 1, claim = $5,
+       deaths = deaths + CASE WHEN owner <> $1 AND due <= extract(epoch FROM clock_timestamp())
+                               AND (deaths < 2 OR flight = epoch)
+                               AND owner NOT IN (SELECT token FROM fsm_owners WHERE draining = 1) THEN 1 ELSE 0 END
+ WHERE id IN (SELECT id FROM free)
+RETURNING *;
+
+-- name: limits_lock
+-- Held to the end of a claim of workflows that have a limit, so that two claims do not count the same room: a claim that
+-- begins after it sees what the one before has made its own. Only processes that know such a workflow wait here.
+SELECT pg_advisory_xact_lock(1718840696);
+
+-- name: driven
+-- How many runs of a workflow live owners hold, those that rest not counted.
+SELECT count(*) FROM fsm_runs
+ WHERE workflow = $1 AND due IS NOT NULL
+   AND (status IN ('running', 'compensating') OR due <= extract(epoch FROM clock_timestamp()))
+   AND owner IN (SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp()));
+
 -- name: claimed
 -- What a claim whose answer was lost has made ours.
 SELECT * FROM fsm_runs WHERE due <= $2 AND owner = $1 AND claim = $3;

@@ -255,6 +255,28 @@ SELECT id FROM fsm_runs
    AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
  ORDER BY due LIMIT :many;
 
+-- name: claimable_within
+-- As claimable, where some workflows have a limit: of these no more than there is room for, the oldest. All that is due
+-- is looked at, for the oldest of each.
+WITH known AS MATERIALIZED (SELECT key AS name, value AS newest FROM json_each(:workflows)),
+     but AS MATERIALIZED (SELECT value ->> 0 AS run, value ->> 1 AS at FROM json_each(:but)),
+     room AS MATERIALIZED (SELECT key AS limited, value AS free FROM json_each(:rooms))
+SELECT id FROM (
+    SELECT id, due, free, row_number() OVER (PARTITION BY workflow ORDER BY due, id) AS place
+      FROM fsm_runs LEFT JOIN room ON limited = workflow
+     WHERE due <= :by
+       AND definition <= (SELECT newest FROM known WHERE name = workflow)
+       AND (id, version) NOT IN (SELECT run, at FROM but)
+       AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now)))
+ WHERE free IS NULL OR place <= free
+ ORDER BY due, id LIMIT :many;
+
+-- name: driven
+-- How many runs of a workflow live owners hold, those that rest not counted.
+SELECT count(*) FROM fsm_runs
+ WHERE workflow = ?1 AND due IS NOT NULL AND (status IN ('running', 'compensating') OR due <= ?2)
+   AND owner IN (SELECT token FROM fsm_owners WHERE lease > ?2);
+
 -- name: claim
 -- Those runs become ours. They were found claimable in this transaction. A death counts where a run was in flight, and
 -- its owner was not ending anyway; of a suspect only where it had said so in that epoch.

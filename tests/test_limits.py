@@ -1,0 +1,163 @@
+"""`Workflow(concurrency=)`: no more runs of it are driven at once than that, over all processes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from fsmworkflow import DefinitionError, Engine, PersistentWorkflowStateMachine, Workflow, open_store
+from fsmworkflow.decide import begin
+from fsmworkflow.records import Owner
+from fsmworkflow.store import Store
+
+SOON = 15.0
+
+
+@pytest.fixture
+async def store(store_url: str) -> Any:
+    store = open_store(store_url)
+    await store.open()
+    yield store
+    await store.close()
+
+
+class Gauge:
+    """How many bodies run now, and did at the most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.bodies: Counter[str] = Counter()
+
+    async def body(self, ctx: Any) -> None:
+        self.bodies[ctx.run.key] += 1
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0.01)
+        self.now -= 1
+
+
+def scarce(gauge: Gauge, limit: int | None = 2, name: str = "scarce") -> Workflow:
+    flow = Workflow(name, concurrency=limit)
+    flow.step("use", initial=True, then="over")(gauge.body)
+    flow.final("over")
+    return flow
+
+
+def asks(gauge: Gauge) -> Workflow:
+    """Rests at once, for "go" or a short time, and then uses what is scarce."""
+    flow = Workflow("asks", concurrency=2)
+    flow.wait("asked", initial=True, on={"go": "use"}, after={"0.1s": "use"})
+    flow.step("use", then="over")(gauge.body)
+    flow.final("over")
+    return flow
+
+
+async def unowned(store: Store, flow: Workflow, *keys: str) -> None:
+    fields = flow.check().codec.start({})
+    await asyncio.gather(*(store.create(begin(flow, key, fields, now=store.now())) for key in keys))
+
+
+async def until(what: Callable[[], Awaitable[Any]]) -> None:
+    end = time.monotonic() + SOON
+    while not await what():
+        assert time.monotonic() < end, "it does not come"
+        await asyncio.sleep(0.005)
+
+
+def done(engine: Engine, flow: Workflow, many: int) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return len(await engine.list(flow, status="done", limit=1_000)) == many
+
+    return look
+
+
+async def test_two_engines_that_work_never_drive_more_together_than_the_limit(store_url: str, store: Store) -> None:
+    gauge = Gauge()
+    flow = scarce(gauge)
+    other: Any = store if store_url.startswith("memory") else open_store(store_url)
+    async with Engine(store, workflows=[flow], poll=0.02) as one, Engine(other, workflows=[flow], poll=0.02) as two:
+        await unowned(store, flow, *(f"k{n}" for n in range(30)))
+        async with one.working(concurrency=20), two.working(concurrency=20):
+            await until(done(one, flow, 30))
+    assert gauge.most == 2
+    assert set(gauge.bodies.values()) == {1}
+
+
+@pytest.mark.parametrize("by", ["run", "machine"])
+async def test_what_is_started_by_hand_waits_for_its_place(store: Store, by: str) -> None:
+    gauge = Gauge()
+    flow = scarce(gauge)
+    async with Engine(store, workflows=[flow]) as engine:
+        if by == "run":
+            await asyncio.gather(*(engine.run(flow, key=f"k{n}") for n in range(12)))
+        else:
+            machines = [PersistentWorkflowStateMachine(store, flow, key=f"k{n}") for n in range(6)]
+            machines += [PersistentWorkflowStateMachine(store, flow)]
+            await asyncio.gather(*(machine.run_workflow() for machine in machines))
+        assert {run.status for run in await engine.list(flow)} == {"done"}
+    assert gauge.most == 2
+    assert set(gauge.bodies.values()) == {1}
+
+
+async def test_runs_that_rest_do_not_count_and_take_their_place_when_they_go_on(store: Store) -> None:
+    gauge = Gauge()
+    flow = asks(gauge)
+    async with Engine(store, workflows=[flow], poll=0.02) as engine:
+        runs = await asyncio.gather(*(engine.run(flow, key=f"k{n}") for n in range(8)))
+        assert {run.state for run in runs} <= {"asked", "over"}
+        for n in range(4):  # the others go on by time
+            await engine.send(flow, f"k{n}", "go", event_id=f"go-{n}")
+        await until(done(engine, flow, 8))
+    assert gauge.most <= 2
+    assert set(gauge.bodies.values()) == {1}
+
+
+async def test_a_full_workflow_keeps_no_other_from_being_driven_and_age_decides(store: Store) -> None:
+    me = Owner(token="me", machine="", process="1/1", lease=store.now() + 60, started=0.0)
+    await store.enrol(me)
+    few, many = scarce(Gauge()), scarce(Gauge(), None, "plenty")
+    now = store.now()
+    for n in range(6):
+        for flow, age in ((few, 100 - n), (many, 97 - n)):
+            await store.create(begin(flow, f"{n}", flow.check().codec.start({}), now=now - age))
+    known, limits = {"scarce": 1, "plenty": 1}, {"scarce": 2}
+    first = await store.claim("me", known, 3, now, (), limits)
+    assert [(run.workflow, run.key) for run in first] == [("scarce", "0"), ("scarce", "1"), ("plenty", "0")]
+    rest = await store.claim("me", known, 10, now, (), limits)
+    assert [(run.workflow, run.key) for run in rest] == [("plenty", f"{n}") for n in range(1, 6)]
+    assert await store.claim_one("me", "scarce", "5", None, 2) is None
+    await store.release(first[0])
+    again = await store.claim_one("me", "scarce", "5", None, 2)
+    assert again is not None
+    assert await store.claim("me", known, 10, now, (), limits) == []
+
+
+async def test_claims_that_race_count_the_same_room_once(durable_url: str) -> None:
+    flow = scarce(Gauge(), 3)
+    stores = [open_store(durable_url) for _ in range(4)]
+    for n, one in enumerate(stores):
+        await one.open()
+        lease = one.now() + 60
+        await one.enrol(Owner(token=f"o{n}", machine="", process="1/1", lease=lease, started=0.0))
+    await unowned(stores[0], flow, *(f"k{n}" for n in range(40)))
+    for _ in range(5):
+        found = await asyncio.gather(
+            *(one.claim(f"o{n}", {"scarce": 1}, 10, one.now(), (), {"scarce": 3}) for n, one in enumerate(stores)),
+            *(one.claim_one(f"o{n}", "scarce", f"k{30 + n}", None, 3) for n, one in enumerate(stores)),
+        )
+        claimed = [run for some in found if some is not None for run in (some if isinstance(some, list) else [some])]
+        assert len(claimed) == 3
+        await asyncio.gather(*(stores[0].release(run) for run in claimed))
+    for one in stores:
+        await one.close()
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "3", True])
+def test_a_limit_is_a_number_from_one(limit: Any) -> None:
+    with pytest.raises(DefinitionError, match="concurrency must be a whole number from 1"):
+        scarce(Gauge(), limit).check()
