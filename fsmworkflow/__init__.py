@@ -109,6 +109,7 @@ _FILES = (
     "engine",
     "schedule",
     "health",
+    "versions",
 )
 
 

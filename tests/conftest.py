@@ -71,3 +71,15 @@ def durable_url(request: pytest.FixtureRequest) -> str:
 def _url(request: pytest.FixtureRequest) -> str:
     # Asked for by name, so that PostgreSQL starts only for the tests that use it.
     return "memory://" if request.param == "memory" else request.getfixturevalue(f"{request.param}_url")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what cannot be: a scenario that needs a connection of the driver's, on a store that has none."""
+    gone = [item for item in items if _without_connection(getattr(getattr(item, "callspec", None), "params", {}))]
+    if gone:
+        items[:] = [item for item in items if item not in gone]
+        config.hook.pytest_deselected(items=gone)
+
+
+def _without_connection(params: dict[str, object]) -> bool:
+    return params.get("shared_url") == "memory" and getattr(params.get("scenario"), "connected", False)

@@ -36,11 +36,8 @@ def shared_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-async def store(request: pytest.FixtureRequest, shared_url: str) -> Any:
+async def store(shared_url: str) -> Any:
     """An open store that stays open, so that each of some hundred restarts costs milliseconds."""
-    callspec = getattr(request.node, "callspec", None)
-    if callspec is not None and shared_url == "memory://" and callspec.params["scenario"].connected:
-        pytest.skip("a store in memory has no connection to give")
     store = open_store(unhurried(shared_url))
     await store.open()
     close, store.close = store.close, _nothing  # type: ignore[method-assign]

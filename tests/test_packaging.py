@@ -132,3 +132,9 @@ def test_the_core_is_small_beside_asyncpg(environment: Path) -> None:
 def test_importing_the_package_loads_no_driver_and_no_optional_library() -> None:
     program = f"import sys, fsmworkflow; print([name for name in {LATE} if name in sys.modules])"
     assert run(sys.executable, "-c", program, cwd=ROOT) == "[]\n"
+
+
+def test_every_public_name_is_there() -> None:
+    import fsmworkflow
+
+    assert [name for name in fsmworkflow.__all__ if getattr(fsmworkflow, name, None) is None] == []
