@@ -12,8 +12,8 @@ import msgspec
 
 from fsmworkflow.children import awaits
 from fsmworkflow.codec import fields_of, text_of
-from fsmworkflow.decide import begin, decide
-from fsmworkflow.drive import Drive
+from fsmworkflow.decide import CANCEL, PAUSE, begin, decide
+from fsmworkflow.drive import LEFT_BEHIND, Drive
 from fsmworkflow.errors import (
     CodecError,
     DefinitionChanged,
@@ -233,6 +233,7 @@ class PersistentWorkflowStateMachine:
 async def driven(drive: Drive) -> None:
     """Drive a run until it rests, and those below it, each in a task of its own. They are cancelled with the caller."""
     tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+    drives: dict[tuple[str, str], Drive] = {}
     try:
         await drive.go()
         while drive.run.owner is not None and awaits(drive.run):
@@ -241,7 +242,7 @@ async def driven(drive: Drive) -> None:
                 return
             for name in names:
                 if name not in tasks and name not in drive.worker.driven:
-                    tasks[name] = asyncio.create_task(_drive_child(drive, name), name=f"child {name[1]}")
+                    tasks[name] = asyncio.create_task(_drive_child(drive, name, drives), name=f"child {name[1]}")
             if tasks:
                 await asyncio.wait(tasks.values(), timeout=WATCH, return_when=asyncio.FIRST_COMPLETED)
             elif drive.idle:
@@ -250,13 +251,17 @@ async def driven(drive: Drive) -> None:
                 tasks.pop(name).result()
             drive.wake()
             await drive.go()
+        for child in drives.values():  # the move that ended the waiting has paused or cancelled them
+            child.wake(PAUSE if drive.run.status == "failed" else CANCEL)
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=LEFT_BEHIND)
     finally:
         for task in tasks.values():
             task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
-async def _drive_child(parent: Drive, name: tuple[str, str]) -> None:
+async def _drive_child(parent: Drive, name: tuple[str, str], drives: dict[tuple[str, str], Drive]) -> None:
     """Drive a run below another one until it rests, unless another process does."""
     worker, definition = parent.worker, parent.workflow.below[name[0]]
     done: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
@@ -266,10 +271,12 @@ async def _drive_child(parent: Drive, name: tuple[str, str]) -> None:
         if claimed is None:
             await asyncio.sleep(WATCH)
         else:
-            await Drive(definition, claimed, worker).go()
+            drives[name] = Drive(definition, claimed, worker)
+            await drives[name].go()
     except LeaseLost as error:
         log.warning("%s", error)
     finally:
+        drives.pop(name, None)
         del worker.driven[name]
         done.cancel()
 
