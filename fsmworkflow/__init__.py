@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         DefinitionError,
         EndlessLoop,
         EngineClosed,
+        EventNotFound,
         FSMWorkflowError,
         InputDiffers,
         LeaseLost,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         StoreError,
         StoreUnavailable,
         TransactionError,
+        UnknownEvent,
         UnknownWorkflow,
     )
     from fsmworkflow.health import Health
@@ -55,6 +57,7 @@ __all__ = [
     "EngineClosed",
     "Entry",
     "Event",
+    "EventNotFound",
     "FSMWorkflowError",
     "Failure",
     "Health",
@@ -85,6 +88,7 @@ __all__ = [
     "To",
     "TransactionError",
     "Transition",
+    "UnknownEvent",
     "UnknownWorkflow",
     "Workflow",
     "WorkflowContext",
