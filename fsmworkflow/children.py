@@ -21,6 +21,9 @@ __all__ = [
 ]  # fmt: skip
 
 BEGIN, JOINED = "$begin", "$joined"
+KEY_BYTES = 1_750
+"""With visit, ordinal and the workflow's name it stays below the 2,704 bytes that PostgreSQL takes into an index."""
+
 DEPTH = 16
 """How many runs may be above one: a workflow may contain itself, and must come to an end."""
 GOING = frozenset({"running", "waiting", "paused"})
@@ -47,11 +50,16 @@ def _items(over: Any, data: Any) -> Sequence[Any]:
 
 
 def deeper(run: Run, state: str) -> int:
-    """The depth of the children of a run. Raises TooDeep."""
+    """The depth of the children of a run. Raises TooDeep, also where their keys would be longer than stores take."""
     depth = 1 if run.child is None else run.child.depth + 1
     if depth > DEPTH:
         raise TooDeep(
             f"state {state!r} of {run.workflow}/{run.key} would make children {depth} deep; {DEPTH} are allowed"
+        )
+    if (size := len(f"{run.key}/{state}".encode())) > KEY_BYTES:
+        raise TooDeep(
+            f"state {state!r} of {run.workflow}/{run.key:.100} would make children whose keys begin with {size:,} "
+            f"bytes; {KEY_BYTES:,} are allowed: give states shorter names"
         )
     return depth
 

@@ -36,7 +36,7 @@ from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.store.writer import whole
 from fsmworkflow.versions import Plan, outlook, plan, seen, shifted
 from fsmworkflow.worker import Worker
-from fsmworkflow.workflow import Workflow, known_event, name_problem, nearest
+from fsmworkflow.workflow import Workflow, id_of, known_event, name_problem, nearest
 
 if TYPE_CHECKING:
     from fsmworkflow.health import Health
@@ -279,13 +279,14 @@ class Engine:
 
         What no active state accepts waits. `event_id` makes repeats of one event one; a known one is answered as it now
         is. With `visit` (of the run as the sender saw it) it is good for that visit only; `due` (seconds since the
-        epoch) delivers it later. Raises UnknownEvent, RunNotFound, RunOver, and CodecError for the payload.
+        epoch) delivers it later. Raises UnknownEvent, RunNotFound, RunOver, and CodecError for the payload,
+        or for an `event_id` that is not text of 1 to 200 characters.
         """
         self._worker.check_free()
         definition = self._known(workflow).check()
         known_event(definition, event)
         encode(payload, "payload", limit=definition.codec.limit)
-        made = Event(name=event, payload=payload, id=event_id or uuid.uuid4().hex, visit=visit, due=due)
+        made = Event(name=event, payload=payload, id=id_of(event_id), visit=visit, due=due)
         if event_id is None and visit is None and due is None:
             sent = await self._drives.send((definition.name, key), made)
             if sent is not None:

@@ -147,7 +147,7 @@ class ChildFailed(FSMWorkflowError):
 
 
 class TooDeep(FSMWorkflowError):
-    """A run would make children more than 16 runs deep: a workflow that contains itself must come to an end."""
+    """A run would make children more than 16 runs deep, or with keys (parent/state/visit/n) too long to be kept."""
 
     code = "too_deep"
 

@@ -28,7 +28,7 @@ from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.versions import shifted
 from fsmworkflow.worker import Use, Worker
-from fsmworkflow.workflow import Workflow, WorkflowDefinition, known_event, name_problem
+from fsmworkflow.workflow import Workflow, WorkflowDefinition, id_of, known_event, name_problem
 
 __all__ = ["PersistentWorkflowStateMachine"]
 
@@ -132,7 +132,7 @@ class PersistentWorkflowStateMachine:
         """
         drive = self._held()
         known_event(drive.workflow, event)
-        posted = Event(name=event, payload=payload, id=event_id or uuid.uuid4().hex)
+        posted = Event(name=event, payload=payload, id=id_of(event_id))
         async with self._sending:
             failed = drive.run.status == "failed"  # and nobody's
             sent = None if event_id else await drive.send(posted)

@@ -6,6 +6,7 @@ Written with decorators, or as data with WorkflowDefinition. Checked once, then 
 from __future__ import annotations
 
 import difflib
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -14,7 +15,7 @@ import msgspec
 
 from fsmworkflow.codec import LIMIT, Codec
 from fsmworkflow.conditions import cut
-from fsmworkflow.errors import DefinitionError, UnknownEvent
+from fsmworkflow.errors import CodecError, DefinitionError, UnknownEvent
 from fsmworkflow.records import ENDED
 from fsmworkflow.retry import Retry
 
@@ -685,6 +686,15 @@ def sources_of(workflow: Workflow, t: Transition) -> list[str]:
     if t.source == "*":
         return [s.name for s in workflow.states.values() if s.kind != "final"]
     return [t.source] if isinstance(t.source, str) else list(t.source)
+
+
+def id_of(event_id: str | None) -> str:
+    """The id of an event: the one that is given, else a new one. Raises CodecError for one that cannot be kept."""
+    if event_id is None:
+        return uuid.uuid4().hex
+    if problems := name_problem(event_id, "the id"):
+        raise CodecError("event_id", problems[0])
+    return event_id
 
 
 def name_problem(name: Any, what: str, *, dots: bool = True) -> list[str]:

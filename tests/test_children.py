@@ -1000,3 +1000,21 @@ def test_P1_P3_processes_killed_while_children_are_joined_repeat_little_and_lose
     ran = Counter(ledger.read_text().splitlines())
     assert set(ran) == {f"k/all/0/{n} {step}" for n in range(40) for step in ("saw", "polish")}
     assert ran.total() <= 80 + 4 * kills, f"seed {seed}: {ran.most_common(5)}"
+
+
+async def test_children_whose_keys_would_be_too_long_fail_the_run_and_say_so(store: Store) -> None:
+    inner = Workflow("inner")
+    inner.wait("asked", initial=True, on={"given": "end"})
+    inner.final("end")
+    chance = random.Random(1)
+    for level in range(6):
+        outer = Workflow(f"level-{level}")
+        name = "".join(chr(chance.randrange(0x4E00, 0x9FFF)) for _ in range(200))  # nothing that an index compresses
+        outer.child(name, inner, initial=True, then="end")
+        outer.final("end")
+        inner = outer
+    async with engine(store, inner) as one:
+        with pytest.raises(RunFailed) as failed:
+            await asyncio.wait_for(one.run(inner, key="k"), SOON)
+    assert failed.value.run.error is not None
+    assert "keys begin with" in failed.value.run.error.message

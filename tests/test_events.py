@@ -28,7 +28,7 @@ from fsmworkflow import (
     open_store,
 )
 from fsmworkflow.conditions import field, payload
-from fsmworkflow.errors import DefinitionError, EventNotFound, NotAccepted, UnknownEvent
+from fsmworkflow.errors import CodecError, DefinitionError, EventNotFound, NotAccepted, UnknownEvent
 from fsmworkflow.store import Store
 from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.testing import Clock, Crash, CrashingStore
@@ -815,3 +815,15 @@ async def test_a_run_is_not_let_go_on_in_a_state_that_ends_it(store: Store) -> N
         await one.run(flow, {}, key="a")
         with pytest.raises(DefinitionError, match="published"):
             await one.rerun(flow, "a", state="published")
+
+
+@pytest.mark.parametrize("event_id", ["", "x" * 201, 5, True, b"x", "a\0b"])
+async def test_an_event_id_that_cannot_be_kept_is_refused_alike_on_every_store(store: Store, event_id: Any) -> None:
+    flow = Workflow("flow")
+    flow.wait("open", initial=True, on={"close": "end"})
+    flow.final("end")
+    async with Engine(store, workflows=[flow]) as engine:
+        await engine.run(flow, key="a")
+        with pytest.raises(CodecError, match="event_id"):
+            await engine.send(flow, "a", "close", event_id=event_id)
+        assert (await engine.get(flow, "a")).version == 0
