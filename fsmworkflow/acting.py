@@ -12,10 +12,10 @@ from typing import Any
 
 from fsmworkflow.codec import Data, encode
 from fsmworkflow.context import Calls, WorkflowContext
-from fsmworkflow.decide import DONE, ERROR, asked_to_stop, failure
 from fsmworkflow.errors import FSMWorkflowError, StepTimeout
+from fsmworkflow.failures import asked_to_stop, failure
 from fsmworkflow.hooks import Hooks
-from fsmworkflow.records import Active, Event, Run
+from fsmworkflow.records import DONE, ERROR, Active, Event, Run
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.threads import is_async
 from fsmworkflow.worker import Worker

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fsmworkflow.beginning import begin
 from fsmworkflow.codec import Data, encode, text_of
 from fsmworkflow.conditions import Operand, View, cut
-from fsmworkflow.errors import ChildFailed, TooDeep
-from fsmworkflow.records import Event, Order, Run, replace
+from fsmworkflow.due import resting
+from fsmworkflow.errors import ChildFailed, CodecError, TooDeep
+from fsmworkflow.failures import failure
+from fsmworkflow.records import BEGIN, CANCEL, PAUSE, RETRY, Child, Event, Move, Order, Run, replace
+from fsmworkflow.steps import failed, step_ended
 from fsmworkflow.workflow import Children, Workflow
 
 if TYPE_CHECKING:
     from fsmworkflow.records import Active
 
-__all__ = [
-    "BEGIN", "DEPTH", "JOINED", "awaiting", "awaits", "deeper", "inputs", "joined", "order_to_begin", "orders_of",
-]  # fmt: skip
+__all__ = ["DEPTH", "awaiting", "awaits", "children_begin", "children_joined", "joined", "with_children"]
 
-BEGIN, JOINED = "$begin", "$joined"
 KEY_BYTES = 1_750
 """With visit, ordinal and the workflow's name it stays below the 2,704 bytes that PostgreSQL takes into an index."""
 
@@ -31,7 +32,63 @@ WORST = {"failed": 0, "parked": 1, "cancelled": 2}
 """Which child is named where several did not end well: those that are only stopped come last."""
 
 
-def inputs(workflow: Workflow, children: Children, run: Run) -> list[Any]:
+def with_children(workflow: Workflow, move: Move, now: float) -> Move:
+    """The move with the children that it makes, and with what it says to those that are there."""
+    after, starts = move.after, move.starts
+    orders = [*move.orders, *_orders_of(workflow, move.before, after)]
+    for state, stay in after.active.items():
+        if state in workflow.families and stay.children is None and after.status in ("running", "waiting"):
+            try:
+                after, made = _family(workflow, after, state, now)
+            except Exception:  # `$begin` comes next, and says what is wrong, in the state itself
+                after = replace(after, status="running", due=now)
+            else:
+                starts, orders = (*starts, *made), [*orders, _order(workflow, BEGIN, state, stay)]
+    return replace(move, after=after, starts=starts, orders=tuple(orders))
+
+
+def _family(workflow: Workflow, run: Run, state: str, now: float) -> tuple[Run, tuple[Run, ...]]:
+    """The run with the children of a state made, and these. Raises what the user's functions do, and CodecError."""
+    depth, stay, other = _deeper(run, state), run.active[state], workflow.families[state].workflow
+    made = []
+    for ordinal, given in enumerate(_inputs(workflow, workflow.families[state], run)):
+        try:
+            fields = other.codec.start(given)
+        except CodecError as error:
+            raise CodecError(f"input of child {ordinal}, {error.path}", error.reason) from error
+        child = begin(other, f"{run.key}/{state}/{stay.visit}/{ordinal}", fields, now=now)
+        made.append(replace(child, due=None, child=Child(run.id, state, stay.visit, ordinal, depth)))
+    active = {**run.active, state: replace(stay, children=len(made))}
+    return replace(run, active=active), tuple(made)
+
+
+async def children_begin(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+    """The children of a state in which the run began, or whose making failed in the move that entered it."""
+    stay = run.active[event.state]
+    try:
+        after, made = _family(workflow, replace(run, version=run.version + 1, updated=now), event.state, now)
+    except Exception as error:
+        return await failed(workflow, run, replace(event, error=error), now, failure(error, run, event.state))
+    order = _order(workflow, BEGIN, event.state, stay)
+    after = await resting(workflow, after, now)
+    return Move(before=run, event=event, after=after, at=now, starts=made, orders=(order,))
+
+
+async def children_joined(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+    """All children of a visit have ended, or the first has failed: as the end of a step, or its error."""
+    error = event.error
+    if error is None and event.changes:
+        try:
+            workflow.codec.weigh({**run.fields, **event.changes})
+            workflow.codec.decode({**run.fields, **event.changes})
+        except Exception as refused:
+            error = refused
+    if error is None:
+        return await step_ended(workflow, run, event, now)
+    return await failed(workflow, run, replace(event, error=error), now, failure(error, run, event.state))
+
+
+def _inputs(workflow: Workflow, children: Children, run: Run) -> list[Any]:
     """The input of each child. Raises TypeError where `over` gives no list, and whatever the user's functions raise."""
     data, fn = workflow.codec.decode(run.fields), children.data
     if children.over is None:
@@ -49,7 +106,7 @@ def _items(over: Any, data: Any) -> Sequence[Any]:
     return found
 
 
-def deeper(run: Run, state: str) -> int:
+def _deeper(run: Run, state: str) -> int:
     """The depth of the children of a run. Raises TooDeep, also where their keys would be longer than stores take."""
     depth = 1 if run.child is None else run.child.depth + 1
     if depth > DEPTH:
@@ -64,11 +121,6 @@ def deeper(run: Run, state: str) -> int:
     return depth
 
 
-def order_to_begin(workflow: Workflow, stay: Active, state: str) -> Order:
-    """That the children of a visit begin."""
-    return _order(workflow, BEGIN, state, stay)
-
-
 def _order(workflow: Workflow, name: str, state: str, stay: Active) -> Order:
     children = workflow.families.get(state)  # none where a migration has made another state of it
     home = stay.was or state
@@ -77,7 +129,7 @@ def _order(workflow: Workflow, name: str, state: str, stay: Active) -> Order:
     return Order(name, home, stay.visit, children.concurrency, children.on_failure == "first")
 
 
-def orders_of(workflow: Workflow, before: Run, after: Run) -> list[Order]:
+def _orders_of(workflow: Workflow, before: Run, after: Run) -> list[Order]:
     """What a move says to the children of the visits that were active before it."""
     found = []
     for state, stay in before.active.items():
@@ -93,10 +145,10 @@ def _said(before: Run, after: Run, *, left: bool) -> str | None:
     if before.over or before.status == "compensating":
         return None
     if left or after.over or after.status == "compensating":
-        return "$cancel"
+        return CANCEL
     if before.status in GOING:
-        return "$pause" if after.status not in GOING else None
-    return "$retry" if after.status in GOING else None
+        return PAUSE if after.status not in GOING else None
+    return RETRY if after.status in GOING else None
 
 
 def awaiting(run: Run, event: Event) -> str | None:

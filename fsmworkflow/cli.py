@@ -24,10 +24,9 @@ from typing import Any
 import click
 import msgspec
 
-from fsmworkflow.decide import PAUSE, RERUN, UNPAUSE
 from fsmworkflow.engine import Engine
 from fsmworkflow.errors import FSMWorkflowError, ScheduleNotFound
-from fsmworkflow.records import Event
+from fsmworkflow.records import PAUSE, RERUN, UNPAUSE, Event
 
 __all__ = ["main"]
 

@@ -13,25 +13,30 @@ from collections.abc import Iterable
 from typing import Any
 
 from fsmworkflow.acting import Acting, act_after, failed
-from fsmworkflow.children import BEGIN, JOINED, awaiting, joined
-from fsmworkflow.decide import (
+from fsmworkflow.children import awaiting, joined
+from fsmworkflow.decide import decide
+from fsmworkflow.due import due_next, resting_due
+from fsmworkflow.errors import DefinitionChanged, EndlessLoop, RolledBack, Stale, StoreError
+from fsmworkflow.failures import failure
+from fsmworkflow.flights import SUSPECT, poisoned
+from fsmworkflow.hooks import Hooks
+from fsmworkflow.records import (
+    BEGIN,
     CANCEL,
     DONE,
+    ENDED,
     ERROR,
+    JOINED,
     PARKED,
     PAUSE,
     RERUN,
     RETRY,
     STEERING,
-    decide,
-    due_next,
-    failure,
-    resting_due,
+    Event,
+    Move,
+    Run,
+    replace,
 )
-from fsmworkflow.errors import DefinitionChanged, EndlessLoop, RolledBack, Stale, StoreError
-from fsmworkflow.flights import SUSPECT, poisoned
-from fsmworkflow.hooks import Hooks
-from fsmworkflow.records import ENDED, Event, Move, Run, replace
 from fsmworkflow.store import Keys
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.versions import Shift, shifted

@@ -9,12 +9,11 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, TypeVar
 
 from fsmworkflow.children import awaits
-from fsmworkflow.decide import CANCEL
 from fsmworkflow.drive import LEFT_BEHIND, STOPPING, Drive
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound, StoreError
 from fsmworkflow.line import CHUNK, Crew, Line
 from fsmworkflow.machine import WATCH, goes_on, left_alone, may_go_on, patience
-from fsmworkflow.records import Event, Post, Run, replace
+from fsmworkflow.records import CANCEL, Event, Post, Run, replace
 from fsmworkflow.versions import of_this
 from fsmworkflow.worker import CLOSE_SECONDS, Worker, first_of
 from fsmworkflow.workflow import Workflow

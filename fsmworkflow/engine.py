@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from fsmworkflow.codec import encode
-from fsmworkflow.decide import CANCEL, PAUSE, RERUN, RETRY, UNPAUSE
 from fsmworkflow.driving import Drives, Driving
 from fsmworkflow.errors import (
     DefinitionError,
@@ -30,7 +29,7 @@ from fsmworkflow.errors import (
 from fsmworkflow.explain import explained, forked
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.machine import WATCH, first, goes_on, patience, tell
-from fsmworkflow.records import OVER, Event, Run, Status
+from fsmworkflow.records import CANCEL, OVER, PAUSE, RERUN, RETRY, UNPAUSE, Event, Run, Status
 from fsmworkflow.retry import seconds
 from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.store.writer import whole

@@ -12,7 +12,7 @@ import msgspec
 
 from fsmworkflow.children import awaits
 from fsmworkflow.codec import fields_of, text_of
-from fsmworkflow.decide import CANCEL, PAUSE, begin, decide
+from fsmworkflow.decide import begin, decide
 from fsmworkflow.drive import LEFT_BEHIND, Drive
 from fsmworkflow.errors import (
     CodecError,
@@ -24,7 +24,7 @@ from fsmworkflow.errors import (
     RunFailed,
 )
 from fsmworkflow.hooks import Hook, Hooks
-from fsmworkflow.records import Event, Move, Run, replace
+from fsmworkflow.records import CANCEL, PAUSE, Event, Move, Run, replace
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.versions import shifted
 from fsmworkflow.worker import Use, Worker

@@ -28,6 +28,12 @@ COUNTED = frozenset({"done", "failed", "cancelled", "parked"})
 ENDED = OVER | {"failed"}
 UNFINISHED = frozenset({"running", "waiting", "paused", "compensating"})
 
+DONE, ERROR, TIMEOUT, BEGIN, JOINED, PARKED = "$done", "$error", "$timeout", "$begin", "$joined", "$parked"
+CANCEL, PAUSE, UNPAUSE, RETRY, RERUN = "$cancel", "$pause", "$unpause", "$retry", "$rerun"
+"""The engine's own events."""
+STEERING = frozenset({CANCEL, PAUSE, UNPAUSE, RETRY, RERUN})
+"""Those of them that somebody sends by hand."""
+
 
 class Active(msgspec.Struct, frozen=True, omit_defaults=True):
     """One stay in an active state: the version of the move that entered it, and which attempt of its step is on.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import zlib
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,7 +21,10 @@ from fsmworkflow.errors import (
     NoTransition,
 )
 
-__all__ = ["Duration", "Retry", "seconds"]
+if TYPE_CHECKING:
+    from fsmworkflow.records import Run
+
+__all__ = ["Duration", "Retry", "chance", "seconds"]
 
 Duration = float | str | timedelta
 Errors = type[BaseException] | tuple[type[BaseException], ...]
@@ -193,3 +197,8 @@ def _wanted(error: BaseException, classes: tuple[type[BaseException], ...]) -> b
     if isinstance(error, classes):
         return True
     return isinstance(error, ExceptionGroup) and all(_wanted(inner, classes) for inner in error.exceptions)
+
+
+def chance(run: Run, visit: int, attempt: int) -> float:
+    """A number in [0, 1) that differs between runs, visits and attempts: jitter without a source of randomness."""
+    return zlib.crc32(f"{run.workflow}\0{run.key}\0{visit}\0{attempt}".encode()) / 2**32

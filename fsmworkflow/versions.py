@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.codec import Data, Fields
-from fsmworkflow.decide import Draft, resting_due
+from fsmworkflow.draft import Draft
+from fsmworkflow.due import resting_due
 from fsmworkflow.errors import DefinitionChanged, DefinitionError, FSMWorkflowError
 from fsmworkflow.records import Active, Move, Run, Undo, replace
 from fsmworkflow.workflow import Migration, Workflow, nearest

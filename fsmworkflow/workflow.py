@@ -545,7 +545,7 @@ class Workflow(Scope):
 
     def at(self, state: str | Iterable[str], data: Any = None, *, key: str = "", since: float | None = None) -> Run:
         """See `Run.at`."""
-        from fsmworkflow.decide import bare  # which asks this file for its words
+        from fsmworkflow.beginning import bare  # which asks this file for its words
 
         self.check()
         known = isinstance(state, str) and state in self.states

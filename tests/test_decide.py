@@ -29,8 +29,10 @@ from fsmworkflow import (
     payload,
 )
 from fsmworkflow.codec import Codec, decode
-from fsmworkflow.decide import DONE, ERROR, RETRY, begin, decide, due_next, failure
-from fsmworkflow.records import Active, replace
+from fsmworkflow.decide import begin, decide
+from fsmworkflow.due import due_next
+from fsmworkflow.failures import failure
+from fsmworkflow.records import DONE, ERROR, RETRY, Active, replace
 
 NOW = 1_750_000_000.0
 

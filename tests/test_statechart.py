@@ -15,21 +15,11 @@ import pytest
 
 from fsmworkflow import MergeConflict, NoTransition, Retry, Run, To, Transition, Workflow, field, payload
 from fsmworkflow.codec import Codec
-from fsmworkflow.decide import (
-    CANCEL,
-    DONE,
-    ERROR,
-    PAUSE,
-    RERUN,
-    RETRY,
-    UNPAUSE,
-    begin,
-    decide,
-    due_next,
-    failure,
-)
+from fsmworkflow.decide import begin, decide
+from fsmworkflow.due import due_next
 from fsmworkflow.errors import DeadlineExceeded, NotAccepted
-from fsmworkflow.records import Event, Move, replace
+from fsmworkflow.failures import failure
+from fsmworkflow.records import CANCEL, DONE, ERROR, PAUSE, RERUN, RETRY, UNPAUSE, Event, Move, replace
 
 NOW = 1_750_000_000.0
 DAY = 86_400.0

@@ -1,0 +1,91 @@
+"""What a run has due by itself, and when somebody has to look at it again."""
+
+from __future__ import annotations
+
+from fsmworkflow.choosing import view_of
+from fsmworkflow.failures import OWN, asked_to_stop
+from fsmworkflow.records import BEGIN, DONE, TIMEOUT, Event, Run, Status, replace
+from fsmworkflow.workflow import Workflow
+
+__all__ = ["due_next", "resting", "resting_due"]
+
+QUIET = frozenset({"final", "child", "each"})
+"""The kinds of states that lead nowhere by themselves: children bring `$joined`."""
+
+
+def due_next(workflow: Workflow, run: Run, now: float, *, asked: int | None = None) -> Event | None:
+    """The event that the run itself has due: a choice, a state that is complete, a time that has come. Else None.
+
+    States that wait with conditions are asked unless they were at version `asked`.
+    """
+    chart = workflow.chart
+    if run.status not in ("running", "waiting"):
+        return None
+    for state in run.active:
+        if chart.inner[state]:
+            continue
+        kind = workflow.states[state].kind
+        if run.active[state].children is None and state in workflow.families:
+            return Event(name=BEGIN, state=state)
+        if kind == "choice" or (kind == "wait" and asked != run.version and chart.automatic(state)):
+            return Event(name=DONE, state=state)
+    for state in () if chart.flat else reversed(run.active):
+        if chart.inner[state] and chart.automatic(state) and chart.complete(state, run.active, workflow.finals):
+            return Event(name=DONE, state=state)
+    return _timeout_due(run, now)
+
+
+def _timeout_due(run: Run, now: float) -> Event | None:
+    timers = [(due, state, name) for state, stay in run.active.items() for name, due in stay.timers.items()]
+    if run.deadline is not None:
+        timers.append((run.deadline, "", ""))
+    first = min(timers, default=None)
+    if first is None or first[0] > now:
+        return None
+    return Event(name=TIMEOUT, state=first[1], trigger=first[2], due=first[0])
+
+
+async def resting(workflow: Workflow, run: Run, now: float) -> Run:
+    """The run with its status and with the time from which somebody has to drive it."""
+    busy = again = False
+    for state in run.active:
+        kind = workflow.states[state].kind
+        if kind == "step":
+            if run.active[state].again is None:
+                busy = True
+            else:
+                again = True
+        elif kind == "choice" or (kind not in QUIET and await _leads_on(workflow, run, state, kind)):
+            busy = True
+    status: Status = "running" if busy or again else "waiting"
+    if busy or run.actions:
+        due: float | None = run.due if run.due is not None and run.due <= now else now
+    else:
+        due = resting_due(workflow, run)
+    return run if (status, due) == (run.status, run.due) else replace(run, status=status, due=due)
+
+
+def resting_due(workflow: Workflow, run: Run) -> float | None:
+    """When somebody has to look at a run that nothing moves now: its timers, retries, deadline and events to come."""
+    times = [due for stay in run.active.values() for due in stay.timers.values()]
+    times += [stay.again for stay in run.active.values() if stay.again is not None]
+    return min((t for t in (*times, run.deadline, run.later) if t is not None), default=None)
+
+
+async def _leads_on(workflow: Workflow, run: Run, state: str, kind: str) -> bool:
+    """Whether a state without a step has a transition to take by itself."""
+    arcs = workflow.chart.automatic(state)
+    if not arcs:
+        return False
+    if kind != "wait":
+        return workflow.chart.complete(state, run.active, workflow.finals)
+    view = view_of(workflow, run, Event(name=DONE, state=state), run.fields, [])
+    for arc in arcs:
+        try:
+            if arc.guard is None or await arc.guard.ask(view):
+                return True
+        except OWN as error:
+            if asked_to_stop(error):
+                raise
+            return True  # the decision that follows says what is wrong, and fails the run
+    return False

@@ -1,0 +1,49 @@
+"""What a guard or a step raised, as the row keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+
+from fsmworkflow.errors import FSMWorkflowError
+from fsmworkflow.records import Active, Failure, Run
+
+__all__ = ["OWN", "asked_to_stop", "failure"]
+
+OWN = (Exception, asyncio.CancelledError)
+"""What a guard or step may raise as its own error."""
+TRACE = 20_000
+"""So many characters of a message or traceback are kept."""
+
+
+def asked_to_stop(error: BaseException) -> bool:
+    """Whether a CancelledError came from outside. One that a guard or step brought on itself is its own error."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def failure(error: BaseException, run: Run, state: str) -> Failure:
+    """An error as the row keeps it: its type, message and traceback, the message and trace cut to a bearable length."""
+    stay = run.active.get(state, Active(run.version))
+    trace = "".join(traceback.format_exception(error))
+    return Failure(
+        type=type(error).__qualname__,
+        message=_storable(_said(error))[:TRACE],
+        traceback=_storable(trace)[-TRACE:],
+        state=state,
+        visit=stay.visit,
+        attempt=stay.attempt,
+        code=error.code if isinstance(error, FSMWorkflowError) else None,
+    )
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # an error of the user's whose text cannot be made
+        return ""
+
+
+def _storable(text: str) -> str:
+    """Text of any origin as stores keep it: without NUL and lone surrogates."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
