@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fsmworkflow.beginning import begin
+from fsmworkflow.case import Case
 from fsmworkflow.codec import Data, encode, text_of
 from fsmworkflow.conditions import Operand, View, cut
 from fsmworkflow.due import resting
@@ -62,30 +63,33 @@ def _family(workflow: Workflow, run: Run, state: str, now: float) -> tuple[Run, 
     return replace(run, active=active), tuple(made)
 
 
-async def children_begin(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+async def children_begin(case: Case) -> Move:
     """The children of a state in which the run began, or whose making failed in the move that entered it."""
-    stay = run.active[event.state]
+    workflow, state = case.workflow, case.event.state
     try:
-        after, made = _family(workflow, replace(run, version=run.version + 1, updated=now), event.state, now)
+        after, made = _family(workflow, case.after(), state, case.now)
     except Exception as error:
-        return await failed(workflow, run, replace(event, error=error), now, failure(error, run, event.state))
-    order = _order(workflow, BEGIN, event.state, stay)
-    after = await resting(workflow, after, now)
-    return Move(before=run, event=event, after=after, at=now, starts=made, orders=(order,))
+        return await _failed(case, error)
+    order = _order(workflow, BEGIN, state, case.run.active[state])
+    return case.move(await resting(workflow, after, case.now), starts=made, orders=(order,))
 
 
-async def children_joined(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+async def children_joined(case: Case) -> Move:
     """All children of a visit have ended, or the first has failed: as the end of a step, or its error."""
-    error = event.error
+    workflow, run, event, error = case.workflow, case.run, case.event, case.event.error
     if error is None and event.changes:
         try:
             workflow.codec.weigh({**run.fields, **event.changes})
             workflow.codec.decode({**run.fields, **event.changes})
         except Exception as refused:
             error = refused
-    if error is None:
-        return await step_ended(workflow, run, event, now)
-    return await failed(workflow, run, replace(event, error=error), now, failure(error, run, event.state))
+    return await step_ended(case) if error is None else await _failed(case, error)
+
+
+async def _failed(case: Case, error: BaseException) -> Move:
+    return await failed(
+        replace(case, event=replace(case.event, error=error)), failure(error, case.run, case.event.state)
+    )
 
 
 def _inputs(workflow: Workflow, children: Children, run: Run) -> list[Any]:

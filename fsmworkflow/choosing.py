@@ -2,60 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
-import msgspec
-
+from fsmworkflow.case import Case
 from fsmworkflow.codec import Fields
 from fsmworkflow.conditions import Seen, View
 from fsmworkflow.errors import NoTransition
-from fsmworkflow.records import Event, Run
+from fsmworkflow.records import Run
 from fsmworkflow.statechart import Arc
-from fsmworkflow.workflow import Workflow, nearest
+from fsmworkflow.workflow import nearest
 
-__all__ = ["Look", "choose", "left_by", "pick", "view_of"]
-
-
-class Look(msgspec.Struct, frozen=True):
-    """What a guard that is a plain function is given: the data as it would be committed, the run, and the event."""
-
-    data: Any
-    run: Run
-    event: Event
+__all__ = ["choose", "first", "left_by", "pick"]
 
 
-def view_of(workflow: Workflow, run: Run, event: Event, fields: Fields, asked: list[Seen]) -> View:
-    """What a guard may look at, each answer noted in `asked`."""
-    data = workflow.codec.decode(fields)
-    view = View(data, event.payload, Look(data, run, event), workflow.lenient)
-    view.seen = asked
-    return view
+async def first(arcs: Iterable[Arc], view: View) -> Arc | None:
+    """The first transition that has no condition, or one that holds. None where there is none."""
+    for arc in arcs:
+        if arc.guard is None or await arc.guard.ask(view):
+            return arc
+    return None
 
 
-async def choose(workflow: Workflow, run: Run, event: Event, fields: Fields, asked: list[Seen]) -> Arc:
-    """The first transition whose condition holds, each asked once. Raises NoTransition, or what a guard raised."""
-    chart = workflow.chart
+async def choose(case: Case, fields: Fields) -> Arc:
+    """The transition that the end of a step takes. Raises NoTransition, or what a guard raised."""
+    chart, event = case.workflow.chart, case.event
     if event.trigger is None:
         arcs = chart.automatic(event.state)
     else:
         arcs = tuple(arc for state in chart.outward(event.state) for arc in chart.named(state, event.trigger))
     if arcs and arcs[0].guard is None:
         return arcs[0]
-    view = view_of(workflow, run, event, fields, asked)
-    for arc in arcs:
-        if arc.guard is None or await arc.guard.ask(view):
-            return arc
-    raise NoTransition(_nowhere(workflow, event, arcs, asked))
+    arc = await first(arcs, case.view(fields))
+    if arc is None:
+        raise NoTransition(_nowhere(case, arcs))
+    return arc
 
 
-def _nowhere(workflow: Workflow, event: Event, arcs: tuple[Arc, ...], asked: list[Seen]) -> str:
-    where = f"state {event.state!r}"
+def _nowhere(case: Case, arcs: tuple[Arc, ...]) -> str:
+    event, where = case.event, f"state {case.event.state!r}"
     if event.trigger is not None and not arcs:
-        hint = nearest(event.trigger, workflow.chart.triggers)
+        hint = nearest(event.trigger, case.workflow.chart.triggers)
         return f"{where} returned the trigger {event.trigger!r}, which no transition out of it takes{hint}"
     if not arcs:
         return f"{where} ended, and no transition leads on by itself: return a trigger"
-    lines = "".join(f"\n  - {one.condition}: {_seen(one)}" for one in asked)
+    lines = "".join(f"\n  - {one.condition}: {_seen(one)}" for one in case.asked)
     return f"{where} ended, and none of its conditions holds:{lines}"
 
 
@@ -64,13 +54,13 @@ def _seen(one: Seen) -> str:
     return f"{one.answer} ({saw})" if saw else str(one.answer)
 
 
-async def pick(workflow: Workflow, run: Run, event: Event, fields: Fields, asked: list[Seen]) -> list[Arc]:
+async def pick(case: Case, fields: Fields) -> list[Arc]:
     """For each active leaf the first transition that holds, from inside outwards; what contradicts another goes."""
-    chart, view = workflow.chart, view_of(workflow, run, event, fields, asked)
+    chart, run, view = case.workflow.chart, case.run, case.view(fields)
     answers: dict[int, bool] = {}
     picked: list[Arc] = []
     for leaf in chart.leaves(run.active):
-        for arc in (arc for state in chart.outward(leaf) for arc in chart.named(state, event.name)):
+        for arc in (arc for state in chart.outward(leaf) for arc in chart.named(state, case.event.name)):
             if id(arc) not in answers:
                 answers[id(arc)] = arc.guard is None or await arc.guard.ask(view)
             if answers[id(arc)]:

@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 
 from fsmworkflow import steering
 from fsmworkflow.beginning import begin
+from fsmworkflow.case import Case
 from fsmworkflow.children import children_begin, children_joined, with_children
-from fsmworkflow.choosing import pick, view_of
-from fsmworkflow.conditions import Seen
+from fsmworkflow.choosing import first, pick
 from fsmworkflow.draft import Draft
 from fsmworkflow.due import resting
 from fsmworkflow.errors import ConditionError, DeadlineExceeded, NotAccepted
@@ -35,7 +35,7 @@ from fsmworkflow.records import (
     replace,
 )
 from fsmworkflow.steps import step_ended, step_raised
-from fsmworkflow.taking import active_after, fail, rejected, take
+from fsmworkflow.taking import fail, spent, take
 from fsmworkflow.workflow import Workflow
 
 __all__ = ["begin", "decide"]
@@ -47,57 +47,58 @@ async def decide(workflow: Workflow, run: Run, event: Event, *, now: float) -> M
     What a guard raises, and what leads nowhere, is no error here: it is a move that fails the run. Where nothing moves,
     `move.after is move.before`. Raises NotAccepted for an event that no active state accepts.
     """
-    move = await _RULES.get(event.name, _event)(workflow.check(), run, event, now)
+    case = Case(workflow.check(), run, event, now)
+    rule = _RULES.get(event.name) or _accepted(case)
+    try:
+        move = await rule(case)
+    except OWN as error:
+        if asked_to_stop(error):
+            raise
+        move = fail(case, failure(error, run, event.state or run.state), error)
     if event.posts and move.error is None:
         move = replace(move, posts=event.posts)
     return with_children(workflow, move, now) if workflow.families else move
 
 
-async def _event(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
-    """One event moves every region that accepts it, inner states before outer ones, in document order, in one move."""
-    chart = workflow.chart
-    if run.status not in ("running", "waiting") or not chart.accepted(run.active, event.name):
+def _accepted(case: Case) -> Callable[[Case], Awaitable[Move]]:
+    """The rule of an event from outside. Raises NotAccepted."""
+    workflow, run, name = case.workflow, case.run, case.event.name
+    if run.status not in ("running", "waiting") or not workflow.chart.accepted(run.active, name):
         accepts = ", ".join(workflow.accepts(run)) or "nothing"
-        raise NotAccepted(f"{run.workflow}/{run.key} in state {run.state!r} does not accept {event.name!r}: {accepts}")
-    draft = Draft(run)
-    asked: list[Seen] = []
+        raise NotAccepted(f"{run.workflow}/{run.key} in state {run.state!r} does not accept {name!r}: {accepts}")
+    return _event
+
+
+async def _event(case: Case) -> Move:
+    """One event moves every region that accepts it, inner states before outer ones, in document order, in one move."""
+    draft = Draft(case.run)
     try:
-        draft.merge_payload(workflow, event)
-        arcs = await pick(workflow, run, event, draft.fields, asked)
+        draft.merge_payload(case)
+        arcs = await pick(case, draft.fields)
         if not arcs:
-            return rejected(run, event, now, asked)
-        draft.update(workflow, event, arcs)
+            return case.rejected()
+        draft.update(case, arcs)
     except ConditionError:  # what somebody sends stops no run: history has what could not be answered, and why
-        return rejected(run, event, now, asked)
-    except OWN as error:
-        if asked_to_stop(error):
-            raise
-        return fail(workflow, run, event, now, failure(error, run, run.state), error, asked)
-    return await take(workflow, run, event, now, arcs, draft, asked)
+        return case.rejected()
+    return await take(case, arcs, draft)
 
 
-async def _timeout(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+async def _timeout(case: Case) -> Move:
     """A delay of a state has come, or the deadline of the run."""
+    run, event = case.run, case.event
     if not event.state:
         error = DeadlineExceeded(f"{run.workflow}/{run.key} had not ended by its deadline")
-        return fail(workflow, replace(run, deadline=None), event, now, failure(error, run, run.state), error)
-    draft, asked = Draft(run), list[Seen]()
-    try:
-        view = view_of(workflow, run, event, draft.fields, asked)
-        for arc in workflow.chart.named(event.state, event.trigger or ""):
-            if arc.guard is None or await arc.guard.ask(view):
-                draft.update(workflow, event, [arc])
-                return await take(workflow, run, event, now, [arc], draft, asked)
-    except OWN as error:
-        if asked_to_stop(error):
-            raise
-        return fail(workflow, run, event, now, failure(error, run, event.state), error, asked)
-    spent = active_after(workflow, run, event, [], [], draft, run.version, now)
-    move = rejected(replace(run, active=spent), event, now, asked)
-    return replace(move, before=run, after=await resting(workflow, move.after, now))
+        return fail(case, failure(error, run, run.state), error, deadline=None)
+    draft = Draft(run)
+    arc = await first(case.workflow.chart.named(event.state, event.trigger or ""), case.view(draft.fields))
+    if arc is not None:
+        draft.update(case, [arc])
+        return await take(case, [arc], draft)
+    after = await resting(case.workflow, case.after(active=spent(case)), case.now)
+    return case.move(after, answer="rejected")
 
 
-_RULES: dict[str, Callable[[Workflow, Run, Event, float], Awaitable[Move]]] = {
+_RULES: dict[str, Callable[[Case], Awaitable[Move]]] = {
     DONE: step_ended,
     ERROR: step_raised,
     TIMEOUT: _timeout,

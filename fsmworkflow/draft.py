@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from fsmworkflow.case import Case
 from fsmworkflow.codec import Data, Fields, digests, encode
 from fsmworkflow.errors import MergeConflict
 from fsmworkflow.records import Event, Run
@@ -39,13 +40,14 @@ class Draft:
             self.fields = {**self.fields, **changes}
             self.changes = {**self.changes, **changes} if self.changes else changes
 
-    def write(self, workflow: Workflow, event: Event) -> None:
+    def write(self, case: Case) -> None:
         """What a step changed, onto the data as it now is. Raises MergeConflict for a key that moved meanwhile."""
+        event = case.event
         changes, removed = event.changes or {}, event.removed
         if not changes and not removed:
             return
         if event.base is not None and (event.base is not self.run.fields or len(self.run.active) > 1):
-            changes = {**changes, **self._merged(workflow, event, (*changes, *removed))}
+            changes = {**changes, **self._merged(case.workflow, event, (*changes, *removed))}
         self.apply(changes, removed)
 
     def _merged(self, workflow: Workflow, event: Event, keys: Iterable[str]) -> Fields:
@@ -66,8 +68,9 @@ class Draft:
             merged[key] = msgspec.Raw(encode(value, f"data.{key}"))
         return merged
 
-    def merge_payload(self, workflow: Workflow, event: Event) -> None:
+    def merge_payload(self, case: Case) -> None:
         """Write the payload into the data, where the workflow says so."""
+        workflow, event = case.workflow, case.event
         if workflow.payload == "merge" and isinstance(event.payload, dict):
             data = {**Data(self.fields), **event.payload}
             kind = workflow.codec.kind
@@ -80,12 +83,13 @@ class Draft:
         self.apply(changes, removed)
         return (*changes, *removed)
 
-    def update(self, workflow: Workflow, event: Event, arcs: Iterable[Arc]) -> None:
+    def update(self, case: Case, arcs: Iterable[Arc]) -> None:
         """Let the transitions change the data: in place, or by returning what it shall be."""
+        workflow = case.workflow
         for arc in arcs:
             if arc.update is not None:
                 data = workflow.codec.decode(self.fields)
-                new = arc.update(data, event)
+                new = arc.update(data, case.event)
                 keys = self._changed(workflow, data if new is None else new)
                 self.touched += [(region, keys) for region in regions(workflow, arc.source)]
         if self.merged:  # of several regions at once none has changed it alone

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fsmworkflow.choosing import view_of
+from fsmworkflow.case import Case
+from fsmworkflow.choosing import first
 from fsmworkflow.failures import OWN, asked_to_stop
 from fsmworkflow.records import BEGIN, DONE, TIMEOUT, Event, Run, Status, replace
 from fsmworkflow.workflow import Workflow
@@ -79,13 +80,10 @@ async def _leads_on(workflow: Workflow, run: Run, state: str, kind: str) -> bool
         return False
     if kind != "wait":
         return workflow.chart.complete(state, run.active, workflow.finals)
-    view = view_of(workflow, run, Event(name=DONE, state=state), run.fields, [])
-    for arc in arcs:
-        try:
-            if arc.guard is None or await arc.guard.ask(view):
-                return True
-        except OWN as error:
-            if asked_to_stop(error):
-                raise
-            return True  # the decision that follows says what is wrong, and fails the run
-    return False
+    view = Case(workflow, run, Event(name=DONE, state=state), run.updated).view(run.fields)
+    try:
+        return await first(arcs, view) is not None
+    except OWN as error:
+        if asked_to_stop(error):
+            raise
+        return True  # the decision that follows says what is wrong, and fails the run

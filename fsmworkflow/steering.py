@@ -3,67 +3,63 @@
 from __future__ import annotations
 
 from fsmworkflow.beginning import actions_of, new_stay
+from fsmworkflow.case import Case
 from fsmworkflow.due import resting
-from fsmworkflow.records import Event, Move, Run, replace
-from fsmworkflow.statechart import Arc
-from fsmworkflow.taking import ended, rejected, remembered
-from fsmworkflow.workflow import Workflow
+from fsmworkflow.records import Move, replace
+from fsmworkflow.taking import ended, remembered
 
 __all__ = ["cancel", "park", "pause", "rerun", "retry", "unpause"]
 
 
-async def cancel(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+async def cancel(case: Case) -> Move:
     """A run that is not over ends as cancelled, once what can be undone is."""
+    run = case.run
     if run.over or run.status == "compensating":
-        return rejected(run, event, now, [])
-    after = ended(workflow, replace(run, version=run.version + 1, actions=(), updated=now), now, "cancelled")
-    return Move(before=run, event=event, after=after, at=now, forget=remembered(run, run.active))
+        return case.rejected()
+    after = ended(case.workflow, case.after(actions=()), case.now, "cancelled")
+    return case.move(after, forget=remembered(run, run.active))
 
 
-async def retry(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+async def retry(case: Case) -> Move:
     """A failed or parked run goes on in the same visit, its attempts counted anew."""
+    run = case.run
     if run.over or run.status not in ("failed", "parked"):
-        return rejected(run, event, now, [])
+        return case.rejected()
     active = {state: replace(stay, attempt=1, again=None) for state, stay in run.active.items()}
-    after = replace(run, active=active, version=run.version + 1, due=now, deaths=0, updated=now)
+    after = case.after(active=active, due=case.now, deaths=0)
     if run.undo.ends is not None:  # it was parked while it was being undone
-        return Move(before=run, event=event, after=replace(after, status="compensating"), at=now)
-    return Move(before=run, event=event, after=await resting(workflow, after, now), at=now)
+        return case.move(replace(after, status="compensating"))
+    return case.move(await resting(case.workflow, after, case.now))
 
 
-async def rerun(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+async def rerun(case: Case) -> Move:
     """A run that is not over goes on in a new visit of the state that the payload names; not in one that ends it."""
-    state = workflow.states.get(event.payload)
+    workflow, run, version = case.workflow, case.run, case.run.version + 1
+    state = workflow.states.get(case.event.payload)
     ends = state is None or (state.kind == "final" and "." not in state.name)
-    if run.over or run.status == "compensating" or ends:
-        return rejected(run, event, now, [])
-    arc = Arc(None, run.state, str(event.payload), enters=workflow.chart.entered((str(event.payload),), ""))
-    left = tuple(run.active)
-    version = run.version + 1
-    active = {state: new_stay(workflow, state, version, now) for state in arc.enters}
-    actions = actions_of(workflow, left, arc.enters, [], version)
-    after = replace(run, active=active, version=version, error=None, actions=actions, due=now, deaths=0, updated=now)
-    after = await resting(workflow, after, now)
-    return Move(before=run, event=event, after=after, at=now, forget=remembered(run, left))
+    if run.over or run.status == "compensating" or state is None or ends:
+        return case.rejected()
+    left, entered = tuple(run.active), workflow.chart.entered((state.name,), "")
+    active = {one: new_stay(workflow, one, version, case.now) for one in entered}
+    actions = actions_of(workflow, left, entered, [], version)
+    after = case.after(active=active, error=None, actions=actions, due=case.now, deaths=0)
+    return case.move(await resting(workflow, after, case.now), forget=remembered(run, left))
 
 
-async def pause(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+async def pause(case: Case) -> Move:
     """A run that goes on or waits does nothing more until it is let go on."""
-    if run.status not in ("running", "waiting"):
-        return rejected(run, event, now, [])
-    after = replace(run, status="paused", version=run.version + 1, due=None, updated=now)
-    return Move(before=run, event=event, after=after, at=now)
+    if case.run.status not in ("running", "waiting"):
+        return case.rejected()
+    return case.move(case.after(status="paused", due=None))
 
 
-async def unpause(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+async def unpause(case: Case) -> Move:
     """A paused run goes on where it was."""
-    if run.status != "paused":
-        return rejected(run, event, now, [])
-    after = replace(run, status="running", version=run.version + 1, due=now, updated=now)
-    return Move(before=run, event=event, after=await resting(workflow, after, now), at=now)
+    if case.run.status != "paused":
+        return case.rejected()
+    return case.move(await resting(case.workflow, case.after(status="running", due=case.now), case.now))
 
 
-async def park(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+async def park(case: Case) -> Move:
     """Processes died while the run was in flight: it keeps its place, and nobody drives it until somebody says so."""
-    after = replace(run, status="parked", version=run.version + 1, error=event.failure, updated=now)
-    return Move(before=run, event=event, after=replace(after, due=None, owner=None), at=now)
+    return case.move(case.after(status="parked", error=case.event.failure, due=None, owner=None))

@@ -1,141 +1,127 @@
-"""The moves themselves: a run with transitions taken, at its end, failed, or as it was."""
+"""The moves themselves: a run with transitions taken, at its end, or failed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from fsmworkflow.beginning import actions_of, new_stay
+from fsmworkflow.case import Case
 from fsmworkflow.choosing import left_by
-from fsmworkflow.conditions import Seen
 from fsmworkflow.draft import Draft, regions
 from fsmworkflow.due import resting
-from fsmworkflow.records import DONE, JOINED, TIMEOUT, Active, Event, Failure, Move, Run, Status, Undo, replace
+from fsmworkflow.records import DONE, JOINED, TIMEOUT, Active, Failure, Move, Run, Status, Undo, Undoing, replace
 from fsmworkflow.statechart import Arc
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["active_after", "ended", "fail", "rejected", "remembered", "take"]
+__all__ = ["ended", "fail", "over", "remembered", "spent", "take"]
 
 
-async def take(
-    workflow: Workflow, run: Run, event: Event, now: float, arcs: list[Arc], draft: Draft, asked: list[Seen]
-) -> Move:
+async def take(case: Case, arcs: list[Arc], draft: Draft) -> Move:
     """The move that takes these transitions, with the data as `draft` has it."""
-    version, chart = run.version + 1, workflow.chart
+    workflow, run, event = case.workflow, case.run, case.event
     if arcs[0].plain and event.name == DONE:
-        return _step_to_step(workflow, run, event, now, arcs[0], draft, asked)
-    if chart.flat:
-        left = [] if arcs[0].internal or arcs[0].dest is None else list(run.active)
-    else:
-        left = [state for arc in arcs for state in left_by(run, arc)]
+        return _step_to_step(case, arcs[0], draft)
+    left = [state for arc in arcs for state in left_by(run, arc)]
     entered = [state for arc in arcs for state in arc.enters]
-    active = active_after(workflow, run, event, left, entered, draft, version, now)
-    ends = any(arc.ends for arc in arcs)
-    final = next((s for s in entered if s in workflow.finals and "." not in s), None)
-    undo, gone = run.undo, left
-    if event.name == DONE and workflow.states[event.state].compensate is not None:
-        stay = run.active[event.state]
-        undo = replace(undo, left=(*undo.left, Undo(event.state, stay.visit, was=stay.was)))
     after = replace(
-        run,
+        _after(case, _active_after(case, left, entered, draft), draft),
+        actions=actions_of(workflow, left, entered, arcs, run.version + 1),
+        undo=_undo_after(case),
+    )
+    final = next((s for s in entered if s in workflow.finals and "." not in s), None)
+    if final is not None or any(arc.ends for arc in arcs):
+        after = ended(workflow, after, case.now, "done" if final is None else workflow.states[final].outcome)
+        left = list(run.active)
+    else:
+        after = await resting(workflow, after, case.now)
+    return _taken(case, after, draft, left)
+
+
+def _step_to_step(case: Case, arc: Arc, draft: Draft) -> Move:
+    """What most moves are, told shortly: see `Arc.plain`."""
+    run, now = case.run, case.now
+    after = _after(case, {arc.enters[0]: Active(run.version + 1)}, draft)
+    if run.due is None or run.due > now:
+        after = replace(after, due=now)
+    return _taken(case, after, draft, (case.event.state,))
+
+
+def _after(case: Case, active: dict[str, Active], draft: Draft) -> Run:
+    return replace(
+        case.run,
         active=active,
         fields=draft.fields,
         hashes=draft.hashes(),
         status="running",
-        version=version,
-        definition=workflow.version,
-        structure=chart.structure,
-        error=None,
-        actions=actions_of(workflow, left, entered, arcs, version),
-        undo=undo,
-        deaths=0,
-        updated=now,
-    )
-    if ends or final is not None:
-        after = ended(workflow, after, now, "done" if final is None else workflow.states[final].outcome)
-        gone = list(run.active)
-    else:
-        after = await resting(workflow, after, now)
-    return Move(
-        before=run,
-        event=event,
-        after=after,
-        at=now,
-        changes=draft.changes,
-        removed=draft.removed,
-        asked=tuple(asked),
-        forget=remembered(run, gone) if event.remembered else (),
-    )
-
-
-def _step_to_step(
-    workflow: Workflow, run: Run, event: Event, now: float, arc: Arc, draft: Draft, asked: list[Seen]
-) -> Move:
-    """What most moves are, told shortly: see `Arc.plain`."""
-    version = run.version + 1
-    after = replace(
-        run,
-        active={arc.enters[0]: Active(version)},
-        fields=draft.fields,
-        hashes=draft.hashes(),
-        status="running",
-        version=version,
-        definition=workflow.version,
-        structure=workflow.chart.structure,
-        due=run.due if run.due is not None and run.due <= now else now,
+        version=case.run.version + 1,
+        definition=case.workflow.version,
+        structure=case.workflow.chart.structure,
         error=None,
         actions=(),
         deaths=0,
-        updated=now,
+        updated=case.now,
     )
+
+
+def _taken(case: Case, after: Run, draft: Draft, left: Iterable[str]) -> Move:
     return Move(
-        before=run,
-        event=event,
+        before=case.run,
+        event=case.event,
         after=after,
-        at=now,
+        at=case.now,
         changes=draft.changes,
         removed=draft.removed,
-        asked=tuple(asked),
-        forget=remembered(run, (event.state,)) if event.remembered else (),
+        asked=tuple(case.asked),
+        forget=remembered(case.run, left) if case.event.remembered else (),
     )
 
 
-def active_after(
-    workflow: Workflow,
-    run: Run,
-    event: Event,
-    left: list[str],
-    entered: list[str],
-    draft: Draft,
-    version: int,
-    now: float,
-) -> dict[str, Active]:
+def _undo_after(case: Case) -> Undoing:
+    """What can be undone once the move is made: the end of a step with `compensate=` adds its visit."""
+    undo, event = case.run.undo, case.event
+    if event.name != DONE or case.workflow.states[event.state].compensate is None:
+        return undo
+    stay = case.run.active[event.state]
+    return replace(undo, left=(*undo.left, Undo(event.state, stay.visit, was=stay.was)))
+
+
+def spent(case: Case) -> dict[str, Active]:
+    """The active states without the timer that has struck."""
+    active, event = case.run.active, case.event
+    if event.name != TIMEOUT or event.state not in active:
+        return active
+    stay = active[event.state]
+    timers = {name: due for name, due in stay.timers.items() if name != event.trigger}
+    return {**active, event.state: replace(stay, timers=timers)}
+
+
+def _active_after(case: Case, left: list[str], entered: list[str], draft: Draft) -> dict[str, Active]:
     """The active states after a move, in document order."""
-    active = run.active
-    if event.name == TIMEOUT and event.state in active:
-        stay = active[event.state]
-        timers = {name: due for name, due in stay.timers.items() if name != event.trigger}
-        active = {**active, event.state: replace(stay, timers=timers)}
+    workflow, event, active = case.workflow, case.event, spent(case)
     if workflow.families:
-        active = _told(workflow, active, event, draft)
+        active = _told(active, event.state, draft)
     touched = draft.touched
     if event.name in (DONE, JOINED) and not workflow.chart.flat and (draft.changes or draft.removed):
         touched = [(region, (*draft.changes, *draft.removed)) for region in regions(workflow, event.state)]
     for region, keys in touched:
-        all_keys = dict.fromkeys((*active[region].touched, *keys))
-        active = {**active, region: replace(active[region], touched=tuple(all_keys))}
+        active = {**active, region: _touched(active[region], keys)}
     if not left and not entered:
         return active
-    stays = {state: new_stay(workflow, state, version, now) for state in entered}
+    stays = {state: new_stay(workflow, state, case.run.version + 1, case.now) for state in entered}
     active = {**{s: stay for s, stay in active.items() if s not in left}, **stays}
     return active if len(active) == 1 else dict(sorted(active.items(), key=lambda one: workflow.chart.order[one[0]]))
 
 
-def _told(workflow: Workflow, active: dict[str, Active], event: Event, draft: Draft) -> dict[str, Active]:
+def _told(active: dict[str, Active], state: str, draft: Draft) -> dict[str, Active]:
     """The active states, those that wait for children with the keys that others have changed meanwhile."""
     changed = (*draft.changes, *draft.removed)
-    others = [s for s, stay in active.items() if stay.children is not None and s != event.state] if changed else []
-    told = {s: replace(active[s], touched=tuple(dict.fromkeys([*active[s].touched, *changed]))) for s in others}
-    return {**active, **told} if told else active
+    others = [s for s, stay in active.items() if stay.children is not None and s != state] if changed else []
+    return {**active, **{s: _touched(active[s], changed) for s in others}}
+
+
+def _touched(stay: Active, keys: Iterable[str]) -> Active:
+    return replace(stay, touched=tuple(dict.fromkeys((*stay.touched, *keys))))
 
 
 def remembered(run: Run, states: Iterable[str]) -> tuple[tuple[str, int], ...]:
@@ -145,32 +131,21 @@ def remembered(run: Run, states: Iterable[str]) -> tuple[tuple[str, int], ...]:
 
 def ended(workflow: Workflow, run: Run, now: float, ends: Status) -> Run:
     """The run at its end; where it has not ended well, what can be undone comes first."""
-    if ends != "done" and run.undo.left:
-        if workflow.on_failure == "park" and ends == "failed" and run.error is not None:
-            return replace(run, status="parked", due=None, owner=None)
-        return replace(run, status="compensating", undo=replace(run.undo, ends=ends), due=now)
-    if run.actions:
-        return replace(run, status=ends, due=now)
-    return replace(run, status=ends, due=None, owner=None)
+    if ends == "done" or not run.undo.left:
+        return over(run, ends, now)
+    if workflow.on_failure == "park" and ends == "failed" and run.error is not None:
+        return replace(run, status="parked", due=None, owner=None)
+    return replace(run, status="compensating", undo=replace(run.undo, ends=ends), due=now)
 
 
-def fail(
-    workflow: Workflow,
-    run: Run,
-    event: Event,
-    now: float,
-    found: Failure,
-    error: BaseException | None,
-    asked: Iterable[Seen] = (),
-) -> Move:
+def over(run: Run, ends: Status, now: float) -> Run:
+    """The run with its last status: due for the actions that are left, else nobody's."""
+    return replace(run, status=ends, due=now) if run.actions else replace(run, status=ends, due=None, owner=None)
+
+
+def fail(case: Case, found: Failure, error: BaseException | None, **changes: Any) -> Move:
     """The run fails and keeps its place: state, data, visit and remembered calls."""
-    after = ended(workflow, replace(run, version=run.version + 1, error=found, updated=now), now, "failed")
+    after = ended(case.workflow, case.after(error=found, **changes), case.now, "failed")
     if after.status == "failed":
         after = replace(after, due=None, owner=None)
-    return Move(before=run, event=event, after=after, at=now, asked=tuple(asked), error=error)
-
-
-def rejected(run: Run, event: Event, now: float, asked: list[Seen]) -> Move:
-    """The event is spent, the run stays, and history has every condition with what it saw."""
-    after = replace(run, version=run.version + 1, updated=now)
-    return Move(before=run, event=event, after=after, at=now, asked=tuple(asked), answer="rejected")
+    return case.move(after, error=error)

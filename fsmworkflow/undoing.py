@@ -4,42 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+from fsmworkflow.case import Case
 from fsmworkflow.draft import Draft
-from fsmworkflow.records import Event, Move, Run, Undoing, replace
+from fsmworkflow.records import Move, Run, replace
 from fsmworkflow.retry import chance
-from fsmworkflow.workflow import Workflow
+from fsmworkflow.taking import over
 
 __all__ = ["not_undone", "undone"]
 
 
-async def undone(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+def undone(case: Case) -> Move:
     """The youngest visit is undone, and what its undoing changed is written."""
-    draft = Draft(run)
-    draft.apply(event.changes or {}, event.removed)
-    after = replace(run, fields=draft.fields, hashes=draft.hashes(), version=run.version + 1, updated=now)
-    after = _undo_next(after, replace(run.undo, left=run.undo.left[:-1]), now)
-    return Move(before=run, event=event, after=after, at=now, changes=draft.changes, removed=draft.removed)
+    draft, undo = Draft(case.run), case.run.undo
+    draft.apply(case.event.changes or {}, case.event.removed)
+    after = case.after(fields=draft.fields, hashes=draft.hashes(), undo=replace(undo, left=undo.left[:-1]))
+    return case.move(_undo_next(after, case.now), changes=draft.changes, removed=draft.removed)
 
 
-def not_undone(workflow: Workflow, run: Run, event: Event, now: float) -> Move:
+def not_undone(case: Case) -> Move:
     """An undoing raised: it is tried again, and in the end listed as lost."""
-    undo, version = run.undo.left[-1], run.version + 1
-    after = replace(run, version=version, updated=now)
-    state = workflow.states.get(undo.state)
-    if state is not None and event.error is not None and state.undo.again(undo.attempt, event.error):
-        again = now + state.undo.delay(undo.attempt, chance(run, undo.visit, undo.attempt))
+    run, error, undo = case.run, case.event.error, case.run.undo.left[-1]
+    rest, state = run.undo.left[:-1], case.workflow.states.get(undo.state)
+    if state is not None and error is not None and state.undo.again(undo.attempt, error):
+        again = case.now + state.undo.delay(undo.attempt, chance(run, undo.visit, undo.attempt))
         tried = replace(undo, attempt=undo.attempt + 1, again=again)
-        after = replace(after, undo=replace(run.undo, left=(*run.undo.left[:-1], tried)), due=again)
-    else:
-        lost = replace(run.undo, left=run.undo.left[:-1], lost=(*run.undo.lost, undo))
-        after = _undo_next(after, lost, now)
-    return Move(before=run, event=event, after=after, at=now, error=event.error)
+        return case.move(case.after(undo=replace(run.undo, left=(*rest, tried)), due=again), error=error)
+    after = case.after(undo=replace(run.undo, left=rest, lost=(*run.undo.lost, undo)))
+    return case.move(_undo_next(after, case.now), error=error)
 
 
-def _undo_next(run: Run, undo: Undoing, now: float) -> Run:
-    if undo.left:
-        return replace(run, undo=undo, due=now)
-    ends: Any = undo.ends or "failed"
-    if run.actions:
-        return replace(run, undo=undo, status=ends, due=now)
-    return replace(run, undo=undo, status=ends, due=None, owner=None)
+def _undo_next(run: Run, now: float) -> Run:
+    ends: Any = run.undo.ends or "failed"
+    return replace(run, due=now) if run.undo.left else over(run, ends, now)

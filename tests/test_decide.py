@@ -33,8 +33,7 @@ from fsmworkflow.decide import begin, decide
 from fsmworkflow.due import due_next
 from fsmworkflow.failures import failure
 from fsmworkflow.records import DONE, ERROR, RETRY, Active, replace
-
-NOW = 1_750_000_000.0
+from tests.tables import NOW, check_move
 
 
 async def nothing(ctx: WorkflowContext) -> None:
@@ -82,12 +81,8 @@ async def moved(workflow: Workflow, run: Run, event: Event) -> Move:
     before = copy.copy(run)
     move = await decide(workflow, run, event, now=NOW)
     assert run == before
-    assert move.before is run
-    assert move.event is event
     assert move.after.version == run.version + 1
-    assert (move.at, move.after.updated) == (NOW, NOW)
-    assert (move.after.id, move.after.key, move.after.created) == (run.id, run.key, run.created)
-    assert move.after.epoch == run.epoch
+    check_move(workflow, run, event, move)
     return move
 
 

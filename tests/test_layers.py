@@ -28,6 +28,7 @@ FLOORS = {
     "statechart.py": 2,
     "versions.py": 2,
     "failures.py": 2,
+    "case.py": 2,
     "draft.py": 2,
     "choosing.py": 2,
     "due.py": 2,

@@ -20,8 +20,8 @@ from fsmworkflow.due import due_next
 from fsmworkflow.errors import DeadlineExceeded, NotAccepted
 from fsmworkflow.failures import failure
 from fsmworkflow.records import CANCEL, DONE, ERROR, PAUSE, RERUN, RETRY, UNPAUSE, Event, Move, replace
+from tests.tables import NOW, check_move
 
-NOW = 1_750_000_000.0
 DAY = 86_400.0
 
 
@@ -78,6 +78,7 @@ class Play:
     async def _one(self, event: Event) -> Move:
         before = self.run
         move = await decide(self.workflow, before, event, now=self.now)
+        check_move(self.workflow, before, event, move, now=self.now)
         if move.after is not move.before:
             assert move.after.version == before.version + 1
             assert list(move.after.active) == sorted(move.after.active, key=self.workflow.chart.order.__getitem__)
