@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         TransactionError,
         UnknownEvent,
         UnknownWorkflow,
-    )
+    )  # fmt: skip
     from fsmworkflow.health import Health
     from fsmworkflow.hooks import Hook, LogHook
     from fsmworkflow.machine import PersistentWorkflowStateMachine
@@ -45,76 +45,19 @@ if TYPE_CHECKING:
     from fsmworkflow.workflow import State, To, Transition, Workflow, WorkflowDefinition, WorkflowStep
 
 __all__ = [
-    "ChildFailed",
-    "CodecError",
-    "Condition",
-    "ConditionError",
-    "DBConfig",
-    "DefinitionChanged",
-    "DefinitionError",
-    "EndlessLoop",
-    "Engine",
-    "EngineClosed",
-    "Entry",
-    "Event",
-    "EventNotFound",
-    "FSMWorkflowError",
-    "Failure",
-    "Health",
-    "Hook",
-    "InputDiffers",
-    "LeaseLost",
-    "LogHook",
-    "MergeConflict",
-    "Move",
-    "NoTransition",
-    "PersistentWorkflowStateMachine",
-    "Plan",
-    "Planned",
-    "Retry",
-    "Run",
-    "RunFailed",
-    "RunNotFound",
-    "RunOver",
-    "Schedule",
-    "ScheduleNotFound",
-    "SchemaError",
-    "Stale",
-    "State",
-    "StepTimeout",
-    "Store",
-    "StoreError",
-    "StoreUnavailable",
-    "To",
-    "TransactionError",
-    "Transition",
-    "UnknownEvent",
-    "UnknownWorkflow",
-    "Workflow",
-    "WorkflowContext",
-    "WorkflowDefinition",
-    "WorkflowStep",
-    "field",
-    "open_store",
-    "payload",
-]
+    "ChildFailed", "CodecError", "Condition", "ConditionError", "DBConfig", "DefinitionChanged", "DefinitionError",
+    "EndlessLoop", "Engine", "EngineClosed", "Entry", "Event", "EventNotFound", "FSMWorkflowError", "Failure",
+    "Health", "Hook", "InputDiffers", "LeaseLost", "LogHook", "MergeConflict", "Move", "NoTransition",
+    "PersistentWorkflowStateMachine", "Plan", "Planned", "Retry", "Run", "RunFailed", "RunNotFound", "RunOver",
+    "Schedule", "ScheduleNotFound", "SchemaError", "Stale", "State", "StepTimeout", "Store", "StoreError",
+    "StoreUnavailable", "To", "TransactionError", "Transition", "UnknownEvent", "UnknownWorkflow", "Workflow",
+    "WorkflowContext", "WorkflowDefinition", "WorkflowStep", "field", "open_store", "payload",
+]  # fmt: skip
 
 _FILES = (
-    "errors",
-    "records",
-    "hooks",
-    "retry",
-    "conditions",
-    "workflow",
-    "context",
-    "store",
-    "settings",
-    "machine",
-    "engine",
-    "schedule",
-    "health",
-    "versions",
-)
+    "errors", "records", "hooks", "retry", "conditions", "workflow", "context", "store", "settings", "machine",
+    "engine", "schedule", "health", "versions",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from fsmworkflow import steering
+from fsmworkflow import records, steering
 from fsmworkflow.beginning import begin
 from fsmworkflow.case import Case
 from fsmworkflow.children import children_begin, children_joined, with_children
@@ -17,23 +17,7 @@ from fsmworkflow.draft import Draft
 from fsmworkflow.due import resting
 from fsmworkflow.errors import ConditionError, DeadlineExceeded, NotAccepted
 from fsmworkflow.failures import OWN, asked_to_stop, failure
-from fsmworkflow.records import (
-    BEGIN,
-    CANCEL,
-    DONE,
-    ERROR,
-    JOINED,
-    PARKED,
-    PAUSE,
-    RERUN,
-    RETRY,
-    TIMEOUT,
-    UNPAUSE,
-    Event,
-    Move,
-    Run,
-    replace,
-)
+from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.steps import step_ended, step_raised
 from fsmworkflow.taking import fail, spent, take
 from fsmworkflow.workflow import Workflow
@@ -99,15 +83,15 @@ async def _timeout(case: Case) -> Move:
 
 
 _RULES: dict[str, Callable[[Case], Awaitable[Move]]] = {
-    DONE: step_ended,
-    ERROR: step_raised,
-    TIMEOUT: _timeout,
-    CANCEL: steering.cancel,
-    RETRY: steering.retry,
-    RERUN: steering.rerun,
-    PAUSE: steering.pause,
-    UNPAUSE: steering.unpause,
-    PARKED: steering.park,
-    BEGIN: children_begin,
-    JOINED: children_joined,
+    records.DONE: step_ended,
+    records.ERROR: step_raised,
+    records.TIMEOUT: _timeout,
+    records.CANCEL: steering.cancel,
+    records.RETRY: steering.retry,
+    records.RERUN: steering.rerun,
+    records.PAUSE: steering.pause,
+    records.UNPAUSE: steering.unpause,
+    records.PARKED: steering.park,
+    records.BEGIN: children_begin,
+    records.JOINED: children_joined,
 }

@@ -166,14 +166,14 @@ async def pooled(store: Any) -> Literal["session", "transaction"] | None:
     A pooler tells each client another process number than the server's; one that pools transactions lets two
     connections in turn be answered by the same server process.
     """
-    from fsmworkflow.store.postgres import _closed, _saying
+    from fsmworkflow.store.postgres_server import closed, saying
 
-    with _saying(store.url):
+    with saying(store.url):
         first, second = await store._connect(statement_cache_size=0), await store._connect(statement_cache_size=0)
         try:
             seen = [(await _backend(first), await _backend(second)) for _ in range(5)]
         finally:
-            await asyncio.gather(_closed(first), _closed(second))
+            await asyncio.gather(closed(first), closed(second))
     if first.get_server_pid() == seen[0][0]:
         return None
     ones, others = zip(*seen, strict=True)

@@ -36,7 +36,7 @@ from fsmworkflow.records import (
     Move,
     Run,
     replace,
-)
+)  # fmt: skip
 from fsmworkflow.store import Keys
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.versions import Shift, shifted

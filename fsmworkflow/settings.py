@@ -137,11 +137,11 @@ class DBConfig:
         await self.setup()
         if self._options is None:
             return
-        from fsmworkflow.store.postgres import PostgresStore, legacy
+        from fsmworkflow.store.postgres import PostgresStore
 
         store = self.store
         assert isinstance(store, PostgresStore)
-        made = await asyncio.gather(*[store.create(run) for run in await legacy(store)])
+        made = await asyncio.gather(*[store.create(run) for run in await store.legacy()])
         if taken := sum(new for _, new in made):
             log.info("%d unfinished runs of the table workflow_states were taken over into %s", taken, self.url)
 

@@ -74,15 +74,15 @@ async def vacuum(store: Store) -> None:
 
 async def _vacuum_tables(store: Any) -> None:
     """On a connection of its own, as none of this may stand in a transaction."""
-    from fsmworkflow.store.postgres import RESET_SECONDS, _closed, _saying
+    from fsmworkflow.store.postgres_server import RESET_SECONDS, closed, saying
 
     connection = await store._connect()
     try:
-        with _saying(store.url):
+        with saying(store.url):
             for one in statements(queries("postgres")["vacuum"]):
                 await connection.execute(one, timeout=RESET_SECONDS)
     finally:
-        await _closed(connection)
+        await closed(connection)
 
 
 def _in_sql(store: Store) -> Any:

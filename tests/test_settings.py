@@ -223,7 +223,7 @@ def test_what_sqlite_has_no_use_for_is_said(caplog: pytest.LogCaptureFixture) ->
 def test_the_password_is_never_shown(
     keywords: dict[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fsmworkflow.store.postgres.OPEN_SECONDS", 0.0)
+    monkeypatch.setattr("fsmworkflow.store.postgres_server.OPEN_SECONDS", 0.0)
     caplog.set_level(logging.DEBUG)
     shown = ""
     try:

@@ -957,7 +957,7 @@ async def test_a_server_stopped_and_started_in_the_middle_of_commits_costs_nobod
 async def test_closing_while_the_server_is_away_is_bounded(
     private_postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fsmworkflow.store.postgres.CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("fsmworkflow.store.postgres_server.CLOSE_SECONDS", 0.5)
     store = open_store(private_postgres.url)
     await store.open()
     run = await made(store)

@@ -28,7 +28,7 @@ from fsmworkflow import (
 )
 from fsmworkflow.decide import begin, decide
 from fsmworkflow.records import replace
-from fsmworkflow.store import sqlite
+from fsmworkflow.store import sqlite_lent
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.sql import ends_transaction
 from tests.children import Children
@@ -524,7 +524,7 @@ async def test_on_sqlite_a_step_that_waits_for_the_engine_inside_is_told_at_once
 async def test_on_sqlite_one_that_takes_too_long_is_taken_back_and_the_others_go_on(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "LENT_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite_lent, "LENT_SECONDS", 0.2)
     await asked(sqlite_url, "CREATE TABLE mine (n bigint)")
     inside, went_on = asyncio.Event(), []
 
@@ -554,7 +554,7 @@ async def test_on_sqlite_one_that_takes_too_long_is_taken_back_and_the_others_go
 async def test_on_sqlite_a_step_that_is_late_elsewhere_fails_too(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
-    monkeypatch.setattr(sqlite, "LENT_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite_lent, "LENT_SECONDS", 0.1)
     await asked(sqlite_url, "CREATE TABLE mine (n bigint)")
     endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
 

@@ -1,0 +1,118 @@
+"""A PostgreSQL server: how it is addressed, what its errors mean, and how our tables come to be there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from fsmworkflow.errors import SchemaError, StoreError, StoreUnavailable
+from fsmworkflow.store.sql import Migration, missing, queries
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+
+SQL = queries("postgres")
+CONNECT_SECONDS, ANSWER_SECONDS, OPEN_SECONDS, CLOSE_SECONDS, RESET_SECONDS = 5.0, 60.0, 3.0, 5.0, 3_600.0
+POOL = {"min_size": 0, "max_size": 10}
+READS = {"min_size": 0, "max_size": 4}
+POOL_ONLY = frozenset(inspect.signature(asyncpg.create_pool).parameters) - {"dsn", "loop", "connect_kwargs"}
+CONNECTION = frozenset(inspect.signature(asyncpg.connect).parameters) - {"dsn", "loop"}
+# The server may answer again: classes 08 (connection), 40 (rolled back), 53 (resources), 57 (shut down, starting) and
+# 58 (system); a lock that was not to be had; a transaction that took too long; a standby in place of the primary.
+PASSING = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.PostgresSystemError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+UNHARMED = (asyncpg.TransactionRollbackError, asyncpg.LockNotAvailableError)
+"""What leaves the connection as it was; after anything else of PASSING it is given up."""
+REFUSED = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.UntranslatableCharacterError,
+)
+"""What the server does not take, and never will."""
+
+
+class BadRow(StoreError):
+    """A write that cannot be made, or a batch in which one stands: it is made in halves, so that one write fails."""
+
+
+@contextlib.contextmanager
+def saying(place: str) -> Iterator[None]:
+    """Errors of the driver as ours, with the place."""
+    try:
+        yield
+    except REFUSED as error:
+        raise BadRow(f"{place}: {error} ({type(error).__name__})") from error
+    except (asyncpg.ClientConfigurationError, asyncpg.TargetServerAttributeNotMatched) as error:
+        raise StoreError(f"{place}: {error}") from error
+    except PASSING as error:
+        raise StoreUnavailable(f"{place}: {error!s:.500} ({type(error).__name__})") from error
+    except asyncpg.PostgresError as error:
+        raise StoreError(f"{place}: {error} ({type(error).__name__})") from error
+
+
+def shown(url: str | None, keywords: Mapping[str, Any]) -> str:
+    """The address as it may be shown: without the password, wherever it stands."""
+    if url is None:
+        user, host, port = keywords.get("user"), keywords.get("host", "localhost"), keywords.get("port", 5432)
+        return f"postgresql://{f'{user}@' if user else ''}{host}:{port}/{keywords.get('database') or user or ''}"
+    # By hand: what urlsplit makes of a password that was not escaped may show it.
+    scheme, _, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    place, _, query = place.partition("?")
+    shown = "&".join(word for word in query.split("&") if not word.startswith(("password=", "passfile=")))
+    return f"{scheme}://{login.partition(':')[0]}{at}{place}{'?' if shown else ''}{shown}"
+
+
+async def closed(one: asyncpg.Connection[asyncpg.Record] | asyncpg.Pool[asyncpg.Record]) -> None:
+    """Close in peace, or after a few seconds without a word."""
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await one.close()
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        one.terminate()
+    except BaseException:
+        one.terminate()
+        raise
+
+
+async def migrate(connection: Connection) -> None:
+    """What is missing is created, what is older upgraded, all in one transaction, one process after the other."""
+    async with connection.transaction(isolation="read_committed"):
+        if not await _missing(connection):
+            return
+        await connection.execute(SQL["schema_lock"])
+        todo = await _missing(connection)
+        await connection.execute(SQL["migrations_table"])
+        for migration in todo:
+            await connection.execute(migration.sql)
+            await connection.execute(SQL["migrated"], migration.version, migration.name)
+
+
+async def _missing(connection: Connection) -> tuple[Migration, ...]:
+    tables = {row[0] for row in await connection.fetch(SQL["tables"])}
+    try:
+        versions = await connection.fetch(SQL["migrations"]) if "fsm_migrations" in tables else []
+    except asyncpg.UndefinedColumnError as error:
+        raise SchemaError(f"the table fsm_migrations is not ours: {error}") from error
+    return missing("postgres", tables, [row[0] for row in versions])
