@@ -148,8 +148,21 @@ def in_task(apply: Apply) -> Start:
     """A `start` for a Writer from a coroutine function that commits a batch: a task for each attempt."""
 
     def start(batch: list[Write], done: Done) -> Callable[[], object]:
-        task = asyncio.create_task(apply(batch), name="fsmworkflow-writer")
-        task.add_done_callback(lambda task: done(asyncio.CancelledError() if task.cancelled() else task.exception()))
+        async def attempt() -> None:
+            error: BaseException | None = None
+            try:
+                await apply(batch)
+            except (Exception, asyncio.CancelledError) as failed:
+                error = failed
+            done(error)  # here, and not in a callback: that would be another turn of the loop for every step
+
+        def broken_off(task: asyncio.Task[None]) -> None:
+            """It was cancelled before it began, or the program is ending: those who wait must hear of it."""
+            if error := asyncio.CancelledError() if task.cancelled() else task.exception():
+                done(error)
+
+        task = asyncio.create_task(attempt(), name="fsmworkflow-writer")
+        task.add_done_callback(broken_off)
         return task.cancel
 
     return start
