@@ -672,5 +672,6 @@ class Drives:
 def _report(driving: Driving) -> None:
     """An error that stopped a drive is in the log, also where nobody waits for it."""
     done = driving.done
-    if done is not None and not done.cancelled() and (error := done.exception()) is not None:
+    error = None if done is None or done.cancelled() else done.exception()
+    if error is not None and not isinstance(error, EngineClosed):  # which is no fault, and a caller is told
         log.error("run %s/%s is left where it is: %r", driving.run.workflow, driving.run.key, error)

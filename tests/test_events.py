@@ -123,6 +123,19 @@ async def test_another_engine_sends_and_the_owner_takes_it(store: Store) -> None
         assert {entry.owner for entry in await two.history(flow, "a")} == {one._worker.token}
 
 
+async def test_who_only_sends_and_closes_says_nothing_of_the_run_in_the_log(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    flow = article()
+    async with engine(store, flow) as one:
+        await one.run(flow, {}, key="a")
+        async with engine(store, flow) as two:
+            for _ in range(3):
+                await two.send(flow, "a", "expire", visit=99)  # is never accepted, so the sender keeps looking
+                await asyncio.sleep(0)
+        assert [record.message for record in caplog.records if record.levelname != "INFO"] == []
+
+
 async def test_a_double_click_is_one_event_also_when_the_run_has_ended(store: Store) -> None:
     flow = article()
     async with engine(store, flow) as one:
