@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .SECONDARY: $(VENV)/bin/pip $(BENCH_VENV)/bin/pip
-.PHONY: help demo demo-llm test check format soak bench peers system-deps clean
+.PHONY: help demo demo-llm test check format mutants soak bench peers system-deps clean
 
 help:
 	@echo "make demo         run the example over real text, killed twice in the middle"
@@ -15,6 +15,7 @@ help:
 	@echo "make test         run all tests but the long ones; they start PostgreSQL themselves"
 	@echo "make check        lint, format and types, changing nothing"
 	@echo "make format       put the sources into the form that 'make check' asks for"
+	@echo "make mutants      change every rule of decide in turn, and see that a test notices (some minutes)"
 	@echo "make soak         run the tests that take many minutes"
 	@echo "make bench        measure; 'make peers' before it adds the other engines"
 	@echo "make system-deps  Debian and Ubuntu: install what some tests and the benchmark use"
@@ -36,6 +37,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+mutants: $(VENV)/.installed-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
