@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         EventNotFound,
         FSMWorkflowError,
         InputDiffers,
+        InvalidKey,
         LeaseLost,
         MergeConflict,
         NoTransition,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         StoreUnavailable,
         TransactionError,
         UnknownEvent,
+        UnknownState,
         UnknownWorkflow,
     )  # fmt: skip
     from fsmworkflow.health import Health
@@ -47,11 +49,11 @@ if TYPE_CHECKING:
 __all__ = [
     "ChildFailed", "CodecError", "Condition", "ConditionError", "DBConfig", "DefinitionChanged", "DefinitionError",
     "EndlessLoop", "Engine", "EngineClosed", "Entry", "Event", "EventNotFound", "FSMWorkflowError", "Failure",
-    "Health", "Hook", "InputDiffers", "LeaseLost", "LogHook", "MergeConflict", "Move", "NoTransition",
+    "Health", "Hook", "InputDiffers", "InvalidKey", "LeaseLost", "LogHook", "MergeConflict", "Move", "NoTransition",
     "PersistentWorkflowStateMachine", "Plan", "Planned", "Retry", "Run", "RunFailed", "RunNotFound", "RunOver",
     "Schedule", "ScheduleNotFound", "SchemaError", "Stale", "State", "StepTimeout", "Store", "StoreError",
-    "StoreUnavailable", "To", "TransactionError", "Transition", "UnknownEvent", "UnknownWorkflow", "Workflow",
-    "WorkflowContext", "WorkflowDefinition", "WorkflowStep", "field", "open_store", "payload",
+    "StoreUnavailable", "To", "TransactionError", "Transition", "UnknownEvent", "UnknownState", "UnknownWorkflow",
+    "Workflow", "WorkflowContext", "WorkflowDefinition", "WorkflowStep", "field", "open_store", "payload",
 ]  # fmt: skip
 
 _FILES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
@@ -12,6 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from fsmworkflow.codec import decode, encode
+from fsmworkflow.conditions import cut
 from fsmworkflow.errors import CodecError, FSMWorkflowError, RunNotFound, StoreError, TransactionError, UnknownWorkflow
 from fsmworkflow.records import Active, Call, Event, Post, Run
 from fsmworkflow.transaction import Transaction
@@ -140,6 +142,8 @@ class WorkflowContext(Generic[D]):
         if type(concurrency) is not int or concurrency < 1:
             raise ValueError(f"concurrency must be a whole number from 1, not {concurrency!r}")
         calls = self._remembering()
+        if not isinstance(items, Iterable):
+            raise TypeError(f"ctx.map(fn, items) is given the items of its calls, such as a list, not {cut(items)}")
         named = [(_named(fn, (item,), {}), item) for item in items]
         return calls.several([(name, calls.count(name), item) for name, item in named], fn, concurrency)
 
@@ -157,6 +161,7 @@ class WorkflowContext(Generic[D]):
         As `call`, for lambdas, partials and arguments without a stable text. The n-th use of a name is its own call.
         """
         encode(name, "name")
+        _callable(f"ctx.remember({name!r}, ", fn)
         return self._performed(f"={name}", fn, args, kwargs)
 
     def emit(self, workflow: Workflow | str, key: str, event: str, payload: Any = None) -> Awaitable[None]:
@@ -202,7 +207,10 @@ class WorkflowContext(Generic[D]):
     ) -> Awaitable[Any]:
         calls = self._remembering()
         # Counted here, not when it is awaited: the order of the calls in the program is what repeats.
-        return calls.perform(name, calls.count(name), fn, args, kwargs)
+        performed: Any = calls.perform(name, calls.count(name), fn, args, kwargs)
+        performed.__qualname__ = f"ctx.call({_shown(name)})"  # what Python names where nobody awaits it
+        awaitable: Awaitable[Any] = performed
+        return awaitable
 
     def _remembering(self) -> Calls:
         """Where calls are remembered now. Raises where they cannot be."""
@@ -218,6 +226,7 @@ class WorkflowContext(Generic[D]):
 
 def _named(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The name of a call: its function and its arguments. Raises TypeError and CodecError where they have none."""
+    _callable("ctx.call(", fn)
     name = getattr(fn, "__qualname__", None)
     if name is None or "<lambda>" in name:
         raise TypeError("ctx.call needs a function with a stable name: use ctx.remember('name', fn, ...)")
@@ -227,6 +236,23 @@ def _named(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         raise CodecError(error.path, f"{error.reason}; use ctx.remember('name', fn, ...)") from error
     digest = hashlib.blake2b(text, digest_size=12).hexdigest()
     return f"{getattr(fn, '__module__', '')}.{name} {digest}"
+
+
+def _shown(name: str) -> str:
+    """A call's name for people: what it calls, or the name that it was given."""
+    return name[1:] if name.startswith("=") else name.partition(" ")[0].rpartition(".")[2]
+
+
+def _callable(way: str, fn: Any) -> None:
+    """Raise TypeError for what is no function, such as one that was called already."""
+    if inspect.iscoroutine(fn):
+        fn.close()
+        raise TypeError(
+            f"{fn.__name__} is called for you, and only where it must be: write {way}{fn.__name__}, ...), not "
+            f"{way}{fn.__name__}(...))"
+        )
+    if not callable(fn):
+        raise TypeError(f"{way}...) is given a function and its arguments, not {cut(fn)}")
 
 
 class Failed(Exception):
@@ -264,7 +290,7 @@ class Calls:
         self.transaction: Transaction | None = None
         self._store = worker.store
         self.broken: StoreError | None = None  # what our own store raised inside the step
-        self._begun = 0
+        self._begun: dict[str, int] = {}  # how many calls of a name were awaited
         self.run = run
         self.state = state
         self.named = named or state
@@ -289,7 +315,7 @@ class Calls:
     async def perform(
         self, name: str, nth: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        self._begun += 1
+        self._begun[name] = self._begun.get(name, 0) + 1
         try:
             return await self._perform(name, nth, fn, args, kwargs)
         except Failed as failed:
@@ -324,16 +350,16 @@ class Calls:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._begun += len(list(waiting))  # what was not begun any more is not missing
+            for _, (name, *_) in waiting:  # what was not begun any more is not missing
+                self._begun[name] = self._begun.get(name, 0) + 1
         return results
 
     def check(self) -> None:
         """Raise where a call was made and never awaited: its result would be missing without a word."""
-        asked = sum(self._counts.values()) if self._counts else 0
-        if asked > self._begun:
+        if self._counts and (left := [n for n, asked in self._counts.items() if asked > self._begun.get(n, 0)]):
+            what = ", ".join(_shown(name) for name in left[:3])
             raise FSMWorkflowError(
-                f"{asked - self._begun} of the step's remembered calls, or of what it emits, were never awaited: "
-                "write `await ctx.call(...)`, in an async step"
+                f"{self.where} has not awaited what it asked for ({what}): write `await ctx.call(...)`, and `async def`"
             )
 
     @property
@@ -353,7 +379,7 @@ class Calls:
 
     async def post(self, workflow: Workflow | str, post: Post) -> None:
         """Add an event to what goes with the step's move, once its run and its name are known."""
-        self._begun += 1
+        self._begun["emit"] = self._begun.get("emit", 0) + 1
         known = self.worker.workflows
         if post.workflow not in known:
             if isinstance(workflow, str) and workflow != self.workflow.name:

@@ -119,9 +119,10 @@ class Drives:
                 log.warning("%d runs do not stop: their steps swallow cancellation, and are left behind", len(left))
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                await asyncio.gather(*(self._give_back(line) for line in self._lines))
+                resting = (self.store.release(drive.run) for drive in self._held.values())
+                await asyncio.gather(*(self._give_back(line) for line in self._lines), *resting)
         except (FSMWorkflowError, TimeoutError) as error:
-            log.warning("what was claimed and waits in line could not be given back: %r", error)
+            log.warning("what was claimed and rests, or waits in line, could not be given back: %r", error)
         for driving in list(self._drives.values()):
             if driving.done is not None:
                 driving.done.cancel()

@@ -20,10 +20,12 @@ from fsmworkflow.errors import (
     EngineOpen,
     EventNotFound,
     FSMWorkflowError,
+    InvalidKey,
     NotAccepted,
     RunFailed,
     RunOver,
     ScheduleNotFound,
+    UnknownState,
     UnknownWorkflow,
 )
 from fsmworkflow.explain import explained, forked
@@ -322,13 +324,14 @@ class Engine:
     async def rerun(self, workflow: Workflow | str, key: str, *, state: str) -> Run:
         """Let a run that is not over go on in a new visit of `state`: nothing is remembered there.
 
-        Raises DefinitionError for a state that is not there or ends the run, NotAccepted where undoing has begun.
+        Raises UnknownState for one that is not there or ends the run, NotAccepted where undoing has begun.
         """
         definition = self._known(workflow).check()
         if state not in definition.states:
-            raise DefinitionError(definition.name, [f"there is no state {state!r}{nearest(state, definition.states)}"])
+            hint = nearest(state, definition.states)
+            raise UnknownState(f"workflow {definition.name!r} has no state {state!r}{hint}")
         if state in definition.finals and "." not in state:
-            raise DefinitionError(definition.name, [f"state {state!r} ends the run: nothing can go on there"])
+            raise UnknownState(f"state {state!r} of workflow {definition.name!r} ends the run: nothing goes on there")
         return await self._steer(definition, key, RERUN, state)
 
     async def _steer(self, workflow: Workflow | str, key: str, name: str, payload: Any = None) -> Run:
@@ -339,7 +342,10 @@ class Engine:
         run = await self._drives.load(definition.name, key)
         if run.definition <= definition.version and not run.over:
             shifted(definition, run)  # what does not fit is left untouched
-        posted = await self._drives.post(definition, key, event)
+        try:
+            posted = await self._drives.post(definition, key, event)
+        except RunOver as error:
+            raise RunOver(run.workflow, run.key, error.status, undone=run.undo.ends is not None) from None
         while posted.status == "waiting" and not self._worker.stopping:
             await asyncio.sleep(STEERED)
             if place in self._drives:
@@ -348,10 +354,11 @@ class Engine:
                 posted = await self._drives.post(definition, key, event)
         run = await self._drives.load(definition.name, key)
         if posted.status == "dropped":
-            raise RunOver(run.workflow, run.key, run.status)
+            raise RunOver(run.workflow, run.key, run.status, undone=run.undo.ends is not None)
         if posted.status == "rejected":
+            why = "what it had done is being undone, and" if run.status == "compensating" else "to it"
             raise NotAccepted(
-                f"run {run.workflow}/{run.key} is {run.status}: {name.removeprefix('$')} says nothing to it"
+                f"run {run.workflow}/{run.key} is {run.status}: {why} {name.removeprefix('$')} says nothing"
             )
         return self._shown(run)
 
@@ -400,7 +407,8 @@ class Engine:
         run = await self._drives.load(definition.name, key)
         awaited = {state: stay.visit for state, stay in run.active.items() if stay.children}
         children = {state: await self.store.children(run, state, visit) for state, visit in awaited.items()}
-        return explained(definition, run, await self.store.history(run), children, now=self.store.now())
+        history, (_, inbox) = await self.store.history(run), await self.store.inbox(run)
+        return explained(definition, run, history, inbox, children, now=self.store.now())
 
     # -- upkeep -----------------------------------------------------------------------------------------------------
 
@@ -504,7 +512,7 @@ class Engine:
             raise ValueError(f"different must be one of {', '.join(get_args(Different))}, not {different!r}")
         definition = self._known(workflow).check()
         if key is not None and (problems := name_problem(key, "key")):
-            raise DefinitionError(definition.name, problems)
+            raise InvalidKey(problems[0])
         key = key or uuid.uuid4().hex
         fresh = await first(definition, self.store, key, data)
         if data is not None and different == "refuse":
@@ -526,12 +534,12 @@ class Engine:
             if workflow not in self._workflows:
                 raise UnknownWorkflow(workflow)
             return self._workflows[workflow]
-        known = self._workflows.setdefault(workflow.name, workflow)
-        if known is not workflow:
-            raise DefinitionError(workflow.name, ["this engine has another workflow of that name"])
-        for child in workflow.others:
-            if self._workflows.get(child.name) is not child:
-                self._known(child)
+        todo = [workflow]
+        while todo:
+            one = todo.pop()
+            if self._workflows.setdefault(one.name, one) is not one:
+                raise DefinitionError(one.name, ["this engine has another workflow of that name"])
+            todo += [child for child in one.others if self._workflows.get(child.name) is not child]
         return workflow
 
     def _name(self, workflow: Workflow | str) -> str:

@@ -13,6 +13,8 @@ FSMWorkflowError
 ├── RunFailed                           a run that was waited for has failed
 ├── RunNotFound (LookupError)           no run of that workflow and key
 ├── RunOver                             the run has ended for good, and takes no more events
+├── UnknownState (LookupError)          no such state, or none in which a run could go on
+├── InvalidKey (ValueError)             a key that cannot be kept
 ├── ScheduleNotFound (LookupError)      no schedule of that name
 ├── UnknownWorkflow (LookupError)       the engine was not given this workflow
 ├── DefinitionChanged                   the run's state or data no longer fits the workflow
@@ -37,38 +39,12 @@ if TYPE_CHECKING:
     from fsmworkflow.records import Run
 
 __all__ = [
-    "ChildFailed",
-    "CodecError",
-    "ConditionError",
-    "DeadlineExceeded",
-    "DefinitionChanged",
-    "DefinitionError",
-    "EndlessLoop",
-    "EngineClosed",
-    "EngineOpen",
-    "EventNotFound",
-    "FSMWorkflowError",
-    "InputDiffers",
-    "LeaseLost",
-    "MergeConflict",
-    "NoTransition",
-    "NotAccepted",
-    "Poisoned",
-    "RolledBack",
-    "RunFailed",
-    "RunNotFound",
-    "RunOver",
-    "ScheduleNotFound",
-    "SchemaError",
-    "Stale",
-    "StepTimeout",
-    "StoreError",
-    "StoreUnavailable",
-    "TooDeep",
-    "TransactionError",
-    "UnknownEvent",
-    "UnknownWorkflow",
-]
+    "ChildFailed", "CodecError", "ConditionError", "DeadlineExceeded", "DefinitionChanged", "DefinitionError",
+    "EndlessLoop", "EngineClosed", "EngineOpen", "EventNotFound", "FSMWorkflowError", "InputDiffers", "InvalidKey",
+    "LeaseLost", "MergeConflict", "NoTransition", "NotAccepted", "Poisoned", "RolledBack", "RunFailed",
+    "RunNotFound", "RunOver", "ScheduleNotFound", "SchemaError", "Stale", "StepTimeout", "StoreError",
+    "StoreUnavailable", "TooDeep", "TransactionError", "UnknownEvent", "UnknownState", "UnknownWorkflow",
+]  # fmt: skip
 
 
 class FSMWorkflowError(Exception):
@@ -216,9 +192,22 @@ class RunOver(FSMWorkflowError):
 
     code = "run_over"
 
-    def __init__(self, workflow: str, key: str, status: str) -> None:
+    def __init__(self, workflow: str, key: str, status: str, *, undone: bool = False) -> None:
         self.workflow, self.key, self.status = workflow, key, status
-        super().__init__(f"run {key!r} of workflow {workflow!r} is {status}: it takes no more events")
+        why = "what it had done is undone, so nothing can go on in it" if undone else "it takes no more events"
+        super().__init__(f"run {key!r} of workflow {workflow!r} is {status}: {why}")
+
+
+class UnknownState(FSMWorkflowError, LookupError):
+    """The workflow has no such state, or none in which a run could go on."""
+
+    code = "unknown_state"
+
+
+class InvalidKey(FSMWorkflowError, ValueError):
+    """A key that cannot be kept: it must be text of 1 to 200 characters, none of them a control character."""
+
+    code = "key"
 
 
 class ScheduleNotFound(FSMWorkflowError, LookupError):

@@ -12,30 +12,38 @@ import msgspec
 
 from fsmworkflow.codec import Fields, encode
 from fsmworkflow.decide import begin
-from fsmworkflow.records import Active, Entry, Run, replace
+from fsmworkflow.records import DONE, ERROR, JOINED, PARKED, TIMEOUT, Active, Entry, Event, Run, replace
 from fsmworkflow.versions import known, outlook, seen, shifted
 from fsmworkflow.workflow import Workflow
 
 __all__ = ["explained", "forked"]
 
+TOLD = 5
+"""So many of the events that wait are named."""
+
 
 def explained(
-    workflow: Workflow, run: Run, history: Sequence[Entry], children: Mapping[str, Sequence[Run]], *, now: float
+    workflow: Workflow,
+    run: Run,
+    history: Sequence[Entry],
+    inbox: Sequence[Event],
+    children: Mapping[str, Sequence[Run]],
+    *,
+    now: float,
 ) -> str:
     """In words: how the run came to where it is, what its last decision saw, and what it waits for.
 
-    `children` are those of its active states.
+    `inbox` is what waits to be taken, `children` are those of its active states.
     """
     last = history[-1]
     lines = [f"{run.workflow}/{run.key} is {run.status} in state {run.state}, at version {run.version}."]
-    undone = len(history) > 1 and history[-2].status == "compensating"
-    what = "the undoing of a step" if undone else _event(last)
-    stays = last.source == last.dest
-    way = f"left it in {last.dest}" if stays else f"led from {last.source or 'nowhere'} to {last.dest}"
-    lines.append(f"Last, {what} {way}, at {_clock(last.at)}.")
+    lines.append(f"Last, {_what(last, history)}, at {_clock(last.at)}.")
     for one in last.asked:
         saw = ", ".join(f"{name} = {value}" for name, value in one.values.items())
         lines.append(f"  asked: {one.condition} -> {one.answer}{f' ({saw})' if saw else ''}")
+    told = last.changes.get("error") if last.event == ERROR and last.source != last.dest else None
+    if run.error is None and isinstance(told, dict):  # as `on_error` leaves it
+        lines.append(f"The error, attempt {told.get('attempt')}: {told.get('type')}: {told.get('message')}")
     if run.error is not None:
         error = run.error
         lines.append(f"Its last error, in state {error.state}, attempt {error.attempt}: {error.type}: {error.message}")
@@ -45,21 +53,38 @@ def explained(
         lines.append(f"It is of version {run.definition} of the workflow; in version {workflow.version} it {becomes}.")
     lines += _waits(workflow, seen(workflow, run), now)
     lines += [_children(state, found) for state, found in children.items()]
+    if inbox:
+        lines.append(f"In its inbox {_waiting(inbox, now)}, not accepted here and now.")
     if run.undo.lost:
         lines.append("Could not be undone: " + ", ".join(f"{u.state} (visit {u.visit})" for u in run.undo.lost) + ".")
     return "\n".join(lines)
 
 
-def _event(entry: Entry) -> str:
+def _what(last: Entry, history: Sequence[Entry]) -> str:
+    """What the last move was."""
+    if len(history) == 1:
+        return f"it was started in {last.dest}"
+    if history[-2].status == "compensating":
+        return (last.detail or "a step was undone").rpartition("; ")[2]
     names = {
-        "$start": "the start",
-        "$done": "the end of its step",
-        "$joined": "the end of its children",
-        "$error": "an error",
-        "$timeout": "a timer",
-        "$parked": "the death of its processes",
+        DONE: "the end of its step",
+        JOINED: "the end of its children",
+        ERROR: "an error",
+        TIMEOUT: "a timer",
+        PARKED: "the death of its processes",
     }
-    return names.get(entry.event, f"the event {entry.event}")
+    what = names.get(last.event, f"the event {last.event}")
+    return (
+        f"{what} left it in {last.dest}"
+        if last.source == last.dest
+        else f"{what} led from {last.source} to {last.dest}"
+    )
+
+
+def _waiting(inbox: Sequence[Event], now: float) -> str:
+    told = [e.name + (f" (due {_left(e.due - now)})" if e.due is not None and e.due > now else "") for e in inbox]
+    more = f" and {len(told) - TOLD:,} more" if len(told) > TOLD else ""
+    return f"{'wait' if len(told) > 1 else 'waits'} {', '.join(told[:TOLD])}{more}"
 
 
 def _waits(workflow: Workflow, run: Run, now: float) -> list[str]:
@@ -86,7 +111,9 @@ def _children(state: str, children: Sequence[Run]) -> str:
     going = Counter(run.status for run in left if run.child is not None and run.child.turn == 1)
     parts = [f"{many:,} {status}" for status, many in going.items()] + ([f"{lined:,} in line"] if lined else [])
     what = f": {', '.join(parts)}" if parts else ""
-    return f"Of the {len(children):,} children of {state} {len(left):,} have not ended{what}."
+    if len(children) == 1:
+        return f"Its child in {state} has {'not ' if left else ''}ended{what}."
+    return f"Of its {len(children):,} children in {state}, {len(children) - len(left):,} have ended{what}."
 
 
 def _clock(at: float) -> str:
@@ -127,7 +154,7 @@ def _as_it_was(run: Run, history: Sequence[Entry], at: int) -> Run:
         for name in entry.removed:
             values.pop(name, None)
         values.update(entry.changes)
-    changed = (re.fullmatch(r"(\d+) -> \d+", entry.detail or "") for entry in history[at + 1 :])
+    changed = (re.match(r"(\d+) -> \d+", entry.detail or "") for entry in history[at + 1 :])
     definition = next((int(one[1]) for one in changed if one), run.definition)
     active = {state: Active(at) for state in history[at].dest.split(", ")}
     return replace(run, status="running", definition=definition, active=active, fields=_encoded(values), hashes={})

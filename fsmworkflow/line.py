@@ -60,6 +60,8 @@ class Crew(Generic[T]):
         line.crews.add(self)
         self._tasks = [spawn(self._go()) for _ in range(many)]
         self._left = many
+        for task in self._tasks:  # several may end with the same error, which `over` raises once, or nobody waits for
+            task.add_done_callback(lambda task: None if task.cancelled() else task.exception())
 
     def stop(self) -> None:
         """Take nothing more from the line. What is being driven is driven on."""

@@ -17,9 +17,9 @@ from fsmworkflow.drive import LEFT_BEHIND, Drive
 from fsmworkflow.errors import (
     CodecError,
     DefinitionChanged,
-    DefinitionError,
     EngineClosed,
     InputDiffers,
+    InvalidKey,
     LeaseLost,
     RunFailed,
 )
@@ -79,12 +79,12 @@ class PersistentWorkflowStateMachine:
     async def run_workflow(self) -> Run:
         """Drive the run to its end or rest, and return it. Started again after a crash or failure, it goes on there.
 
-        Definition and functions are checked first: DefinitionError. Raises what a failing step raised; RunFailed where
-        the run ended as failed. When cancelled, the run stays where it is and may be resumed.
+        Definition, functions and key are checked first: DefinitionError, InvalidKey. Raises what a failing step raised;
+        RunFailed where the run ended as failed. When cancelled, the run stays where it is and may be resumed.
         """
         definition = self.definition
         if self.key is not None and (problems := name_problem(self.key, "key")):
-            raise DefinitionError(definition.name, problems)
+            raise InvalidKey(problems[0])
         workflow = definition.check() if isinstance(definition, Workflow) else definition.build(self.steps, self)
         worker: Worker = await self._db.acquire()
         try:

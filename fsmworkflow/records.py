@@ -275,6 +275,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     posts: tuple[Post, ...] = ()
     within: Any = None
 
+    def __repr__(self) -> str:  # without what is the user's: it is printed, and it is logged
+        due = f", due {self.due:.3f}" if self.due is not None and self.status == "waiting" else ""
+        by = "" if self.version is None else f" by version {self.version}"
+        return f"<Event {self.name} {self.id}: {self.status}{by}{due}>"
+
 
 class Post(msgspec.Struct, frozen=True):
     """An event, its payload as JSON text, for the inbox of the run of that workflow and key."""
@@ -308,11 +313,16 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     detail: str | None = None
     error: BaseException | None = None
 
+    def __repr__(self) -> str:
+        run = self.before
+        return f"<Move {self.event.name} of {run.workflow}/{run.key}: {run.state} -> {self.after.state}, {self.answer}>"
+
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """A move as history keeps it. `began` is when the step began, `at` when it was decided; `owner` who did it.
 
-    `detail` says of a run that went on in another definition from which to which: "2 -> 3".
+    `detail` says of a run that went on in another definition from which to which, "2 -> 3", and of an undoing which
+    step it was.
     """
 
     version: int
@@ -331,6 +341,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     error: Failure | None = None
     trigger: str | None = None
     detail: str | None = None
+
+    def __repr__(self) -> str:
+        detail = "" if self.detail is None else f", {self.detail}"
+        return f"<Entry {self.version}: {self.event}, {self.source or 'start'} -> {self.dest}, {self.status}{detail}>"
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,8 @@ def undone(case: Case) -> Move:
     draft, undo = Draft(case.run), case.run.undo
     draft.apply(case.event.changes or {}, case.event.removed)
     after = case.after(fields=draft.fields, hashes=draft.hashes(), undo=replace(undo, left=undo.left[:-1]))
-    return case.move(_undo_next(after, case.now), changes=draft.changes, removed=draft.removed)
+    detail = f"step {undo.left[-1].state} was undone"
+    return case.move(_undo_next(after, case.now), changes=draft.changes, removed=draft.removed, detail=detail)
 
 
 def not_undone(case: Case) -> Move:
@@ -28,9 +29,10 @@ def not_undone(case: Case) -> Move:
     if state is not None and error is not None and state.undo.again(undo.attempt, error):
         again = case.now + state.undo.delay(undo.attempt, chance(run, undo.visit, undo.attempt))
         tried = replace(undo, attempt=undo.attempt + 1, again=again)
-        return case.move(case.after(undo=replace(run.undo, left=(*rest, tried)), due=again), error=error)
+        after = case.after(undo=replace(run.undo, left=(*rest, tried)), due=again)
+        return case.move(after, error=error, detail=f"step {undo.state} was not undone at attempt {undo.attempt}")
     after = case.after(undo=replace(run.undo, left=rest, lost=(*run.undo.lost, undo)))
-    return case.move(_undo_next(after, case.now), error=error)
+    return case.move(_undo_next(after, case.now), error=error, detail=f"step {undo.state} could not be undone")
 
 
 def _undo_next(run: Run, now: float) -> Run:

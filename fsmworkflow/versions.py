@@ -48,7 +48,7 @@ class Shift(msgspec.Struct, frozen=True):
             after=_timed(workflow, move),
             changes={**kept, **move.changes},
             removed=self.removed + move.removed,
-            detail=self.detail,
+            detail=self.detail if move.detail is None else f"{self.detail}; {move.detail}",
         )
 
 

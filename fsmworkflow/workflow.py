@@ -335,9 +335,12 @@ class Scope:
     def _lead(self, name: str, *, then: Any, on: Any = None, after: Any = None, on_error: Any = None) -> None:
         source = self._full(str(name))
         ways: list[tuple[str, dict[str, Any], Any]] = [("then", {}, then)]
-        ways += [(f"on {trigger!r}", {"trigger": trigger}, to) for trigger, to in (on or {}).items()]
-        ways += [(f"after {delay!r}", {"delay": delay}, to) for delay, to in (after or {}).items()]
-        ways += [(f"on_error {error!r}", {"error": error}, to) for error, to in (on_error or {}).items()]
+        for what, named, given in (("on", "trigger", on), ("after", "delay", after), ("on_error", "error", on_error)):
+            if isinstance(given, Mapping):
+                ways += [(f"{what} {key!r}", {named: key}, to) for key, to in given.items()]
+            elif given is not None:
+                told = f"state {source!r}, {what}: {cut(given)} is no mapping: write {what}={{{named}: {cut(given)}}}"
+                self.workflow._problems.append(told)
         for place, by, targets in ways:
             for guard, to in self._targets(f"state {source!r}, {place}", targets):
                 dest = source if to.internal else to.state
@@ -423,7 +426,7 @@ class Workflow(Scope):
         self.lenient = False
         self.actions: dict[str, Callable[..., Any]] = {}
         self.asynchronous: dict[str, bool] = {}  # which steps are coroutine functions, as they are met
-        self._checked = self._checking = False
+        self._checked = False
 
     def __repr__(self) -> str:
         return f"<Workflow {self.name!r}: {len(self.states)} states, {len(self.transitions)} transitions>"
@@ -481,27 +484,33 @@ class Workflow(Scope):
 
     def check(self) -> Workflow:
         """Check the whole once, and make it immutable. Raises DefinitionError, which lists every problem."""
-        if not self._checked and not self._checking:
+        if not self._checked:
             from fsmworkflow.problems import problems_of  # which asks this file for its words
 
-            problems = [*self._problems, *problems_of(self)]
-            if problems:
-                raise DefinitionError(self.name, problems)
-            self._check_others()
+            unchecked = self._unchecked()
+            for workflow in unchecked:
+                if problems := [*workflow._problems, *problems_of(workflow)]:
+                    raise DefinitionError(workflow.name, problems)
+            for workflow in unchecked:
+                workflow._close()
+        return self
+
+    def _unchecked(self) -> list[Workflow]:
+        """This workflow and those of its children, and of theirs, of which it may be one itself."""
+        found, todo = {id(self): self}, [self]
+        while todo:
+            new = [other for other in todo.pop().others if not other._checked and id(other) not in found]
+            found.update((id(other), other) for other in new)
+            todo += new
+        return list(found.values())
+
+    def _close(self) -> None:
+        """It is well formed, and immutable from now on."""
+        if not self._checked:
             self.transitions = [resolved(self, t) for t in self.transitions]
             self._checked = True
             self.actions.update(_actions(self))
             _ = self.chart
-        return self
-
-    def _check_others(self) -> None:
-        """Check the workflows of its children, of which it may be one itself."""
-        self._checking = True
-        try:
-            for workflow in self.others:
-                workflow.check()
-        finally:
-            self._checking = False
 
     @cached_property
     def families(self) -> dict[str, Children]:

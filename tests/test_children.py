@@ -670,7 +670,7 @@ async def test_explain_says_how_many_children_are_left(store: Store) -> None:
         await e.send(child, "k/all/1/0", "yes")
         await e.run(flow, key="k")
         text = await e.explain(flow, "k")
-        assert "Of the 4 children of all 3 have not ended: 3 waiting." in text, text
+        assert "Of its 4 children in all, 1 have ended: 3 waiting." in text, text
 
 
 # -- over crashes -----------------------------------------------------------------------------------------------------

@@ -468,3 +468,46 @@ async def test_odd_errors_of_a_step_fail_its_run_or_end_the_program_but_never_ha
         async with asyncio.timeout(5):
             await machine.run_workflow()
     assert not isinstance(caught.value, TimeoutError)
+
+
+async def test_a_call_that_was_made_in_place_of_being_given_is_told_how_to_write_it() -> None:
+    async def fetch(word: str) -> str:
+        return word
+
+    async def made(ctx: Any) -> None:
+        await ctx.call(fetch("q"))
+
+    async def named(ctx: Any) -> None:
+        await ctx.remember("q", fetch("q"))
+
+    async def nothing(ctx: Any) -> None:
+        await ctx.call("fetch", "q")
+
+    for step, told in (
+        (
+            made,
+            r"fetch is called for you, and only where it must be: write ctx.call\(fetch, ...\), not ctx.call\(fetch",
+        ),
+        (named, r"write ctx.remember\('q', fetch, ...\), not"),
+        (nothing, r"ctx.call\(...\) is given a function and its arguments, not 'fetch'"),
+    ):
+        workflow = one_step(step, retry=None)
+        async with Engine("memory://", workflows=[workflow]) as engine:
+            with pytest.raises(RunFailed, match=f"TypeError: .*{told}"):
+                await engine.run(workflow, {}, key="k")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_call_that_was_not_awaited_is_named_with_its_step(recwarn: pytest.WarningsRecorder) -> None:
+    async def fetch(word: str) -> str:
+        return word
+
+    async def forgets(ctx: Any) -> None:
+        ctx.call(fetch, "q")
+
+    workflow = one_step(forgets, retry=None)
+    async with Engine("memory://", workflows=[workflow]) as engine:
+        with pytest.raises(RunFailed, match="has not awaited what it asked for") as failed:
+            await engine.run(workflow, {}, key="k")
+    assert "(fetch)" in str(failed.value)
+    assert [str(one.message) for one in recwarn] == ["coroutine 'ctx.call(fetch)' was never awaited"]

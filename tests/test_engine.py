@@ -19,6 +19,7 @@ from fsmworkflow import (
     Engine,
     EngineClosed,
     InputDiffers,
+    InvalidKey,
     NoTransition,
     Retry,
     Run,
@@ -141,7 +142,7 @@ async def test_the_same_key_of_two_workflows_is_two_runs(store_url: str) -> None
 @pytest.mark.parametrize("key", ["x" * 201, "a\nb", "a\0b", "\ud800"])
 async def test_a_key_that_cannot_be_kept_is_refused(store_url: str, bench: Bench, key: str) -> None:
     async with Engine(store_url, workflows=[bench.workflow]) as engine:
-        with pytest.raises(DefinitionError, match="key"):
+        with pytest.raises(InvalidKey, match=r"^key "):
             await engine.run(bench.workflow, key=key)
         assert await engine.list() == []
 
@@ -149,7 +150,7 @@ async def test_a_key_that_cannot_be_kept_is_refused(store_url: str, bench: Bench
 @pytest.mark.parametrize("key", ["", 5, b"k"])
 async def test_a_key_that_is_no_text_or_empty_is_refused(bench: Bench, key: Any) -> None:
     async with Engine("memory://", workflows=[bench.workflow]) as engine:
-        with pytest.raises(DefinitionError, match="key"):
+        with pytest.raises(InvalidKey, match=r"^key "):
             await engine.run(bench.workflow, key=key)
 
 

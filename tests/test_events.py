@@ -28,7 +28,7 @@ from fsmworkflow import (
     open_store,
 )
 from fsmworkflow.conditions import field, payload
-from fsmworkflow.errors import CodecError, DefinitionError, EventNotFound, NotAccepted, UnknownEvent
+from fsmworkflow.errors import CodecError, EventNotFound, NotAccepted, UnknownEvent, UnknownState
 from fsmworkflow.store import Store
 from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.testing import Clock, Crash, CrashingStore
@@ -826,8 +826,43 @@ async def test_a_run_is_not_let_go_on_in_a_state_that_ends_it(store: Store) -> N
     flow = article()
     async with engine(store, flow) as one:
         await one.run(flow, {}, key="a")
-        with pytest.raises(DefinitionError, match="published"):
+        with pytest.raises(UnknownState, match="state 'published' of workflow 'article' ends the run"):
             await one.rerun(flow, "a", state="published")
+        with pytest.raises(UnknownState, match=r"no state 'publis' \(did you mean 'publish'\?\)"):
+            await one.rerun(flow, "a", state="publis")
+
+
+async def test_why_a_run_is_not_retried_whose_undoing_has_begun_is_told(store: Store) -> None:
+    flow, undoing = Workflow("trip"), asyncio.Event()
+
+    async def undo(ctx: Any) -> None:
+        await undoing.wait()
+
+    @flow.step(initial=True, then="pay", compensate=undo)
+    async def book(ctx: Any) -> None:
+        pass
+
+    @flow.step(then="end")
+    async def pay(ctx: Any) -> None:
+        raise OSError("no money")
+
+    flow.final("end")
+    async with engine(store, flow) as one:
+        await one.start(flow, {}, key="a")
+
+        async def status() -> bool:
+            return (await one.get(flow, "a")).status == "compensating"
+
+        await until(status)
+        asked = asyncio.create_task(one.retry(flow, "a"))
+        await asyncio.sleep(0)
+        undoing.set()
+        with pytest.raises((NotAccepted, RunOver), match="what it had done is"):
+            await asked
+        assert (await one.result(flow, "a")).over
+        with pytest.raises(RunOver, match="is failed: what it had done is undone, so nothing can go on in it"):
+            await one.retry(flow, "a")
+        assert [entry.detail for entry in await one.history(flow, "a")][-1] == "step book was undone"
 
 
 @pytest.mark.parametrize("event_id", ["", "x" * 201, 5, True, b"x", "a\0b"])

@@ -106,6 +106,47 @@ async def test_of_a_run_that_was_undone_the_undoing_is_told(store_url: str) -> N
             await engine.run(flow, {"is": "full"}, key="a")
         assert await told(engine, flow, "a") == [
             "trip/a is failed in state refused, at version 3.",
-            "Last, the undoing of a step left it in refused, at THEN.",
+            "Last, step plan was undone, at THEN.",
             "It has ended.",
         ]
+
+
+async def test_what_waits_in_the_inbox_and_what_led_here_is_told(store_url: str) -> None:
+    flow = trip()
+    async with Engine(store_url, workflows=[flow]) as engine:
+        await engine.run(flow, {}, key="a")
+        for number in range(7):
+            await engine.send(flow, "a", "paid", {"sum": 0}, due=4e9 + number)
+        assert (await told(engine, flow, "a"))[-1].startswith("In its inbox wait paid (due in ")
+        assert (await told(engine, flow, "a"))[-1].endswith(" and 2 more, not accepted here and now.")
+        with pytest.raises(RunFailed):
+            await engine.run(flow, {"is": "full"}, key="b")
+        undone = await engine.history(flow, "b")
+        assert [entry.detail for entry in undone] == [None, None, None, "step plan was undone"]
+        assert repr(undone[-1]) == "<Entry 3: $done, refused -> refused, failed, step plan was undone>"
+
+
+async def test_of_an_error_that_led_on_its_text_is_told(store_url: str) -> None:
+    flow = Workflow("caught")
+
+    @flow.step(initial=True, then="done", on_error={OSError: "help"})
+    async def work(ctx: Any) -> None:
+        raise OSError("no bed")
+
+    flow.wait("help", on={"ok": "done"})
+    flow.final("done")
+    async with Engine(store_url, workflows=[flow]) as engine:
+        await engine.run(flow, {}, key="a")
+        assert (await told(engine, flow, "a"))[1:3] == [
+            "Last, an error led from work to help, at THEN.",
+            "The error, attempt 1: OSError: no bed",
+        ]
+
+
+async def test_of_a_run_that_has_just_begun_its_start_is_told(store_url: str) -> None:
+    flow = Workflow("new")
+    flow.wait("open", initial=True, on={"shut": "end"})
+    flow.final("end")
+    async with Engine(store_url, workflows=[flow]) as engine:
+        await engine.run(flow, {}, key="a")
+        assert (await told(engine, flow, "a"))[1] == "Last, it was started in open, at THEN."

@@ -173,16 +173,24 @@ async def test_what_cannot_be_remembered_is_refused_at_once() -> None:
     async def no_text(ctx: Any) -> None:
         await ctx.map(ask, [object()])
 
+    async def no_items(ctx: Any) -> None:
+        await ctx.map(ask, 3)
+
     async def none_at_once(ctx: Any) -> None:
         await ctx.map(ask, [1], concurrency=0)
 
     async def never_awaited(ctx: Any) -> None:
         ctx.map(ask, [1, 2]).close()
 
-    for step, kind in ((no_name, "TypeError"), (no_text, "CodecError"), (none_at_once, "ValueError")):
+    for step, kind in (
+        (no_name, "TypeError"),
+        (no_text, "CodecError"),
+        (no_items, "TypeError"),
+        (none_at_once, "ValueError"),
+    ):
         with pytest.raises(RunFailed) as failed:
             await ran("memory://", one_step(step))
         assert failed.value.run.error.type == kind
-    with pytest.raises(RunFailed, match="2 of the step's remembered calls"):
+    with pytest.raises(RunFailed, match=r"state 'work' of .* has not awaited what it asked for \(ask, ask\)"):
         await ran("memory://", one_step(never_awaited))
     assert not paid

@@ -369,3 +369,45 @@ def test_P14_a_thousand_unknown_names_are_told_within_two_seconds() -> None:
     began = time.process_time()
     assert len(problems(made)) >= 1_000
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"on": "b"}, "state 'a', on: 'b' is no mapping: write on={trigger: 'b'}"),
+        ({"after": "3d"}, "state 'a', after: '3d' is no mapping: write after={delay: '3d'}"),
+        ({"on": ["b"]}, "state 'a', on: ['b'] is no mapping: write on={trigger: ['b']}"),
+    ],
+)
+def test_targets_that_are_no_mapping_are_named_with_their_place(how: Any, told: str) -> None:
+    flow = Workflow("w")
+    flow.wait("a", initial=True, **how)
+    flow.final("b")
+    with pytest.raises(DefinitionError) as error:
+        flow.check()
+    assert told in error.value.problems
+
+
+def test_a_workflow_of_two_thousand_nested_ones_is_checked() -> None:
+    inner = Workflow("w0")
+    inner.wait("a", initial=True, on={"go": "end"})
+    inner.final("end")
+    for number in range(1, 2_000):
+        outer = Workflow(f"w{number}")
+        outer.child("a", inner, initial=True, then="end")
+        outer.final("end")
+        inner = outer
+    assert inner.check() is inner
+    engine = Engine("memory://", workflows=[inner])
+    assert engine._known("w0").name == "w0"
+
+
+def test_a_workflow_is_not_well_formed_where_one_of_its_children_is_not() -> None:
+    inner = Workflow("inner")
+    inner.step("work", initial=True, then="nowhere")(lambda ctx: None)
+    outer = Workflow("outer")
+    outer.child("a", inner, initial=True, then="end")
+    outer.final("end")
+    for _ in range(2):
+        with pytest.raises(DefinitionError, match=r"workflow 'inner'.*\n.*nowhere"):
+            outer.check()

@@ -62,29 +62,11 @@ def advance_values(move: Move) -> tuple[Value, ...]:
     """The parameters of the block `advance`."""
     run, before, at = move.after, move.before, move.at
     return (
-        run.status,
-        run.state,
-        text(run.active),
-        stored(run.fields, run.hashes),
-        run.version,
-        run.definition,
-        run.structure,
-        before.posted,
-        run.due,
-        at,
-        at,
-        run.owner,
-        None if run.error is None else text(run.error),
-        text(run.actions) if run.actions else None,
-        _undo(run),
-        run.deadline,
-        run.deaths,
-        run.updated,
-        run.id,
-        before.version,
-        before.owner,
-        before.epoch,
-    )
+        run.status, run.state, text(run.active), stored(run.fields, run.hashes), run.version, run.definition,
+        run.structure, before.posted, run.due, at, at, run.owner, None if run.error is None else text(run.error),
+        text(run.actions) if run.actions else None, _undo(run), run.deadline, run.deaths, run.updated, run.id,
+        before.version, before.owner, before.epoch,
+    )  # fmt: skip
 
 
 def stays_running(move: Move) -> bool:
@@ -104,20 +86,10 @@ def running_values(move: Move) -> tuple[Value, ...]:
     """The parameters of the block `advance_running`."""
     run, before = move.after, move.before
     return (
-        run.state,
-        text(run.active),
-        stored(run.fields, run.hashes),
-        run.version,
-        None if run.error is None else text(run.error),
-        text(run.actions) if run.actions else None,
-        _undo(run),
-        run.deaths,
-        run.updated,
-        run.id,
-        before.version,
-        before.owner,
-        before.epoch,
-    )
+        run.state, text(run.active), stored(run.fields, run.hashes), run.version,
+        None if run.error is None else text(run.error), text(run.actions) if run.actions else None, _undo(run),
+        run.deaths, run.updated, run.id, before.version, before.owner, before.epoch,
+    )  # fmt: skip
 
 
 def move_values(move: Move) -> tuple[Value, ...]:
@@ -126,23 +98,11 @@ def move_values(move: Move) -> tuple[Value, ...]:
     stay = before.active.get(event.state)
     error = run.error if run.error is not None and run.error is not before.error else None
     return (
-        run.id,
-        run.version,
-        move.at,
-        event.began,
-        event.name,
-        event.trigger,
-        before.state,
-        run.state,
-        run.status,
-        before.attempt if stay is None else stay.attempt,
-        before.owner,
-        before.epoch,
-        stored(move.changes, run.hashes) if move.changes else None,
-        text(move.removed) if move.removed else None,
-        text(move.asked) if move.asked else None,
-        None if error is None else text(error),
-    )
+        run.id, run.version, move.at, event.began, event.name, event.trigger, before.state, run.state, run.status,
+        before.attempt if stay is None else stay.attempt, before.owner, before.epoch,
+        stored(move.changes, run.hashes) if move.changes else None, text(move.removed) if move.removed else None,
+        text(move.asked) if move.asked else None, None if error is None else text(error),
+    )  # fmt: skip
 
 
 NEVER_NULL = 17
@@ -160,37 +120,14 @@ def step_values(move: Move) -> tuple[Value, ...]:
     keeps = run.owner == before.owner and run.due == before.due and not before.posted
     error = None if run.error is None else text(run.error)
     return (
-        run.id,
-        run.status,
-        run.state,
-        text(run.active),
-        stored(run.fields, run.hashes),
-        run.version,
-        run.definition,
-        run.structure,
-        before.posted,
-        keeps,
-        move.at,
-        run.deaths,
-        before.owner or "",
-        before.epoch,
-        event.name,
-        before.state,
-        before.attempt if stay is None else stay.attempt,
-        None if keeps else run.due,
-        None if keeps else run.owner,
-        error,
-        text(run.actions) if run.actions else None,
-        _undo(run),
-        None if run.updated == move.at else run.updated,
-        event.began,
-        event.trigger,
-        stored(move.changes, run.hashes) if move.changes else None,
-        text(move.removed) if move.removed else None,
-        text(move.asked) if move.asked else None,
-        error if run.error is not before.error else None,
-        run.deadline,
-    )
+        run.id, run.status, run.state, text(run.active), stored(run.fields, run.hashes), run.version, run.definition,
+        run.structure, before.posted, keeps, move.at, run.deaths, before.owner or "", before.epoch, event.name,
+        before.state, before.attempt if stay is None else stay.attempt, None if keeps else run.due,
+        None if keeps else run.owner, error, text(run.actions) if run.actions else None, _undo(run),
+        None if run.updated == move.at else run.updated, event.began, event.trigger,
+        stored(move.changes, run.hashes) if move.changes else None, text(move.removed) if move.removed else None,
+        text(move.asked) if move.asked else None, error if run.error is not before.error else None, run.deadline,
+    )  # fmt: skip
 
 
 def start_values(run: Run) -> tuple[Value, ...]:
