@@ -112,8 +112,8 @@ def _verb(group: click.Group, name: str) -> Callable[[Callable[..., Coroutine[An
         run.__doc__ = fn.__doc__
         for option in getattr(fn, "__click_params__", ()):
             run.__dict__.setdefault("__click_params__", []).append(option)
-        run_ = click.option("--debug", is_flag=True, help="Show the traceback of an error, and all of the log.")(run)
-        run_ = click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")(run_)
+        run_ = click.option("--debug", is_flag=True, help="Show the whole log, and the traceback of an error.")(run)
+        run_ = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(run_)
         return group.command(name)(run_)
 
     return add
@@ -159,10 +159,10 @@ def _bytes(many: int | None) -> str:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fsmworkflow")
 def cli() -> None:
-    """Workflows that survive a crash: work on them, look after them, steer them.
+    """Drive the runs of your workflows, and see how they are.
 
-    MODULE:ENGINE names an Engine in a module, as in app:engine, or a function that makes one. Where no workflow is
-    needed, the URL of a store will do: sqlite:///app.db.
+    MODULE:ENGINE says where your Engine is: app:engine is `engine` in app.py, sought from this directory on; it may be
+    a function that makes one. For `health`, `doctor` and `db` the URL of the store will do: sqlite:///app.db.
     """
 
 
@@ -170,14 +170,25 @@ def cli() -> None:
 
 
 @engine_given
-@click.option("--concurrency", default=100, show_default=True, type=click.IntRange(1), help="Runs driven at once.")
-@click.option("--grace", type=click.FloatRange(0), help="Seconds that running steps get to end; else the engine's own.")
-@click.option("--health", "file", type=click.Path(dir_okay=False), help="Write the engine's health into this file.")
+@click.option(
+    "--concurrency", default=100, show_default=True, type=click.IntRange(1), help="How many runs are driven at once."
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    help="Seconds that running steps get to end when it stops; else the engine's own, 10.",
+)
+@click.option(
+    "--health",
+    "file",
+    type=click.Path(dir_okay=False),
+    help="Write every two seconds how the engine is into this file, for `health --file`.",
+)
 async def _work(engine: str, concurrency: int, grace: float | None, file: str | None, as_json: bool) -> int:
-    """Drive whatever is due, until SIGTERM or Ctrl-C.
+    """Drive all runs that are due, until SIGTERM or Ctrl-C.
 
-    Then nothing new is begun, running steps get their grace period, runs are handed back, and the exit code is 0. A
-    second signal ends at once.
+    Then it begins nothing new, waits up to --grace seconds for the steps that run, leaves the rest to other processes,
+    and exits with 0. A second signal ends it at once. Start as many of these as you like on one store.
     """
     from fsmworkflow.service import serve
 
@@ -199,14 +210,32 @@ def _tell(as_json: bool, event: str, text: str) -> None:
 
 
 @click.argument("engine", metavar="[MODULE:ENGINE]", required=False)
-@click.option("--file", type=click.Path(dir_okay=False), help="Ask the process that writes this: `work --health FILE`.")
-@click.option("--live", "only", flag_value="live", help="Only ask whether a restart would help.")
-@click.option("--ready", "only", flag_value="ready", help="Only ask whether it can do its work now.")
-@click.option("--max-age", default=30.0, show_default=True, help="Seconds after which a file is too old.")
+@click.option(
+    "--file", type=click.Path(dir_okay=False), help="Read what a process started with `work --health FILE` has written."
+)
+@click.option(
+    "--live",
+    "only",
+    flag_value="live",
+    help="Ask only whether its event loop turns; where it does not, restart the process.",
+)
+@click.option(
+    "--ready",
+    "only",
+    flag_value="ready",
+    help="Ask only whether it can do its work now: its lease holds, the store takes writes.",
+)
+@click.option(
+    "--max-age",
+    default=30.0,
+    show_default=True,
+    help="Seconds after which the file of --file counts as one of a process that is stuck.",
+)
 async def _health(engine: str | None, file: str | None, only: str | None, max_age: float, as_json: bool) -> int:
-    """Say how an engine is; exit code 1 where it is not well.
+    """Say whether all is well; if not, exit with 1.
 
-    With --file it is that of a working process, for probes. Else the store is opened here, and written to.
+    Given MODULE:ENGINE or a URL it opens the store here, and writes to it. Given --file it tells of the process that
+    writes that file: for the probes of Kubernetes.
     """
     if (engine is None) == (file is None):
         raise click.UsageError("name MODULE:ENGINE, or a --file that `work --health` writes")
@@ -245,7 +274,11 @@ def _read(file: Path, max_age: float) -> dict[str, Any]:
 
 @engine_given
 async def _doctor(engine: str, as_json: bool) -> int:
-    """Say what may be wrong and what to do; exit code 1 where an error is found."""
+    """Say what may be wrong, and what to do about it.
+
+    Looks at the store, the clocks, the processes and the runs, and changes none of them. Exits with 1 where it finds an
+    error.
+    """
     from fsmworkflow.doctor import examine
 
     async with _engine(engine) as opened:
@@ -270,7 +303,7 @@ async def _doctor(engine: str, as_json: bool) -> int:
 
 @engine_given
 async def _size(engine: str, as_json: bool) -> int:
-    """Rows and bytes by table and by workflow."""
+    """Show the rows and bytes of each table and workflow."""
     from fsmworkflow.upkeep import size
 
     async with _engine(engine) as opened:
@@ -293,7 +326,10 @@ async def _size(engine: str, as_json: bool) -> int:
 
 @engine_given
 async def _vacuum(engine: str, as_json: bool) -> int:
-    """Give back the room of what was deleted. On SQLite all writers wait meanwhile."""
+    """Give the room of deleted runs back to the disk.
+
+    On SQLite everything that writes waits until it is done.
+    """
     from fsmworkflow.upkeep import size, vacuum
 
     async with _engine(engine) as opened:
@@ -310,7 +346,7 @@ async def _vacuum(engine: str, as_json: bool) -> int:
 
 @engine_given
 async def _listed(engine: str, as_json: bool) -> int:
-    """The schedules of an engine's workflows."""
+    """List the schedules of this engine's workflows."""
     async with _engine(engine) as opened:
         found = await opened.schedules()
     rows = [
@@ -333,7 +369,7 @@ async def _listed(engine: str, as_json: bool) -> int:
     return 0
 
 
-def _steering(verb: str, event: str, payload: Any, done: str) -> Callable[..., Coroutine[Any, Any, int]]:
+def _steering(what: str, event: str, payload: Any, done: str) -> Callable[..., Coroutine[Any, Any, int]]:
     """A verb that posts one of the engine's own events to a schedule. It is never driven here."""
 
     @engine_given
@@ -350,7 +386,7 @@ def _steering(verb: str, event: str, payload: Any, done: str) -> Callable[..., C
         )
         return 0
 
-    steer.__doc__ = f"{verb} a schedule. An engine that works takes it up; without one it waits for the next."
+    steer.__doc__ = f"{what}.\n\nA process that works does it; where none does, it is kept for the next one."
     return steer
 
 
@@ -367,13 +403,15 @@ async def _posted(engine: Engine, address: tuple[str, str], name: str, payload: 
 _verb(cli, "work")(_work)
 _verb(cli, "health")(_health)
 _verb(cli, "doctor")(_doctor)
-db = click.Group("db", help="What the store weighs, and giving back room.")
+db = click.Group("db", help="Show how big the store is, and make it smaller.")
 _verb(db, "size")(_size)
 _verb(db, "vacuum")(_vacuum)
-schedule = click.Group("schedule", help="Runs that are started by a calendar.")
+schedule = click.Group("schedule", help="List, pause, unpause and remove the calendars that start runs.")
 _verb(schedule, "list")(_listed)
-_verb(schedule, "pause")(_steering("Pause", PAUSE, None, "paused"))
-_verb(schedule, "unpause")(_steering("Let go on", UNPAUSE, None, "unpaused"))
-_verb(schedule, "remove")(_steering("Remove", RERUN, "removed", "removed"))
+_verb(schedule, "pause")(_steering("Start no runs by this schedule until `unpause`", PAUSE, None, "paused"))
+_verb(schedule, "unpause")(_steering("Let a paused schedule start runs again", UNPAUSE, None, "unpaused"))
+_verb(schedule, "remove")(
+    _steering("End a schedule for good; the runs that it started go on", RERUN, "removed", "removed")
+)
 cli.add_command(db)
 cli.add_command(schedule)

@@ -305,6 +305,21 @@ def test_help_and_version_are_answers(capsys: Any) -> None:
     assert "Usage: fsmworkflow" in capsys.readouterr().err
 
 
+def test_the_help_of_every_verb_is_whole_in_eighty_columns(capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    todo: list[tuple[str, ...]] = [()]
+    while todo:
+        words = todo.pop()
+        assert main([*words, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert max(map(len, shown.splitlines())) <= 80
+        _, _, options = re.sub(r" *\[[^]]*]", "", shown).partition("Options:\n")
+        assert not re.search(r"^  -\S+( \S+)*$(?!\n {4})", options, re.MULTILINE), shown  # each says what it is for
+        _, _, verbs = shown.partition("Commands:\n")
+        assert "..." not in verbs, shown
+        todo += [(*words, line.split()[0]) for line in verbs.splitlines()]
+
+
 # -- in a terminal ----------------------------------------------------------------------------------------------------
 
 

@@ -40,7 +40,7 @@ def inbox(*, ends: bool = True) -> Workflow:
 
 def sender(step: Callable[..., Any], *, retry: Retry | None = None) -> Workflow:
     flow = Workflow("sender")
-    flow.step("work", initial=True, then="end", retry=retry)(step)
+    flow.step("tell", initial=True, then="end", retry=retry)(step)
     flow.final("end")
     return flow
 
@@ -71,7 +71,7 @@ async def test_an_emitted_event_moves_the_other_run_at_once_and_carries_its_payl
         run = await engine.run(flow, key="s")
         assert run.data == {"told": True}
         assert (await settled(engine, box, "b")).data == {"sum": 7}
-        event = await engine.event(box, "b", "sender/s/work/0:emit:0")
+        event = await engine.event(box, "b", "sender/s/tell/0:emit:0")
         assert (event.name, event.payload, event.status) == ("paid", {"sum": 7}, "accepted")
 
 
@@ -146,7 +146,7 @@ async def test_an_event_for_a_run_that_has_ended_is_kept_there_as_dropped(store_
         await engine.run(box, key="b")
         assert (await engine.run(flow, key="s")).status == "done"
         assert (await engine.get(box, "b")).status == "done"
-        assert (await engine.event(box, "b", "sender/s/work/0:emit:0")).status == "dropped"
+        assert (await engine.event(box, "b", "sender/s/tell/0:emit:0")).status == "dropped"
 
 
 async def test_a_run_may_emit_to_itself_and_takes_it_when_it_waits(store_url: str) -> None:
