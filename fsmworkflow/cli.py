@@ -170,20 +170,9 @@ def cli() -> None:
 
 
 @engine_given
-@click.option(
-    "--concurrency", default=100, show_default=True, type=click.IntRange(1), help="How many runs are driven at once."
-)
-@click.option(
-    "--grace",
-    type=click.FloatRange(0),
-    help="Seconds that running steps get to end when it stops; else the engine's own, 10.",
-)
-@click.option(
-    "--health",
-    "file",
-    type=click.Path(dir_okay=False),
-    help="Write every two seconds how the engine is into this file, for `health --file`.",
-)
+@click.option("--concurrency", default=100, show_default=True, type=click.IntRange(1), help="So many runs at once.")
+@click.option("--grace", type=click.FloatRange(0), help="Seconds for running steps to end in; else the engine's own.")
+@click.option("--health", "file", type=click.Path(dir_okay=False), help="Write how it is into this file, every 2 s.")
 async def _work(engine: str, concurrency: int, grace: float | None, file: str | None, as_json: bool) -> int:
     """Drive all runs that are due, until SIGTERM or Ctrl-C.
 
@@ -210,27 +199,10 @@ def _tell(as_json: bool, event: str, text: str) -> None:
 
 
 @click.argument("engine", metavar="[MODULE:ENGINE]", required=False)
-@click.option(
-    "--file", type=click.Path(dir_okay=False), help="Read what a process started with `work --health FILE` has written."
-)
-@click.option(
-    "--live",
-    "only",
-    flag_value="live",
-    help="Ask only whether its event loop turns; where it does not, restart the process.",
-)
-@click.option(
-    "--ready",
-    "only",
-    flag_value="ready",
-    help="Ask only whether it can do its work now: its lease holds, the store takes writes.",
-)
-@click.option(
-    "--max-age",
-    default=30.0,
-    show_default=True,
-    help="Seconds after which the file of --file counts as one of a process that is stuck.",
-)
+@click.option("--file", type=click.Path(dir_okay=False), help="The file that `work --health FILE` writes.")
+@click.option("--live", "only", flag_value="live", help="Only ask if its event loop turns: restart it if not.")
+@click.option("--ready", "only", flag_value="ready", help="Only ask if it can do its work now.")
+@click.option("--max-age", default=30.0, show_default=True, help="Seconds after which a --file is too old.")
 async def _health(engine: str | None, file: str | None, only: str | None, max_age: float, as_json: bool) -> int:
     """Say whether all is well; if not, exit with 1.
 
@@ -349,17 +321,8 @@ async def _listed(engine: str, as_json: bool) -> int:
     """List the schedules of this engine's workflows."""
     async with _engine(engine) as opened:
         found = await opened.schedules()
-    rows = [
-        (
-            s.name,
-            s.workflow,
-            s.cron,
-            s.timezone,
-            "" if s.next is None else s.next.strftime("%Y-%m-%d %H:%M %z"),
-            s.status,
-        )
-        for s in found
-    ]
+    ticks = ["" if s.next is None else s.next.strftime("%Y-%m-%d %H:%M %z") for s in found]
+    rows = [(s.name, s.workflow, s.cron, s.timezone, tick, s.status) for s, tick in zip(found, ticks, strict=True)]
     names = ("name", "workflow", "cron", "time zone", "next", "status")
 
     def draw(console: Any) -> None:
