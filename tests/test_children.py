@@ -145,6 +145,30 @@ async def test_so_many_run_at_once_as_concurrency_says(store: Store) -> None:
         assert world.most == 3
 
 
+async def test_children_that_end_in_line_give_nobody_a_turn_and_take_none(store: Store) -> None:
+    world = World()
+    world.holds = {n: asyncio.Event() for n in range(8)}
+    child = square(world)
+    flow = squares(world, child, concurrency=2, on_failure="collect")
+    async with engine(store, flow) as e:
+        await e.start(flow, {"items": list(range(8))}, key="k")
+        await until(lambda: asyncio.sleep(0, len(world.begun) == 2))
+        for n in (2, 3, 5):
+            assert (await e.cancel(child, f"k/all/1/{n}")).status == "cancelled"
+        assert sorted(world.begun) == [0, 1]
+        for ended, begun in ((0, [0, 1, 4]), (1, [0, 1, 4, 6]), (4, [0, 1, 4, 6, 7])):
+            world.holds[ended].set()
+            await until(lambda begun=begun: asyncio.sleep(0, sorted(world.begun) == begun))
+        for n in (6, 7):
+            world.holds[n].set()
+        run = await e.result(flow, "k")
+        assert [one["status"] for one in run.data["squares"]] == [
+            "done", "done", "cancelled", "cancelled", "done", "cancelled", "done", "done",
+        ]  # fmt: skip
+        assert world.most == 2
+        assert max(world.begun.values()) == 1
+
+
 async def test_one_child_is_given_what_data_says_and_its_data_go_into_a_field(store: Store) -> None:
     world = World()
     flow = Workflow("shop")

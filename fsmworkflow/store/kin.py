@@ -79,28 +79,30 @@ def _arm(db: sqlite3.Connection, run: int, version: int, order: Order, now: floa
     visit = (run, order.state, order.visit)
     going, line, remaining, failed = db.execute(SQLITE["siblings"], visit).fetchone()
     due = not remaining or (order.first and failed > 0)
-    following = line if due else line + max(order.concurrency - going, 0)
+    many = 0 if due else max(order.concurrency - going, 0)
     event = (run, f"$joined/{order.state}/{version}", now, order.state, order.visit, "waiting" if due else "joining")
-    if not db.execute(SQLITE["arm"], (*event, remaining, following, order.first, now)).rowcount:
+    if not db.execute(SQLITE["arm"], (*event, remaining, line + many, order.first, now)).rowcount:
         return []
     if due:
         return db.execute(SQLITE["told"], (run, now)).fetchall()
-    return db.execute(SQLITE["turns"], (now, *visit, line, following)).fetchall()
+    return db.execute(SQLITE["turns"], (now, *visit, line, many)).fetchall()
 
 
 def _end(db: sqlite3.Connection, move: Move, now: float) -> Keys:
     child = move.after.child
     assert child is not None
-    if not db.execute(SQLITE["count_end"], (move.after.id, move.after.version)).rowcount:
+    had = db.execute(SQLITE["turn"], (move.after.id, move.after.version)).fetchone()
+    if had is None:
         return []
-    visit = (child.parent, child.state, child.visit)
-    counted = db.execute(SQLITE["count_down"], (now, move.after.status != "done", *visit)).fetchall()
-    if not counted:
+    db.execute(SQLITE["count_end"], (move.after.id,))
+    visit, freed = (child.parent, child.state, child.visit), had[0]
+    counted = db.execute(SQLITE["count_down"], (now, move.after.status != "done", *visit, freed)).fetchone()
+    if counted is None:
         return []
-    status, following = counted[0]
+    status, following = counted
     if status == "waiting":
         return db.execute(SQLITE["told"], (child.parent, now)).fetchall()
-    return db.execute(SQLITE["turns"], (now, *visit, following, following + 1)).fetchall()
+    return db.execute(SQLITE["turns"], (now, *visit, following, freed)).fetchall()
 
 
 # -- PostgreSQL: all moves of a batch together ----------------------------------------------------------------------

@@ -266,10 +266,12 @@ class MemoryStore:
         count = self._counts.get(visit)
         if count is None:
             return []
+        if of.turn == 0:  # in line, from which it goes without giving its turn on
+            count.line.remove(row.id)
         count.remaining -= 1
         if not count.remaining or (count.first and move.after.status != "done"):
             return self._bring(visit, count, now)
-        return [self._turn(count, now)] if count.line else []
+        return [self._turn(count, now)] if of.turn == 1 and count.line else []
 
     async def children(self, run: Run, state: str, visit: int) -> Runs:
         self._open()

@@ -328,44 +328,56 @@ told AS (
     RETURNING id AS parent, workflow, key, owner),
 turned AS (
     UPDATE fsm_runs SET turn = 1, due = armed.due
-      FROM armed
-     WHERE armed.status = 'joining' AND parent = armed.run AND parent_state = armed.state AND parent_visit = armed.visit
-       AND ordinal < next AND turn = 0
+      FROM armed JOIN census ON census.event_id = armed.event_id AND census.run = armed.run CROSS JOIN LATERAL (
+           SELECT id FROM fsm_runs AS child
+            WHERE child.parent = armed.run AND child.parent_state = armed.state AND child.parent_visit = armed.visit
+              AND turn = 0
+            ORDER BY ordinal LIMIT greatest(concurrency - going, 0)) AS line
+     WHERE armed.status = 'joining' AND fsm_runs.id = line.id
     RETURNING parent, workflow, key, owner)
 SELECT parent, workflow, key, pg_notify('fsmworkflow', coalesce(owner, ''))
   FROM (SELECT * FROM told UNION ALL SELECT * FROM turned) AS due;
 
 -- name: count_ends
 -- Children that have ended: each counts once, however often it is retried.
+WITH ended AS MATERIALIZED (
+    SELECT id AS run, turn AS had
+      FROM unnest($1::bigint[], $2::bigint[]) AS ended (run, at) JOIN fsm_runs ON id = run AND version = at
+     WHERE turn < 2)
 UPDATE fsm_runs SET turn = 2
-  FROM unnest($1::bigint[], $2::bigint[]) AS ended (run, version)
- WHERE id = run AND fsm_runs.version = ended.version AND turn < 2
-RETURNING parent, parent_state, parent_visit, status <> 'done';
+  FROM ended
+ WHERE id = run
+RETURNING parent, parent_state, parent_visit, status <> 'done', had;
 
 -- name: count_down
--- The last end, or the first failure where that is enough, makes `$joined` due; else the next in line have their turn.
+-- The last end, or the first failure where that is enough, makes `$joined` due; else the next in line have their turn,
+-- as many as had it of those that ended. None before `next` is in line, and some after it may have ended there.
 WITH ended AS MATERIALIZED (
-    SELECT run, state, visit, count(*) AS many, bool_or(failed) AS failed
-      FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bool[]) AS ended (run, state, visit, failed)
+    SELECT run, state, visit, count(*) AS many, bool_or(failed) AS failed, sum(had)::bigint AS freed
+      FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bool[], $5::bigint[])
+           AS ended (run, state, visit, failed, had)
      GROUP BY run, state, visit),
 counted AS (
     UPDATE fsm_events
-       SET remaining = remaining - many, next = next + many, due = $5, created = $5,
+       SET remaining = remaining - many, next = next + freed, due = $6, created = $6,
            status = CASE WHEN remaining <= many OR (first = 1 AND failed) THEN 'waiting' ELSE 'joining' END
       FROM ended
      WHERE fsm_events.run = ended.run AND fsm_events.state = ended.state AND fsm_events.visit = ended.visit
        AND status = 'joining'
-    RETURNING fsm_events.run, fsm_events.state, fsm_events.visit, status, next, many),
+    RETURNING fsm_events.run, fsm_events.state, fsm_events.visit, status, next, freed),
 told AS (
-    UPDATE fsm_runs SET posted = posted + one.many, due = least(coalesce(due, $5), $5)
+    UPDATE fsm_runs SET posted = posted + one.many, due = least(coalesce(due, $6), $6)
       FROM (SELECT run, count(*) AS many FROM counted WHERE status = 'waiting' GROUP BY run) AS one
      WHERE id = one.run
     RETURNING id AS parent, workflow, key, owner, true AS rings),
 turned AS (
-    UPDATE fsm_runs SET turn = 1, due = $5
-      FROM counted
-     WHERE counted.status = 'joining' AND parent = counted.run AND parent_state = counted.state
-       AND parent_visit = counted.visit AND ordinal >= next - many AND ordinal < next AND turn = 0
+    UPDATE fsm_runs SET turn = 1, due = $6
+      FROM counted CROSS JOIN LATERAL (
+           SELECT id FROM fsm_runs AS child
+            WHERE child.parent = counted.run AND child.parent_state = counted.state
+              AND child.parent_visit = counted.visit AND ordinal >= next - freed AND turn = 0
+            ORDER BY ordinal LIMIT freed) AS line
+     WHERE counted.status = 'joining' AND fsm_runs.id = line.id
     RETURNING parent, workflow, key, owner, false)  -- whoever ended the one before takes it
 SELECT parent, workflow, key, CASE WHEN rings THEN pg_notify('fsmworkflow', coalesce(owner, '')) END
   FROM (SELECT * FROM told UNION ALL SELECT * FROM turned) AS due;

@@ -157,22 +157,29 @@ VALUES (?, ?, '$joined', ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT DO NOTHING;
 
 -- name: turns
--- Children in line get their turn.
+-- So many children in line get their turn. None before `ordinal` is in line, and some after it may have ended there.
 UPDATE fsm_runs SET turn = 1, due = ?
- WHERE parent = ? AND parent_state = ? AND parent_visit = ? AND ordinal >= ? AND ordinal < ? AND turn = 0
+ WHERE id IN (SELECT id FROM fsm_runs
+               WHERE parent = ? AND parent_state = ? AND parent_visit = ? AND ordinal >= ? AND turn = 0
+               ORDER BY ordinal LIMIT ?)
 RETURNING workflow, key;
+
+-- name: turn
+-- The turn of a child that has ended, and was not counted yet.
+SELECT turn FROM fsm_runs WHERE id = ? AND version = ? AND turn < 2;
 
 -- name: count_end
 -- A child has ended: it counts once, however often it is retried.
-UPDATE fsm_runs SET turn = 2 WHERE id = ? AND version = ? AND turn < 2;
+UPDATE fsm_runs SET turn = 2 WHERE id = ?;
 
 -- name: count_down
--- The last end, or the first failure where that is enough, makes `$joined` due; else the next in line has its turn.
+-- The last end, or the first failure where that is enough, makes `$joined` due; else the next in line has its turn,
+-- where the one that ended had it.
 UPDATE fsm_events
-   SET remaining = remaining - 1, next = next + 1, due = ?1, created = ?1,
+   SET remaining = remaining - 1, next = next + ?6, due = ?1, created = ?1,
        status = CASE WHEN remaining = 1 OR (first = 1 AND ?2) THEN 'waiting' ELSE status END
  WHERE run = ?3 AND state = ?4 AND visit = ?5 AND status = 'joining'
-RETURNING status, next - 1;
+RETURNING status, next - ?6;
 
 -- name: told
 -- A parent whose `$joined` is due.
