@@ -31,7 +31,7 @@ def begin(workflow: Workflow, key: str, fields: Fields, *, now: float, states: t
         definition=workflow.version,
         structure=workflow.chart.structure,
         deadline=None if workflow.deadline is None else now + seconds(workflow.deadline),
-        actions=actions_of(workflow, (), states, None, 0),
+        actions=actions_of(workflow, (), states, (), 0),
         input=hashlib.blake2b(text_of(fields), digest_size=16).hexdigest(),
         created=now,
         updated=now,
@@ -40,13 +40,13 @@ def begin(workflow: Workflow, key: str, fields: Fields, *, now: float, states: t
     busy = not kinds.isdisjoint(BUSY)
     # Whether a state that waits leads on is asked by the first drive: until then the run is due.
     asked = run.actions or any(workflow.chart.automatic(state) for state in active)
-    due = now if busy or asked else resting_due(workflow, run)
+    due = now if busy or asked else resting_due(run)
     return replace(run, status="running" if busy else "waiting", due=due)
 
 
 def bare(workflow: Workflow, states: Iterable[str], fields: Fields, key: str, since: float | None) -> Run:
     """A run that has been in these states for some time, and of which nothing else is known. See `Run.at`."""
-    run = begin(workflow, key, fields, now=since or 0.0, states=workflow.chart.entered(states, ""))
+    run = begin(workflow, key, fields, now=since or 0.0, states=workflow.chart.entered(states))
     if since is None:
         active = {state: replace(stay, timers={}) for state, stay in run.active.items()}
         run = replace(run, active=active, deadline=None)
@@ -62,12 +62,12 @@ def new_stay(workflow: Workflow, state: str, version: int, now: float) -> Active
 
 
 def actions_of(
-    workflow: Workflow, left: Iterable[str], entered: Iterable[str], arcs: list[Arc] | None, version: int
+    workflow: Workflow, left: Iterable[str], entered: Iterable[str], arcs: Iterable[Arc], version: int
 ) -> tuple[Action, ...]:
     """What is to be done after the commit: exits from inside out, the transitions' own, entries from outside in."""
     states = workflow.states
-    hooks = [states[s].exit for s in sorted(left, key=workflow.chart.order.__getitem__, reverse=True)] if left else []
+    hooks = [states[s].exit for s in sorted(left, key=workflow.chart.order.__getitem__, reverse=True)]
     names = [action_name(hook) for hook in hooks if hook is not None]
-    names += [arc.action for arc in arcs or () if arc.action is not None]
+    names += [arc.action for arc in arcs if arc.action is not None]
     names += [action_name(hook) for state in entered if (hook := states[state].enter) is not None]
     return tuple(Action(name, version) for name in names)

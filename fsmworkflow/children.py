@@ -71,7 +71,7 @@ async def children_begin(case: Case) -> Move:
     except Exception as error:
         return await _failed(case, error)
     order = _order(workflow, BEGIN, state, case.run.active[state])
-    return case.move(await resting(workflow, after, case.now), starts=made, orders=(order,))
+    return case.move(await resting(case, after), starts=made, orders=(order,))
 
 
 async def children_joined(case: Case) -> Move:

@@ -67,7 +67,7 @@ async def pick(case: Case, fields: Fields) -> list[Arc]:
                 if arc not in picked:
                     picked.append(arc)
                 break
-    return picked if len(picked) < 2 else _agreeing(run, picked)
+    return _agreeing(run, picked)
 
 
 def _agreeing(run: Run, picked: list[Arc]) -> list[Arc]:

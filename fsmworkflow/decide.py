@@ -41,7 +41,9 @@ async def decide(workflow: Workflow, run: Run, event: Event, *, now: float) -> M
         move = fail(case, failure(error, run, event.state or run.state), error)
     if event.posts and move.error is None:
         move = replace(move, posts=event.posts)
-    return with_children(workflow, move, now) if workflow.families else move
+    if workflow.families or any(stay.children is not None for stay in run.active.values()):
+        return with_children(workflow, move, now)
+    return move
 
 
 def _accepted(case: Case) -> Callable[[Case], Awaitable[Move]]:
@@ -57,11 +59,11 @@ async def _event(case: Case) -> Move:
     """One event moves every region that accepts it, inner states before outer ones, in document order, in one move."""
     draft = Draft(case.run)
     try:
-        draft.merge_payload(case)
+        merged = draft.merge_payload(case)
         arcs = await pick(case, draft.fields)
         if not arcs:
             return case.rejected()
-        draft.update(case, arcs)
+        draft.update(case, arcs, merged)
     except ConditionError:  # what somebody sends stops no run: history has what could not be answered, and why
         return case.rejected()
     return await take(case, arcs, draft)
@@ -74,11 +76,11 @@ async def _timeout(case: Case) -> Move:
         error = DeadlineExceeded(f"{run.workflow}/{run.key} had not ended by its deadline")
         return fail(case, failure(error, run, run.state), error, deadline=None)
     draft = Draft(run)
-    arc = await first(case.workflow.chart.named(event.state, event.trigger or ""), case.view(draft.fields))
+    arc = await first(case.workflow.chart.named(event.state, str(event.trigger)), case.view(draft.fields))
     if arc is not None:
         draft.update(case, [arc])
         return await take(case, [arc], draft)
-    after = await resting(case.workflow, case.after(active=spent(case)), case.now)
+    after = await resting(case, case.after(active=spent(case)))
     return case.move(after, answer="rejected")
 
 

@@ -411,7 +411,7 @@ class Drive:
     async def _wait(self) -> None:
         """Wait until a step ends, something is posted, or a time has come; in pieces, as the worker may be stopping."""
         now = self.store.now()
-        times = [t for t in (self._again(), resting_due(self.workflow, self.run)) if t is not None and t > now]
+        times = [t for t in (self._again(), resting_due(self.run)) if t is not None and t > now]
         limit = min(times) - now if times else None
         if not self._steps:
             limit = PIECE if limit is None else min(limit, PIECE)
@@ -609,7 +609,7 @@ class Drive:
         if due is not None and run.later is not None:
             due = min(due, run.later)
         if run.status == "waiting":
-            due = resting_due(self.workflow, run)
+            due = resting_due(run)
         if self.inbox and self._accepted(now := self.store.now()) is not None:
             due = now  # which is taken by whoever comes next, as this worker is stopping
         if due != run.due or not kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fsmworkflow.case import Case
 from fsmworkflow.choosing import first
 from fsmworkflow.failures import OWN, asked_to_stop
-from fsmworkflow.records import BEGIN, DONE, TIMEOUT, Event, Run, Status, replace
+from fsmworkflow.records import BEGIN, DONE, TIMEOUT, Event, Run, replace
 from fsmworkflow.workflow import Workflow
 
 __all__ = ["due_next", "resting", "resting_due"]
@@ -30,7 +30,7 @@ def due_next(workflow: Workflow, run: Run, now: float, *, asked: int | None = No
             return Event(name=BEGIN, state=state)
         if kind == "choice" or (kind == "wait" and asked != run.version and chart.automatic(state)):
             return Event(name=DONE, state=state)
-    for state in () if chart.flat else reversed(run.active):
+    for state in reversed(run.active):
         if chart.inner[state] and chart.automatic(state) and chart.complete(state, run.active, workflow.finals):
             return Event(name=DONE, state=state)
     return _timeout_due(run, now)
@@ -46,43 +46,38 @@ def _timeout_due(run: Run, now: float) -> Event | None:
     return Event(name=TIMEOUT, state=first[1], trigger=first[2], due=first[0])
 
 
-async def resting(workflow: Workflow, run: Run, now: float) -> Run:
+async def resting(case: Case, run: Run) -> Run:
     """The run with its status and with the time from which somebody has to drive it."""
-    busy = again = False
-    for state in run.active:
-        kind = workflow.states[state].kind
-        if kind == "step":
-            if run.active[state].again is None:
-                busy = True
-            else:
-                again = True
-        elif kind == "choice" or (kind not in QUIET and await _leads_on(workflow, run, state, kind)):
-            busy = True
-    status: Status = "running" if busy or again else "waiting"
+    busy = [state for state in run.active if await _goes_on(case, run, state)]
+    going = busy or any(case.workflow.states[state].kind == "step" for state in run.active)
     if busy or run.actions:
-        due: float | None = run.due if run.due is not None and run.due <= now else now
+        due: float | None = case.now if run.due is None else min(run.due, case.now)
     else:
-        due = resting_due(workflow, run)
-    return run if (status, due) == (run.status, run.due) else replace(run, status=status, due=due)
+        due = resting_due(run)
+    return replace(run, status="running" if going else "waiting", due=due)
 
 
-def resting_due(workflow: Workflow, run: Run) -> float | None:
+def resting_due(run: Run) -> float | None:
     """When somebody has to look at a run that nothing moves now: its timers, retries, deadline and events to come."""
     times = [due for stay in run.active.values() for due in stay.timers.values()]
     times += [stay.again for stay in run.active.values() if stay.again is not None]
     return min((t for t in (*times, run.deadline, run.later) if t is not None), default=None)
 
 
-async def _leads_on(workflow: Workflow, run: Run, state: str, kind: str) -> bool:
-    """Whether a state without a step has a transition to take by itself."""
-    arcs = workflow.chart.automatic(state)
-    if not arcs:
+async def _goes_on(case: Case, run: Run, state: str) -> bool:
+    """Whether a state does something now: its step is not between two attempts, or it leads on by itself."""
+    kind = case.workflow.states[state].kind
+    if kind == "step":
+        return run.active[state].again is None
+    if kind == "choice":
+        return True
+    if kind in QUIET or not (arcs := case.workflow.chart.automatic(state)):
         return False
     if kind != "wait":
-        return workflow.chart.complete(state, run.active, workflow.finals)
-    view = Case(workflow, run, Event(name=DONE, state=state), run.updated).view(run.fields)
+        return case.workflow.chart.complete(state, run.active, case.workflow.finals)
+    asking = replace(case, run=run, event=Event(name=DONE, state=state), asked=[])
     try:
-        return await first(arcs, view) is not None
+        return await first(arcs, asking.view(run.fields)) is not None
     except OWN as error:
         if asked_to_stop(error):
             raise

@@ -144,7 +144,7 @@ def forked(
         then = shift.run
     fields = {**then.fields, **_encoded(data or {})}
     workflow.codec.decode(fields)
-    return begin(workflow, key, fields, now=now, states=workflow.chart.entered(then.state.split(", "), ""))
+    return begin(workflow, key, fields, now=now, states=workflow.chart.entered(then.state.split(", ")))
 
 
 def _as_it_was(run: Run, history: Sequence[Entry], at: int) -> Run:

@@ -99,7 +99,7 @@ class Chart:
             self._listening |= self.order.keys() - self._finals
         steps = (s.name for s in workflow.states.values() if s.kind == "step" and self.flat)
         self.quiet = frozenset(step for step in steps if not self.listens(step))
-        self.initial = self.entered((workflow.initial,), "")
+        self.initial = self.entered((workflow.initial,))
         self.structure = _hash(workflow)
 
     def _read(self, states: Mapping[str, Any], prefix: str) -> None:
@@ -158,7 +158,7 @@ class Chart:
                 return state
         return ""
 
-    def entered(self, targets: Iterable[str], domain: str) -> tuple[str, ...]:
+    def entered(self, targets: Iterable[str], domain: str = "") -> tuple[str, ...]:
         """All states that become active when these are entered from `domain`, in document order."""
         found: set[str] = set()
         for target in targets:

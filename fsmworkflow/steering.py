@@ -29,7 +29,7 @@ async def retry(case: Case) -> Move:
     after = case.after(active=active, due=case.now, deaths=0)
     if run.undo.ends is not None:  # it was parked while it was being undone
         return case.move(replace(after, status="compensating"))
-    return case.move(await resting(case.workflow, after, case.now))
+    return case.move(await resting(case, after))
 
 
 async def rerun(case: Case) -> Move:
@@ -39,11 +39,11 @@ async def rerun(case: Case) -> Move:
     ends = state is None or (state.kind == "final" and "." not in state.name)
     if run.over or run.status == "compensating" or state is None or ends:
         return case.rejected()
-    left, entered = tuple(run.active), workflow.chart.entered((state.name,), "")
+    left, entered = tuple(run.active), workflow.chart.entered((state.name,))
     active = {one: new_stay(workflow, one, version, case.now) for one in entered}
-    actions = actions_of(workflow, left, entered, [], version)
-    after = case.after(active=active, error=None, actions=actions, due=case.now, deaths=0)
-    return case.move(await resting(workflow, after, case.now), forget=remembered(run, left))
+    actions = actions_of(workflow, left, entered, (), version)
+    after = case.after(active=active, error=None, actions=actions, due=None, deaths=0)
+    return case.move(await resting(case, after), forget=remembered(run, left))
 
 
 async def pause(case: Case) -> Move:
@@ -57,7 +57,7 @@ async def unpause(case: Case) -> Move:
     """A paused run goes on where it was."""
     if case.run.status != "paused":
         return case.rejected()
-    return case.move(await resting(case.workflow, case.after(status="running", due=case.now), case.now))
+    return case.move(await resting(case, case.after()))
 
 
 async def park(case: Case) -> Move:

@@ -19,6 +19,9 @@ from fsmworkflow.undoing import not_undone, undone
 
 __all__ = ["failed", "step_ended", "step_raised"]
 
+HERE = Arc(None, "", None, ends=True)
+"""It ends the run where it is."""
+
 
 async def step_ended(case: Case) -> Move:
     """`$done`: a step has ended, or a state without a step is asked where it leads."""
@@ -28,7 +31,7 @@ async def step_ended(case: Case) -> Move:
     state, draft = case.workflow.states[event.state], Draft(run)
     draft.write(case)
     if event.trigger is None and state.ends:
-        return await take(case, [Arc(None, state.name, None, ends=True)], draft)
+        return await take(case, [HERE], draft)
     try:
         arc = await choose(case, draft.fields)
     except NoTransition:
@@ -51,8 +54,8 @@ async def step_raised(case: Case) -> Move:
         return await failed(case, found)
     again = now + retry.delay(stay.attempt, chance(run, stay.visit, stay.attempt))
     active = {**run.active, event.state: replace(stay, attempt=stay.attempt + 1, again=again)}
-    after = case.after(active=active, status="running", error=found, deaths=0 if event.progress else run.deaths)
-    return case.move(await resting(case.workflow, after, now))
+    after = case.after(active=active, error=found, deaths=0 if event.progress else run.deaths)
+    return case.move(await resting(case, after))
 
 
 async def failed(case: Case, found: Failure) -> Move:
@@ -65,7 +68,7 @@ async def failed(case: Case, found: Failure) -> Move:
     payload = {"type": found.type, "message": found.message, "state": found.state, "attempt": found.attempt}
     told, draft = replace(case, event=replace(case.event, payload=payload)), Draft(case.run)
     if workflow.codec.kind is None:
-        draft.apply({"error": msgspec.Raw(encode(payload))}, ())
+        draft.apply({"error": msgspec.Raw(encode(payload))})
     arc = await first(arcs, told.view(draft.fields))
     if arc is None:
         return fail(case, found, error)

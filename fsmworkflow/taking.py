@@ -34,7 +34,7 @@ async def take(case: Case, arcs: list[Arc], draft: Draft) -> Move:
         after = ended(workflow, after, case.now, "done" if final is None else workflow.states[final].outcome)
         left = list(run.active)
     else:
-        after = await resting(workflow, after, case.now)
+        after = await resting(case, after)
     return _taken(case, after, draft, left)
 
 
@@ -53,7 +53,6 @@ def _after(case: Case, active: dict[str, Active], draft: Draft) -> Run:
         active=active,
         fields=draft.fields,
         hashes=draft.hashes(),
-        status="running",
         version=case.run.version + 1,
         definition=case.workflow.version,
         structure=case.workflow.chart.structure,
@@ -89,7 +88,7 @@ def _undo_after(case: Case) -> Undoing:
 def spent(case: Case) -> dict[str, Active]:
     """The active states without the timer that has struck."""
     active, event = case.run.active, case.event
-    if event.name != TIMEOUT or event.state not in active:
+    if event.name != TIMEOUT:
         return active
     stay = active[event.state]
     timers = {name: due for name, due in stay.timers.items() if name != event.trigger}
@@ -106,11 +105,11 @@ def _active_after(case: Case, left: list[str], entered: list[str], draft: Draft)
         touched = [(region, (*draft.changes, *draft.removed)) for region in regions(workflow, event.state)]
     for region, keys in touched:
         active = {**active, region: _touched(active[region], keys)}
-    if not left and not entered:
-        return active
     stays = {state: new_stay(workflow, state, case.run.version + 1, case.now) for state in entered}
     active = {**{s: stay for s, stay in active.items() if s not in left}, **stays}
-    return active if len(active) == 1 else dict(sorted(active.items(), key=lambda one: workflow.chart.order[one[0]]))
+    if workflow.chart.flat:
+        return active
+    return dict(sorted(active.items(), key=lambda one: workflow.chart.order[one[0]]))
 
 
 def _told(active: dict[str, Active], state: str, draft: Draft) -> dict[str, Active]:

@@ -65,7 +65,7 @@ def _timed(workflow: Workflow, move: Move) -> Run:
     if active == after.active:
         return after
     after = replace(after, active=active)
-    first = min((t for t in (after.due, resting_due(workflow, after)) if t is not None), default=None)
+    first = min((t for t in (after.due, resting_due(after)) if t is not None), default=None)
     return replace(after, due=first) if after.status == "waiting" else after
 
 
@@ -162,7 +162,7 @@ def _active(workflow: Workflow, run: Run, steps: list[Migration]) -> dict[str, A
     new = {old: next((name for name in names(old, steps) if name in workflow.states), "") for old in run.active}
     leaves = [s for s in run.active if not any(other.startswith(s + ".") for other in run.active)]
     known(workflow, run, (leaf for leaf in leaves if not new[leaf]), steps)
-    entered = chart.entered(dict.fromkeys(new[leaf] for leaf in leaves), "")
+    entered = chart.entered(dict.fromkeys(new[leaf] for leaf in leaves))
     stays: dict[str, Active] = {}
     for old, name in new.items():
         if name:

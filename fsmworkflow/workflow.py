@@ -560,7 +560,7 @@ class Workflow(Scope):
         known = isinstance(state, str) and state in self.states
         leaves = [str(state)] if known else state.split(", ") if isinstance(state, str) else list(state)
         gone = [f"there is no state {leaf!r}{nearest(leaf, self.states)}" for leaf in leaves if leaf not in self.states]
-        apart = None if gone or not leaves else self.chart.apart(self.chart.entered(leaves, ""))
+        apart = None if gone or not leaves else self.chart.apart(self.chart.entered(leaves))
         if gone or apart or not leaves:
             raise DefinitionError(self.name, gone or [f"{apart} are never active together" if apart else "no state"])
         return bare(self, leaves, self.codec.start(data), key, since)

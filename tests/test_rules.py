@@ -8,10 +8,24 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
-from fsmworkflow import Event, Failure, Move, Retry, Run, To, Transition, Workflow, field, payload
-from fsmworkflow.codec import Codec, digests
+from fsmworkflow import (
+    CodecError,
+    Event,
+    Failure,
+    MergeConflict,
+    Move,
+    Retry,
+    Run,
+    To,
+    Transition,
+    Workflow,
+    field,
+    payload,
+)
+from fsmworkflow.codec import Codec, Data, digests
 from fsmworkflow.decide import begin, decide
 from fsmworkflow.due import due_next, resting_due
 from fsmworkflow.failures import failure
@@ -27,6 +41,7 @@ from fsmworkflow.records import (
     UNPAUSE,
     Action,
     Active,
+    Order,
     Post,
     Undo,
     Undoing,
@@ -90,7 +105,16 @@ def flow(**how: Any) -> Workflow:
     return made.check()
 
 
-FLOW, PARKS, LATER = flow(), flow(on_failure="park"), flow(deadline=500, version=4)
+def flat() -> Workflow:
+    """Nothing but steps, between which nothing is to be done: what most moves are."""
+    made = Workflow("w")
+    made.step("plain", initial=True, then="other")(step)
+    made.step("other", then="end", on={"skip": "plain"})(step)
+    made.final("end")
+    return made.check()
+
+
+FLOW, PARKS, LATER, FLAT = flow(), flow(on_failure="park"), flow(deadline=500, version=4), flat()
 UNDO = Undo("work", 1)
 ERROR_1 = Failure("OSError", "no paper", state="work", visit=3)
 
@@ -218,6 +242,16 @@ def test_a_waiting_state_that_was_asked_at_this_version_is_not_asked_again() -> 
     assert due_next(FLOW, at("rest"), NOW, asked=6) is not None
 
 
+def test_a_choice_within_other_states_is_due_too() -> None:
+    made = Workflow("w")
+    box = made.state("box", initial=True, then="end")
+    box.choice("pick", "f", initial=True)
+    box.final("f")
+    made.final("end")
+    run = begin(made.check(), "k", {}, now=NOW)
+    assert due_next(made, run, NOW) == Event(name=DONE, state="box.pick")
+
+
 def test_inner_states_come_to_their_end_before_outer_ones_and_regions_in_any_order() -> None:
     made = Workflow("w")
     outer = made.state("outer", initial=True, then="end")
@@ -247,19 +281,36 @@ def test_a_resting_run_is_due_at_the_first_of_retry_timer_deadline_and_event_to_
     again: float | None, timers: dict[str, float], deadline: float | None, later: float | None, due: float | None
 ) -> None:
     run = at("work", active={"work": Active(3, again=again, timers=timers)}, deadline=deadline, later=later)
-    assert resting_due(FLOW, run) == due
+    assert resting_due(run) == due
 
 
 # -- a step's end ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("workflow", [FLOW, FLAT], ids=["nested", "flat"])
 @pytest.mark.parametrize("due", [LATE, NOW, NOW + 1, None])
-async def test_a_step_that_leads_to_a_step_leaves_the_run_due_since_when_it_was(due: float | None) -> None:
-    run = at("plain", due=due, error=ERROR_1, deaths=2)
-    move = await moved(run, Event(name=DONE, state="plain"))
+async def test_a_step_that_leads_to_a_step_leaves_the_run_due_since_when_it_was(
+    workflow: Workflow, due: float | None
+) -> None:
+    run = at("plain", workflow=workflow, due=due, error=ERROR_1, deaths=2)
+    move = await moved(run, Event(name=DONE, state="plain"), workflow)
     changed = {"active": fresh("other"), "error": None, "deaths": 0} | ({} if due in (LATE, NOW) else {"due": NOW})
     assert difference(move) == changed
     assert move.forget == (("plain", 3),)
+
+
+@pytest.mark.parametrize("workflow", [FLOW, FLAT], ids=["nested", "flat"])
+async def test_a_move_strikes_off_what_was_to_be_done_and_writes_which_definition_made_it(workflow: Workflow) -> None:
+    run = at("plain", workflow=workflow, actions=(Action("a", 7),), definition=0, structure="older")
+    move = await moved(run, Event(name=DONE, state="plain"), workflow)
+    there = {"definition": workflow.version, "structure": workflow.chart.structure}
+    assert difference(move) == {"active": fresh("other"), "actions": (), **there}
+
+
+async def test_an_event_may_lead_from_a_step_to_a_step() -> None:
+    move = await moved(at("other", workflow=FLAT), Event(name="skip", id="e"), FLAT)
+    assert difference(move) == {"active": fresh("plain")}
+    assert move.forget == (("other", 3),)
 
 
 @pytest.mark.parametrize("state", ["plain", "work"])
@@ -313,11 +364,206 @@ async def test_the_error_of_a_choice_lists_each_condition_on_a_line_of_its_own()
     ]  # fmt: skip
 
 
+async def test_the_error_of_a_choice_tells_of_all_that_a_condition_saw_and_of_a_function_its_answer() -> None:
+    made = Workflow("w")
+    made.choice("pick", [(field("a") > field("b"), "end"), (lambda ctx: False, "end")], initial=True)
+    made.final("end")
+    run = begin(made.check(), "k", Codec().encode({"a": 1, "b": 2}), now=NOW)
+    error = (await decide(made, run, Event(name=DONE, state="pick"), now=NOW)).after.error
+    assert error is not None
+    lines = error.message.splitlines()
+    assert lines[1] == "  - a > b: False (a = 1, b = 2)"
+    assert lines[2].endswith("<lambda>: False")
+
+
 async def test_what_a_step_emits_is_posted_with_its_move_and_not_where_that_fails_the_run() -> None:
     posts = (Post("w", "other", Event(name="go")),)
     assert (await moved(at("plain"), Event(name=DONE, state="plain", posts=posts))).posts == posts
     assert (await moved(at("pick"), Event(name=DONE, state="pick", posts=posts))).posts == ()
     assert (await moved(at("plain"), Event(name=DONE, state="plain"))).posts == ()
+
+
+# -- the data of a move ---------------------------------------------------------------------------------------------
+
+
+def changing(update: Any, **how: Any) -> Workflow:
+    """A step whose way out changes the data, and a wait beside it for typed data and payloads."""
+    made = Workflow("w", **how)
+    made.step("work", initial=True, then=To("rest", update=update))(step)
+    made.wait("rest", on={"set": To("rest", update=update, internal=True), "go": [(field("n") > 5, "end")]})
+    made.final("end")
+    return made.check()
+
+
+@pytest.mark.parametrize(
+    ("written", "update", "data", "changes", "removed"),
+    [
+        ({"n": 2, "k": 7, "new": 1}, {"n": 2, "k": 7}, {"n": 2, "k": 7}, {}, ()),  # it is taken away on the way out
+        ({"n": 2, "k": 7, "new": 1}, {"n": 2, "k": 8}, {"n": 2, "k": 8}, {"k": 8}, ()),
+        ({"n": 2, "k": 8}, {"n": 3, "k": 8}, {"n": 3, "k": 8}, {"n": 3, "k": 8}, ()),
+        ({"n": 3, "k": 7}, {"n": 4, "k": 7}, {"n": 4, "k": 7}, {"n": 4}, ()),
+        ({"k": 7, "new": 1}, {"new": 1}, {"new": 1}, {"new": 1}, ("n", "k")),
+        ({"k": 7}, {}, {}, {}, ("n", "k")),
+        ({"n": 2}, {"n": 2}, {"n": 2}, {}, ("k",)),  # the step only takes away
+        ({}, {"n": 5}, {"n": 5}, {"n": 5}, ("n", "k")),
+        ({"n": 2, "k": 7}, {"n": 2, "k": 7}, {"n": 2, "k": 7}, {}, ()),
+    ],
+)
+async def test_what_a_step_wrote_and_what_is_changed_on_its_way_out_are_one_change(
+    written: dict[str, Any], update: dict[str, Any], data: dict[str, Any], changes: dict[str, Any], removed: Any
+) -> None:
+    made = changing(lambda before, event: update)
+    run = at("work", {"n": 2, "k": 7}, made)
+    new, gone = Codec().changes(written, run.fields)
+    event = Event(name=DONE, state="work", changes=new, removed=gone, base=run.fields)
+    move = await moved(run, event, made)
+    assert (move.after.data, dict(Data(move.changes)), sorted(move.removed)) == (data, changes, sorted(removed))
+    assert sorted(set(move.removed)) == sorted(move.removed)
+
+
+def beside(merge: Any = None, outer: str = "") -> Workflow:
+    """Steps of two regions, perhaps deep inside another state."""
+    made = Workflow("w", merge=merge)
+    scope: Any = made.state(outer, initial=True, then="end") if outer else made
+    both = scope.parallel("both", initial=True, then="f" if outer else "end")
+    for name in ("one", "two"):
+        region = both.region(name)
+        region.step("s", initial=True, then="f", on={"note": To("s", update=note, internal=True)})(step)
+        region.final("f")
+    if outer:
+        scope.final("f")
+    made.final("end")
+    return made.check()
+
+
+def note(data: Any, event: Any) -> None:
+    data[event.payload] = data.get(event.payload, 0) + 1
+
+
+def joined(old: Any, new: Any) -> Any:
+    return [old, new]
+
+
+@pytest.mark.parametrize(
+    ("merge", "before", "now", "written", "kept"),
+    [
+        ({"n": joined}, {"n": 1}, {"n": 2}, {"n": 3}, {"n": [2, 3]}),
+        ({"n": joined}, {"m": 1, "n": 1}, {"m": 1, "n": 2}, {"m": 5, "n": 3}, {"m": 5, "n": [2, 3]}),
+        (None, {"m": 1, "n": 1}, {"m": 1, "n": 2}, {"m": 5, "n": 1}, {"m": 5, "n": 2}),
+        (None, {"n": 1}, {"n": 2}, {"n": 3}, "n"),
+        (None, {"m": 1, "n": 1}, {"m": 1, "n": 2}, {"m": 5, "n": 3}, "n"),  # the first key is nobody else's
+        ({"m": joined}, {"n": 1}, {"n": 2}, {"n": 3}, "n"),
+        ({"n": joined}, {"n": 1}, {"n": 2}, {}, "n"),  # taken away by the step
+        ({"n": joined}, {"n": 1, "m": 1}, {"n": 2, "m": 1}, {"m": 3}, "n"),
+        ({"n": joined}, {"n": 1}, {}, {"n": 3}, "n"),  # taken away by the other
+    ],
+)
+async def test_keys_that_others_have_changed_are_joined_or_are_a_conflict(
+    merge: Any, before: dict[str, Any], now: dict[str, Any], written: dict[str, Any], kept: Any
+) -> None:
+    made = beside(merge)
+    base = Codec().encode(before)
+    run = at("both", now, made)
+    changes, removed = Codec().changes(written, base)
+    event = Event(name=DONE, state="both.one.s", changes=changes, removed=removed, base=base)
+    move = await moved(run, event, made)
+    if isinstance(kept, dict):
+        assert move.after.data == kept
+    else:
+        assert move.after.error is not None
+        assert (move.after.error.type, move.after.data) == ("MergeConflict", now)
+        assert move.after.error.message == (
+            f"state 'both.one.s' changed '{kept}', which another move had changed meanwhile: "
+            f"say how to join them, with Workflow(merge={{'{kept}': fn}})"
+        )
+
+
+async def test_a_key_that_a_step_only_takes_away_meets_what_others_did_with_it() -> None:
+    made = beside({"n": joined})
+    event = Event(name=DONE, state="both.one.s", removed=("n",), base=Codec().encode({"n": 1}))
+    move = await moved(at("both", {"n": 2}, made), event, made)
+    assert move.after.error is not None
+    assert move.after.error.type == "MergeConflict"
+
+
+async def test_what_comes_of_joining_must_have_a_text_too() -> None:
+    made = beside({"n": lambda old, new: object()})
+    event = Event(name=DONE, state="both.one.s", changes=Codec().encode({"n": 3}), base=Codec().encode({"n": 1}))
+    move = await moved(at("both", {"n": 2}, made), event, made)
+    assert isinstance(move.error, CodecError)
+    assert move.error.path == "data.n"
+
+
+@pytest.mark.parametrize("outer", ["", "outer"])
+async def test_what_one_region_has_changed_is_told_to_the_others_also_deep_inside(outer: str) -> None:
+    made, prefix = beside(outer=outer), f"{outer}." if outer else ""
+    run = at(f"{prefix}both", {}, made)
+    ended = Event(name=DONE, state=f"{prefix}both.one.s", changes=Codec().encode({"n": 1}), base=run.fields)
+    after = (await moved(run, ended, made)).after
+    assert {state: stay.touched for state, stay in after.active.items() if stay.touched} == {
+        f"{prefix}both.one": ("n",)
+    }
+    run = replace(after, version=7)
+    other = Event(name=DONE, state=f"{prefix}both.two.s", changes=Codec().encode({"n": 2}), base=run.fields)
+    assert isinstance((await moved(run, other, made)).error, MergeConflict)
+
+
+async def test_an_event_that_changes_data_in_several_regions_is_told_of_in_each() -> None:
+    made = beside()
+    run = at("both", {}, made)
+    after = (await moved(run, Event(name="note", payload="x", id="e"), made)).after
+    assert {state: stay.touched for state, stay in after.active.items() if stay.touched} == {
+        "both.one": ("x",), "both.two": ("x",),
+    }  # fmt: skip
+    assert after.data == {"x": 2}
+
+
+class Asked(msgspec.Struct):
+    n: int = 0
+    by: str = ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload_", "data"),
+    [
+        (None, {"n": 6}, {"n": 6, "by": ""}),
+        (None, {"n": 6, "more": 1}, {"n": 6, "by": "", "more": 1}),
+        (Asked, {"n": 6}, Asked(6)),
+        (Asked, {"n": 6, "by": "ann"}, Asked(6, "ann")),
+    ],
+)
+async def test_a_payload_is_written_into_the_data_before_it_is_asked_about(kind: Any, payload_: Any, data: Any) -> None:
+    made = changing(None, data=kind, payload="merge")
+    run = at("rest", {"n": 2, "by": ""}, made, status="waiting")
+    move = await moved(run, Event(name="go", payload=payload_, id="e"), made)
+    assert (move.answer, move.after.state, made.codec.decode(move.after.fields)) == ("accepted", "end", data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload_", "said"),
+    [
+        (Asked, {"n": "six"}, "does not fit Asked"),
+        (Asked, {"n": 6, "more": 1}, "no such field"),
+        (None, {"n": object()}, "data.n"),
+    ],
+)
+async def test_a_payload_that_does_not_fit_the_data_is_rejected_and_the_run_stays(
+    kind: Any, payload_: Any, said: str
+) -> None:
+    made = changing(None, data=kind, payload="merge")
+    run = at("rest", {"n": 2, "by": ""}, made, status="waiting")
+    move = await moved(run, Event(name="go", payload=payload_, id="e"), made)
+    assert (difference(move), move.answer) == ({}, "rejected")
+    ((condition, values, answer, error),) = [msgspec.structs.astuple(seen) for seen in move.asked]
+    assert (condition, values, answer) == ("the payload fits the data", {}, None)
+    assert said in error
+
+
+@pytest.mark.parametrize("payload_", [None, 3, ["n"]])
+async def test_a_payload_that_is_no_dict_is_merged_into_nothing(payload_: Any) -> None:
+    made = changing(lambda data, event: None, payload="merge")
+    move = await moved(at("rest", status="waiting", workflow=made), Event(name="set", payload=payload_, id="e"), made)
+    assert (move.answer, move.after.data) == ("accepted", {"n": 2})
 
 
 # -- the order of what is done --------------------------------------------------------------------------------------
@@ -345,6 +591,17 @@ async def test_what_is_left_exits_from_inside_out_whatever_its_names_and_what_is
     assert names == [
         ["exit b", "exit z", "enter y", "enter x"], ["exit x", "exit y", "act", "enter z"],
     ]  # fmt: skip
+
+
+async def test_regions_exit_in_reverse_order_of_the_document_whatever_their_names() -> None:
+    made = Workflow("w")
+    both = made.parallel("both", initial=True, on={"go": "end"})
+    for name in "bca":
+        both.region(name).wait("r", initial=True, exit=hook(name))
+    made.final("end")
+    run = begin(made.check(), "k", {}, now=NOW)
+    move = await decide(made, run, Event(name="go"), now=NOW)
+    assert [action.name for action in move.after.actions] == ["a", "c", "b"]
 
 
 async def test_active_states_stand_in_the_order_of_the_document_whatever_their_names_and_visits() -> None:
@@ -467,7 +724,7 @@ async def test_a_waiting_state_that_is_entered_is_busy_where_it_leads_on_at_once
 
 
 @pytest.mark.parametrize("guard", [lambda ctx: 1 / 0, lambda ctx: ctx.event.name == DONE and ctx.event.state == "rest",
-                                   lambda ctx: ctx.run.key == "k"])  # fmt: skip
+                                   lambda ctx: ctx.run.key == "k" and ctx.run.state == "rest"])  # fmt: skip
 async def test_a_waiting_state_is_asked_as_by_its_own_end_and_what_that_raises_is_met_next(guard: Any) -> None:
     made = Workflow("w")
     made.step("work", initial=True, then="rest")(step)
@@ -476,6 +733,11 @@ async def test_a_waiting_state_is_asked_as_by_its_own_end_and_what_that_raises_i
     run = replace(begin(made.check(), "k", {}, now=NOW), owner="me")
     after = (await decide(made, run, Event(name=DONE, state="work"), now=NOW)).after
     assert (after.status, after.due) == ("running", NOW)
+
+
+async def test_what_a_waiting_state_is_asked_on_its_entry_is_no_part_of_the_move() -> None:
+    move = await moved(at("other"), Event(name=DONE, state="other"))
+    assert (move.after.state, move.after.status, move.asked) == ("rest", "waiting", ())
 
 
 async def test_a_question_to_a_waiting_state_that_is_cancelled_from_outside_is_cancelled() -> None:
@@ -537,6 +799,30 @@ async def test_an_error_of_which_nothing_is_known_fails_the_run_and_is_not_tried
     error = found.pop("error")
     assert (error.type, error.message, error.state, error.visit) == ("RuntimeError", "unknown", "work", 3)
     assert found == {"status": "failed", "owner": None, "due": None}
+
+
+@pytest.mark.parametrize("error", [OSError("x"), None])
+async def test_an_error_of_a_state_without_a_step_fails_the_run(error: Exception | None) -> None:
+    """An action that failed for good, and a cycle that comes to no rest, are told so."""
+    event = Event(name=ERROR, state="rest", error=error, failure=ERROR_1)
+    move = await moved(at("rest", status="waiting", actions=(Action("a", 7),)), event)
+    assert difference(move) == {"status": "failed", "error": ERROR_1, "owner": None, "due": None}
+    assert move.after.actions == (Action("a", 7),), "it is done when the run goes on"
+
+
+@pytest.mark.parametrize("due", [LATE, NOW + 9, None])
+async def test_a_step_is_tried_again_beside_others_that_run(due: float | None) -> None:
+    made = Workflow("w")
+    both = made.parallel("both", initial=True, then="end")
+    for name in ("one", "two"):
+        region = both.region(name)
+        region.step("s", initial=True, then="f", retry=Retry(first_delay=10, jitter=False))(step)
+        region.final("f")
+    made.final("end")
+    run = replace(begin(made.check(), "k", {}, now=NOW), due=due)
+    move = await decide(made, run, Event(name=ERROR, state="both.one.s", error=OSError("x")), now=NOW)
+    assert (move.after.status, move.after.due) == ("running", LATE if due == LATE else NOW)
+    assert move.after.active == {**run.active, "both.one.s": Active(0, 2, again=NOW + 10)}
 
 
 LAST = {"work": Active(3, 3)}
@@ -786,3 +1072,16 @@ async def test_a_run_whose_process_died_too_often_is_parked_where_it_is() -> Non
     run = at("work", deaths=3)
     move = await moved(run, Event(name=PARKED, failure=ERROR_1))
     assert difference(move) == {"status": "parked", "error": ERROR_1, "owner": None, "due": None}
+
+
+# -- children of a state that is none any more ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "said"), [(Event(name="go", id="e"), CANCEL), (Event(name=CANCEL), CANCEL), (Event(name="bad"), PAUSE)]
+)
+async def test_children_made_before_a_migration_are_stopped_also_where_no_state_has_children_now(
+    event: Event, said: str
+) -> None:
+    run = at("rest", status="waiting", active={"rest": Active(3, children=2, was="fan")})
+    assert (await moved(run, event)).orders == (Order(said, "fan", 3),)
