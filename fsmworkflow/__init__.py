@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LeaseLost,
         MergeConflict,
         NoTransition,
+        Refused,
         RunFailed,
         RunNotFound,
         RunOver,
@@ -50,8 +51,8 @@ __all__ = [
     "ChildFailed", "CodecError", "Condition", "ConditionError", "DBConfig", "DefinitionChanged", "DefinitionError",
     "EndlessLoop", "Engine", "EngineClosed", "Entry", "Event", "EventNotFound", "FSMWorkflowError", "Failure",
     "Health", "Hook", "InputDiffers", "InvalidKey", "LeaseLost", "LogHook", "MergeConflict", "Move", "NoTransition",
-    "PersistentWorkflowStateMachine", "Plan", "Planned", "Retry", "Run", "RunFailed", "RunNotFound", "RunOver",
-    "Schedule", "ScheduleNotFound", "SchemaError", "Stale", "State", "StepTimeout", "Store", "StoreError",
+    "PersistentWorkflowStateMachine", "Plan", "Planned", "Refused", "Retry", "Run", "RunFailed", "RunNotFound",
+    "RunOver", "Schedule", "ScheduleNotFound", "SchemaError", "Stale", "State", "StepTimeout", "Store", "StoreError",
     "StoreUnavailable", "To", "TransactionError", "Transition", "UnknownEvent", "UnknownState", "UnknownWorkflow",
     "Workflow", "WorkflowContext", "WorkflowDefinition", "WorkflowStep", "field", "open_store", "payload",
 ]  # fmt: skip

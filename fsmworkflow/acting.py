@@ -12,7 +12,7 @@ from typing import Any
 
 from fsmworkflow.codec import Data, encode
 from fsmworkflow.context import Calls, WorkflowContext
-from fsmworkflow.errors import FSMWorkflowError, StepTimeout
+from fsmworkflow.errors import FSMWorkflowError, Refused, StepTimeout
 from fsmworkflow.failures import asked_to_stop, failure
 from fsmworkflow.hooks import Hooks
 from fsmworkflow.records import DONE, ERROR, Active, Event, Run
@@ -102,9 +102,9 @@ class Acting:
             said = error if calls.transaction is None else await calls.transaction.failed(error)
             if not isinstance(error, (Exception, asyncio.CancelledError)) or asked_to_stop(error):
                 raise
-            if calls.broken is not None:
+            if calls.broken is not None and not isinstance(calls.broken, Refused):
                 raise calls.broken from None  # our own store's error is never the step's, whatever it made of it
-            return failed(said, run, name, began, calls.used, calls.progress)
+            return failed(calls.broken or said, run, name, began, calls.used, calls.progress)
         return Event(
             name=DONE,
             state=name,

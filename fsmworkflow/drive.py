@@ -16,7 +16,7 @@ from fsmworkflow.acting import Acting, act_after, failed
 from fsmworkflow.children import awaiting, joined
 from fsmworkflow.decide import decide
 from fsmworkflow.due import due_next, resting_due
-from fsmworkflow.errors import DefinitionChanged, EndlessLoop, RolledBack, Stale, StoreError
+from fsmworkflow.errors import DefinitionChanged, EndlessLoop, Refused, RolledBack, Stale, StoreError
 from fsmworkflow.failures import failure
 from fsmworkflow.flights import SUSPECT, poisoned
 from fsmworkflow.hooks import Hooks
@@ -573,7 +573,14 @@ class Drive:
         """Write a move, and go on from there."""
         if self._shift is not None:
             move = self._shift.onto(self.workflow, move)
-        self._committed(move, await self.store.commit(move))
+        try:
+            due = await self.store.commit(move)
+        except Refused as error:
+            if move.event.failure is not None and move.event.error is None:  # not even the failing is taken
+                raise
+            await self._fail(error)
+        else:
+            self._committed(move, due)
 
     def _committed(self, move: Move, due: Keys | None = None) -> None:
         self._shift = None
@@ -635,12 +642,19 @@ class Drive:
             if failed is None:
                 self.run = replace(before, actions=())
             else:
-                move = await decide(self.workflow, before, _broken(before, failed), now=self.store.now())
-                await self._stop(list(self._steps))
-                await self.commit(move)
-                self.error = failed
+                await self._fail(failed)
             return
         await self._ended_acting(before, failed)
+
+    async def _fail(self, error: BaseException) -> None:
+        """The run fails where it is, and no step is at fault: an action failed, or the store does not take a move."""
+        run = self.run
+        leaf = next(reversed(run.active))
+        event = Event(name=ERROR, state=leaf, failure=failure(error, run, leaf))
+        move = await decide(self.workflow, run, event, now=self.store.now())
+        await self._stop(list(self._steps))
+        await self.commit(move)
+        self.error = error
 
     async def _ended_acting(self, before: Run, failed: BaseException | None) -> None:
         """The actions of a run that has ended are done, or stay listed with what failed them."""
@@ -651,12 +665,6 @@ class Drive:
             after = replace(after, actions=before.actions, error=error)
         await self.store.settle(before, after)
         self.run = after
-
-
-def _broken(run: Run, error: BaseException) -> Event:
-    """An action that failed for good fails the run; no retry of a step is meant by it."""
-    leaf = next(reversed(run.active))
-    return Event(name=ERROR, state=leaf, failure=failure(error, run, leaf))
 
 
 def _let_go(task: asyncio.Task[Event]) -> None:

@@ -119,7 +119,8 @@ class Drives:
                 log.warning("%d runs do not stop: their steps swallow cancellation, and are left behind", len(left))
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                resting = (self.store.release(drive.run) for drive in self._held.values())
+                # Those that wait for nothing but an event are free once this owner is struck off the list.
+                resting = (self.store.release(one.run) for one in self._held.values() if one.run.due is not None)
                 await asyncio.gather(*(self._give_back(line) for line in self._lines), *resting)
         except (FSMWorkflowError, TimeoutError) as error:
             log.warning("what was claimed and rests, or waits in line, could not be given back: %r", error)
@@ -491,7 +492,10 @@ class Drives:
                 if name not in self:
                     self._adopt(name)
             driven = (self._drives.get(name) for name in names)
-            await drive.woken((one.done for one in driven if one is not None and one.done is not None), self.poll)
+            waited = [one.done for one in driven if one is not None and one.done is not None]
+            await drive.woken(waited, self.poll)
+            if any(done.done() and not done.cancelled() and done.exception() for done in waited):
+                await asyncio.sleep(self.poll)  # a drive has failed, and not its step: the next will hardly fare better
         return drive.idle or self.worker.stopping
 
     async def _again(self, driving: Driving, drive: Drive) -> Run:

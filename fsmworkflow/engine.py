@@ -12,22 +12,9 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
+from fsmworkflow import errors
 from fsmworkflow.codec import encode
 from fsmworkflow.driving import Drives, Driving
-from fsmworkflow.errors import (
-    DefinitionError,
-    EngineClosed,
-    EngineOpen,
-    EventNotFound,
-    FSMWorkflowError,
-    InvalidKey,
-    NotAccepted,
-    RunFailed,
-    RunOver,
-    ScheduleNotFound,
-    UnknownState,
-    UnknownWorkflow,
-)
 from fsmworkflow.explain import explained, forked
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.machine import WATCH, first, goes_on, patience, tell
@@ -98,7 +85,7 @@ class Engine:
 
     async def __aenter__(self) -> Self:
         if self._worker.token:
-            raise EngineOpen("this engine is open already: make one for each `async with`")
+            raise errors.EngineOpen("this engine is open already: make one for each `async with`")
         for workflow in list(self._workflows.values()):
             self._known(workflow.check())  # with its children's, which may have been declared since
         for workflow in list(self._workflows.values()):
@@ -159,7 +146,7 @@ class Engine:
         driving = await self._begin(workflow, data, key, different, retry=True)
         run = await self._drives.rested(driving)
         if run.status == "failed":
-            raise RunFailed(self._shown(run)) from driving.error
+            raise errors.RunFailed(self._shown(run)) from driving.error
         return self._shown(run)
 
     async def start(
@@ -189,7 +176,7 @@ class Engine:
             if not await goes_on(run, self.store, retry=False):
                 return self._shown(run)
             if self._worker.stopping:
-                raise EngineClosed(f"the engine was closed while run {name}/{key} went on: resume it")
+                raise errors.EngineClosed(f"the engine was closed while run {name}/{key} went on: resume it")
             pause = await patience(pause)
 
     async def get(self, workflow: Workflow | str, key: str) -> Run:
@@ -299,7 +286,7 @@ class Engine:
         run = await self._drives.load(self._name(workflow), key)
         found = await self.store.event(run, event_id)
         if found is None:
-            raise EventNotFound(f"run {run.workflow}/{run.key} has no event with the id {event_id!r}")
+            raise errors.EventNotFound(f"run {run.workflow}/{run.key} has no event with the id {event_id!r}")
         return found
 
     async def cancel(self, workflow: Workflow | str, key: str) -> Run:
@@ -329,9 +316,11 @@ class Engine:
         definition = self._known(workflow).check()
         if state not in definition.states:
             hint = nearest(state, definition.states)
-            raise UnknownState(f"workflow {definition.name!r} has no state {state!r}{hint}")
+            raise errors.UnknownState(f"workflow {definition.name!r} has no state {state!r}{hint}")
         if state in definition.finals and "." not in state:
-            raise UnknownState(f"state {state!r} of workflow {definition.name!r} ends the run: nothing goes on there")
+            raise errors.UnknownState(
+                f"state {state!r} of workflow {definition.name!r} ends the run: nothing goes on there"
+            )
         return await self._steer(definition, key, RERUN, state)
 
     async def _steer(self, workflow: Workflow | str, key: str, name: str, payload: Any = None) -> Run:
@@ -344,8 +333,8 @@ class Engine:
             shifted(definition, run)  # what does not fit is left untouched
         try:
             posted = await self._drives.post(definition, key, event)
-        except RunOver as error:
-            raise RunOver(run.workflow, run.key, error.status, undone=run.undo.ends is not None) from None
+        except errors.RunOver as error:
+            raise errors.RunOver(run.workflow, run.key, error.status, undone=run.undo.ends is not None) from None
         while posted.status == "waiting" and not self._worker.stopping:
             await asyncio.sleep(STEERED)
             if place in self._drives:
@@ -354,10 +343,10 @@ class Engine:
                 posted = await self._drives.post(definition, key, event)
         run = await self._drives.load(definition.name, key)
         if posted.status == "dropped":
-            raise RunOver(run.workflow, run.key, run.status, undone=run.undo.ends is not None)
+            raise errors.RunOver(run.workflow, run.key, run.status, undone=run.undo.ends is not None)
         if posted.status == "rejected":
             why = "what it had done is being undone, and" if run.status == "compensating" else "to it"
-            raise NotAccepted(
+            raise errors.NotAccepted(
                 f"run {run.workflow}/{run.key} is {run.status}: {why} {name.removeprefix('$')} says nothing"
             )
         return self._shown(run)
@@ -447,7 +436,7 @@ class Engine:
             await asyncio.sleep(PRUNE_EVERY * (0.5 + random.random()))
             try:
                 await self.prune()
-            except FSMWorkflowError as error:
+            except errors.FSMWorkflowError as error:
                 log.warning("what is kept no longer could not be deleted: %s", error)
 
     # -- schedules --------------------------------------------------------------------------------------------------
@@ -483,7 +472,7 @@ class Engine:
 
         found = [schedule for schedule in await self.schedules() if schedule.name == name]
         if not found:
-            raise ScheduleNotFound(f"the workflows of this engine have no schedule {name!r}")
+            raise errors.ScheduleNotFound(f"the workflows of this engine have no schedule {name!r}")
         for schedule in found:
             await self.rerun(*schedule.address, state=REMOVED)
 
@@ -512,7 +501,7 @@ class Engine:
             raise ValueError(f"different must be one of {', '.join(get_args(Different))}, not {different!r}")
         definition = self._known(workflow).check()
         if key is not None and (problems := name_problem(key, "key")):
-            raise InvalidKey(problems[0])
+            raise errors.InvalidKey(problems[0])
         key = key or uuid.uuid4().hex
         fresh = await first(definition, self.store, key, data)
         if data is not None and different == "refuse":
@@ -532,13 +521,13 @@ class Engine:
         """The workflow of that name; one given as an object is made known."""
         if isinstance(workflow, str):
             if workflow not in self._workflows:
-                raise UnknownWorkflow(workflow)
+                raise errors.UnknownWorkflow(workflow)
             return self._workflows[workflow]
         todo = [workflow]
         while todo:
             one = todo.pop()
             if self._workflows.setdefault(one.name, one) is not one:
-                raise DefinitionError(one.name, ["this engine has another workflow of that name"])
+                raise errors.DefinitionError(one.name, ["this engine has another workflow of that name"])
             todo += [child for child in one.others if self._workflows.get(child.name) is not child]
         return workflow
 

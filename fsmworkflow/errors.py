@@ -24,6 +24,7 @@ FSMWorkflowError
 ├── TransactionError                    a step's transaction cannot be had, or was taken back
 └── StoreError                          the store cannot do its work
     ├── StoreUnavailable                it may again: waited for, then retried
+    ├── Refused                         it does not take what was to be written, and never will: the run fails
     ├── SchemaError                     the tables are newer than this code, or not ours
     ├── LeaseLost                       another owner has claimed the run: nothing was written
     ├── RolledBack                      a step's transaction had no effect: the step is run again
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ChildFailed", "CodecError", "ConditionError", "DeadlineExceeded", "DefinitionChanged", "DefinitionError",
     "EndlessLoop", "EngineClosed", "EngineOpen", "EventNotFound", "FSMWorkflowError", "InputDiffers", "InvalidKey",
-    "LeaseLost", "MergeConflict", "NoTransition", "NotAccepted", "Poisoned", "RolledBack", "RunFailed",
+    "LeaseLost", "MergeConflict", "NoTransition", "NotAccepted", "Poisoned", "Refused", "RolledBack", "RunFailed",
     "RunNotFound", "RunOver", "ScheduleNotFound", "SchemaError", "Stale", "StepTimeout", "StoreError",
     "StoreUnavailable", "TooDeep", "TransactionError", "UnknownEvent", "UnknownState", "UnknownWorkflow",
 ]  # fmt: skip
@@ -266,6 +267,12 @@ class StoreUnavailable(StoreError):
     """The store cannot be reached, is locked or full; the same call may succeed later. Moves are tried again."""
 
     code = "store_unavailable"
+
+
+class Refused(StoreError):
+    """The database does not take what was to be written, as a constraint or a limit of it says. Its run fails."""
+
+    code = "refused"
 
 
 class SchemaError(StoreError):

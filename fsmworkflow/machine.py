@@ -10,19 +10,11 @@ from typing import Any, Self
 
 import msgspec
 
+from fsmworkflow import errors
 from fsmworkflow.children import awaits
 from fsmworkflow.codec import fields_of, text_of
 from fsmworkflow.decide import begin, decide
 from fsmworkflow.drive import LEFT_BEHIND, Drive
-from fsmworkflow.errors import (
-    CodecError,
-    DefinitionChanged,
-    EngineClosed,
-    InputDiffers,
-    InvalidKey,
-    LeaseLost,
-    RunFailed,
-)
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import CANCEL, PAUSE, Event, Move, Run, replace
 from fsmworkflow.store import Store, open_store
@@ -84,7 +76,7 @@ class PersistentWorkflowStateMachine:
         """
         definition = self.definition
         if self.key is not None and (problems := name_problem(self.key, "key")):
-            raise InvalidKey(problems[0])
+            raise errors.InvalidKey(problems[0])
         workflow = definition.check() if isinstance(definition, Workflow) else definition.build(self.steps, self)
         worker: Worker = await self._db.acquire()
         try:
@@ -183,13 +175,13 @@ class PersistentWorkflowStateMachine:
 
     def _held(self) -> Drive:
         if self._drive is None:
-            raise EngineClosed("this machine holds no run: use it inside `async with machine:`")
+            raise errors.EngineClosed("this machine holds no run: use it inside `async with machine:`")
         return self._drive
 
     # -- one run ------------------------------------------------------------------------------------------------------
 
     async def _run(self, workflow: Workflow, worker: Worker) -> Run:
-        stuck: dict[str, DefinitionChanged] = {}
+        stuck: dict[str, errors.DefinitionChanged] = {}
         while True:
             key = self.key or await _next_key(workflow, worker, stuck)
             driven = worker.driven.get((workflow.name, key))
@@ -199,7 +191,7 @@ class PersistentWorkflowStateMachine:
             try:
                 if (run := await self._one(workflow, worker, key)) is not None:
                     return _ended(*run)
-            except DefinitionChanged as error:
+            except errors.DefinitionChanged as error:
                 if self.key is not None:
                     raise
                 log.error("%s", error)  # the others go on
@@ -273,7 +265,7 @@ async def _drive_child(parent: Drive, name: tuple[str, str], drives: dict[tuple[
         else:
             drives[name] = Drive(definition, claimed, worker)
             await drives[name].go()
-    except LeaseLost as error:
+    except errors.LeaseLost as error:
         log.warning("%s", error)
     finally:
         drives.pop(name, None)
@@ -295,10 +287,10 @@ def _by_hand(decision: Coroutine[Any, Any, Move]) -> Move:
 def _ended(run: Run, error: BaseException | None) -> Run:
     if run.status != "failed":
         return run
-    raise error if error is not None else RunFailed(run)
+    raise error if error is not None else errors.RunFailed(run)
 
 
-async def _next_key(workflow: Workflow, worker: Worker, stuck: Mapping[str, DefinitionChanged]) -> str:
+async def _next_key(workflow: Workflow, worker: Worker, stuck: Mapping[str, errors.DefinitionChanged]) -> str:
     """The oldest run that may go on, is not stuck and driven by nobody, else the key of a new one.
 
     Raises DefinitionChanged where only such are left that are stuck.
@@ -322,7 +314,7 @@ async def first(workflow: Workflow, store: Store, key: str, data: Any) -> Run:
     """
     try:
         return begin(workflow, key, workflow.codec.start(data), now=store.now())
-    except CodecError:
+    except errors.CodecError:
         there = await store.load(workflow.name, key) if data is None else None
         if there is None:
             raise
@@ -375,7 +367,7 @@ def tell(run: Run, fresh: Run, data: Any, *, refuse: bool = False) -> None:
         return
     message = f"run {run.workflow}/{run.key} was started with a different input"
     if refuse:
-        raise InputDiffers(f"{message}: nothing was done")
+        raise errors.InputDiffers(f"{message}: nothing was done")
     log.warning("%s: it goes on with its own", message)
 
 

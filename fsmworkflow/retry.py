@@ -19,6 +19,7 @@ from fsmworkflow.errors import (
     EndlessLoop,
     LeaseLost,
     NoTransition,
+    Refused,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ Duration = float | str | timedelta
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 # Errors that the same step would meet again: the definition or its data must change first.
-_FINAL = (CodecError, ConditionError, DefinitionChanged, DefinitionError, EndlessLoop, LeaseLost, NoTransition)
+_FINAL = (CodecError, ConditionError, DefinitionChanged, DefinitionError, EndlessLoop, LeaseLost, NoTransition, Refused)
 
 _UNITS = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 # Patterns stay text until the first duration is read: compiling them is half of this file's import.

@@ -11,12 +11,15 @@ import resource
 import signal
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import aiosqlite
+import asyncpg
 import msgspec
 import pytest
 
@@ -31,6 +34,7 @@ from fsmworkflow import (
     Event,
     LeaseLost,
     PersistentWorkflowStateMachine,
+    Refused,
     Retry,
     Run,
     RunFailed,
@@ -635,3 +639,76 @@ async def test_an_engine_leaves_a_store_open_that_was_given_to_it_open(store_url
 def test_a_run_is_shown_in_a_line(store_url: str) -> None:
     run = begin(one_step(nothing), "k", {}, now=0.0)
     assert repr(run) == "<Run flow/k: running in 'only', version 0>"
+
+
+# -- a database that does not take a row -----------------------------------------------------------------------------
+
+
+async def refuse_words(url: str, word: str) -> None:
+    """A database whose table does not take a run with this word in its data."""
+    if url.startswith("sqlite"):
+        async with aiosqlite.connect(url.removeprefix("sqlite:///")) as db:
+            for what in ("UPDATE", "INSERT"):
+                await db.execute(
+                    f"CREATE TRIGGER no_{what} BEFORE {what} ON fsm_runs WHEN NEW.data LIKE '%{word}%' "
+                    "BEGIN SELECT RAISE(ABORT, 'not such a word'); END"
+                )
+            await db.commit()
+    else:
+        db = await asyncpg.connect(url)
+        await db.execute(f"ALTER TABLE fsm_runs ADD CONSTRAINT words CHECK (data NOT LIKE '%{word}%')")
+        await db.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite_url", "postgres_url"])
+async def test_a_row_that_the_database_refuses_fails_its_run_once_and_its_neighbours_go_on(
+    url: str, request: pytest.FixtureRequest
+) -> None:
+    url, begun = request.getfixturevalue(url), Counter[str]()
+    flow = Workflow("words")
+
+    @flow.step(initial=True, then="more")
+    async def first(ctx: Any) -> None:
+        begun[ctx.run.key] += 1
+        ctx.data["word"] = "bad" if ctx.run.key == "k3" else "good"
+
+    @flow.step(then="end", retry=Retry(attempts=3, first_delay=0.01))
+    async def more(ctx: Any) -> None:
+        ctx.data["more"] = True
+
+    flow.final("end")
+    async with Engine(url, workflows=[flow]) as engine:
+        await refuse_words(url, "bad")
+        runs = await asyncio.gather(*(engine.run(flow, {}, key=f"k{n}") for n in range(6)), return_exceptions=True)
+        refused = runs.pop(3)
+        assert isinstance(refused, RunFailed)
+        assert isinstance(refused.__cause__, Refused)
+        assert (refused.run.error.type, refused.run.error.state) == ("Refused", "first")
+        assert {run.status for run in runs} == {"done"}
+        assert begun == Counter({f"k{n}": 1 for n in range(6)})
+        with pytest.raises(Refused):
+            await engine.run(flow, {"word": "bad"}, key="never")
+        with pytest.raises(RunFailed):
+            await engine.run(flow, {}, key="k3")  # it keeps its place
+        assert begun["k3"] == 2
+
+
+@pytest.mark.parametrize("url", ["sqlite_url", "postgres_url"])
+async def test_a_child_that_the_database_refuses_counts_as_failed(url: str, request: pytest.FixtureRequest) -> None:
+    url, begun = request.getfixturevalue(url), Counter[int]()
+    flow = Workflow("word")
+
+    @flow.step(initial=True, then="end")
+    async def say(ctx: Any) -> None:
+        begun[ctx.data["index"]] += 1
+        ctx.data["word"] = "bad" if ctx.data["index"] == 1 else "good"
+
+    flow.final("end")
+    family = Workflow("family")
+    family.each("all", flow, over=field("items"), initial=True, then="end", on_failure="collect", into="ends")
+    family.final("end")
+    async with Engine(url, workflows=[family]) as engine:
+        await refuse_words(url, '"bad"')
+        run = await asyncio.wait_for(engine.run(family, {"items": [1, 2, 3]}, key="k"), 10)
+        assert [one["status"] for one in run.data["ends"]] == ["done", "failed", "done"]
+        assert begun == Counter([0, 1, 2])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from fsmworkflow.errors import StoreError
+from fsmworkflow.errors import Refused, StoreError
 from fsmworkflow.records import Owner, Run
 from fsmworkflow.store import NONE, Entries, Limits, Names, Pairs, Runs, Versions, rows
 from fsmworkflow.store import postgres_server as server
@@ -193,7 +193,7 @@ class PostgresStore(Verbs):
                 with server.saying(self.url):
                     return await function(self._write)
             except BaseException as error:
-                if not isinstance(error, server.BadRow) and not isinstance(error.__cause__, server.UNHARMED):
+                if not isinstance(error, Refused) and not isinstance(error.__cause__, server.UNHARMED):
                     connection, self._write = self._write, None
                     connection.terminate()
                 raise
@@ -244,7 +244,7 @@ class PostgresStore(Verbs):
         now = self.now()
         try:
             await self._writing_on(lambda connection: self._batch(connection, batch, now))
-        except server.BadRow as error:
+        except Refused as error:
             if len(batch) == 1:
                 batch[0].error = error
                 return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from fsmworkflow.errors import SchemaError, StoreError, StoreUnavailable
+from fsmworkflow.errors import Refused, SchemaError, StoreError, StoreUnavailable
 from fsmworkflow.store.sql import Migration, missing, queries
 
 if TYPE_CHECKING:
@@ -48,12 +48,9 @@ REFUSED = (
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
     asyncpg.UntranslatableCharacterError,
+    asyncpg.RaiseError,
 )
 """What the server does not take, and never will."""
-
-
-class BadRow(StoreError):
-    """A write that cannot be made, or a batch in which one stands: it is made in halves, so that one write fails."""
 
 
 @contextlib.contextmanager
@@ -62,7 +59,7 @@ def saying(place: str) -> Iterator[None]:
     try:
         yield
     except REFUSED as error:
-        raise BadRow(f"{place}: {error} ({type(error).__name__})") from error
+        raise Refused(f"{place}: {error} ({type(error).__name__})") from error
     except (asyncpg.ClientConfigurationError, asyncpg.TargetServerAttributeNotMatched) as error:
         raise StoreError(f"{place}: {error}") from error
     except PASSING as error:

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fsmworkflow.codec import decode
-from fsmworkflow.errors import RunNotFound, RunOver, StoreUnavailable
+from fsmworkflow.errors import Refused, RunNotFound, RunOver, StoreUnavailable
 from fsmworkflow.records import Move, Post, Run, replace
 from fsmworkflow.store import Entries, Limits, Runs, rows
 from fsmworkflow.store.kin import relate_postgres
 from fsmworkflow.store.memory import lost, stale
-from fsmworkflow.store.postgres_server import SQL, BadRow
+from fsmworkflow.store.postgres_server import SQL
 from fsmworkflow.store.writer import Write
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _packed(values: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
 async def advance(connection: Connection, writes: list[Write], now: float) -> None:
     moves: list[Move] = [write.record for write in writes]
     if len({move.before.id for move in moves}) < len(moves):
-        raise BadRow("a run stands twice in one batch, and one statement cannot move it twice")
+        raise Refused("a run stands twice in one batch, and one statement cannot move it twice")
     values = [rows.step_values(move) for move in moves]
     large = [v for m in moves if m.changes and m.after.hashes for v in rows.large_fields(m.after, m.changes)]
     forget = [(m.after.id, state, visit) for m in moves for state, visit in m.forget]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fsmworkflow.codec import decode
-from fsmworkflow.errors import RunNotFound, RunOver, StoreError
+from fsmworkflow.errors import Refused, RunNotFound, RunOver, StoreError
 from fsmworkflow.records import Event, Move, Post, Run, replace
 from fsmworkflow.store import Entries, Keys, Limits, Runs, rows
 from fsmworkflow.store.kin import relate_sqlite
@@ -132,7 +132,7 @@ def _singly(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
         except Mixed:
             write.error = missed(db, write.run)
         except REFUSED as error:
-            write.error = StoreError(f"SQLite: {error}")
+            write.error = Refused(f"SQLite: {error}")
 
 
 def _single_move(db: sqlite3.Connection, write: Write, now: float) -> None:
