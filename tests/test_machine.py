@@ -18,6 +18,7 @@ from fsmworkflow import (
     ConditionError,
     DefinitionError,
     Engine,
+    InvalidKey,
     NoTransition,
     PersistentWorkflowStateMachine,
     Retry,
@@ -591,7 +592,7 @@ async def test_definition_and_functions_are_checked_together_before_anything_is_
 
 async def test_a_key_that_cannot_be_kept_is_refused(store_url: str) -> None:
     for key in ("x" * 201, "a\0b", "\ud800", "", 5):
-        with pytest.raises(DefinitionError, match="key"):
+        with pytest.raises(InvalidKey, match="key"):
             await machine(store_url, LINE, Log("a", "b", "c").steps, key=key).run_workflow()  # type: ignore[arg-type]
 
 
