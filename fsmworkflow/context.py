@@ -145,7 +145,8 @@ class WorkflowContext(Generic[D]):
         if not isinstance(items, Iterable):
             raise TypeError(f"ctx.map(fn, items) is given the items of its calls, such as a list, not {cut(items)}")
         named = [(_named(fn, (item,), {}), item) for item in items]
-        return calls.several([(name, calls.count(name), item) for name, item in named], fn, concurrency)
+        several = calls.several([(name, calls.count(name), item) for name, item in named], fn, concurrency)
+        return _titled(several, f"ctx.map({getattr(fn, '__name__', fn)})")
 
     @overload
     def remember(
@@ -160,6 +161,8 @@ class WorkflowContext(Generic[D]):
 
         As `call`, for lambdas, partials and arguments without a stable text. The n-th use of a name is its own call.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"ctx.remember('name', fn, ...) is given a name first, not {cut(name)}")
         encode(name, "name")
         _callable(f"ctx.remember({name!r}, ", fn)
         return self._performed(f"={name}", fn, args, kwargs)
@@ -207,10 +210,7 @@ class WorkflowContext(Generic[D]):
     ) -> Awaitable[Any]:
         calls = self._remembering()
         # Counted here, not when it is awaited: the order of the calls in the program is what repeats.
-        performed: Any = calls.perform(name, calls.count(name), fn, args, kwargs)
-        performed.__qualname__ = f"ctx.call({_shown(name)})"  # what Python names where nobody awaits it
-        awaitable: Awaitable[Any] = performed
-        return awaitable
+        return _titled(calls.perform(name, calls.count(name), fn, args, kwargs), f"ctx.call({_shown(name)})")
 
     def _remembering(self) -> Calls:
         """Where calls are remembered now. Raises where they cannot be."""
@@ -236,6 +236,12 @@ def _named(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         raise CodecError(error.path, f"{error.reason}; use ctx.remember('name', fn, ...)") from error
     digest = hashlib.blake2b(text, digest_size=12).hexdigest()
     return f"{getattr(fn, '__module__', '')}.{name} {digest}"
+
+
+def _titled(coroutine: Any, title: str) -> Awaitable[Any]:
+    coroutine.__qualname__ = title  # what Python names where nobody awaits it
+    awaitable: Awaitable[Any] = coroutine
+    return awaitable
 
 
 def _shown(name: str) -> str:

@@ -12,7 +12,7 @@ import msgspec
 
 from fsmworkflow.codec import Fields, encode
 from fsmworkflow.decide import begin
-from fsmworkflow.records import DONE, ERROR, JOINED, PARKED, TIMEOUT, Active, Entry, Event, Run, replace
+from fsmworkflow.records import ERROR, Active, Entry, Event, Run, replace
 from fsmworkflow.versions import known, outlook, seen, shifted
 from fsmworkflow.workflow import Workflow
 
@@ -20,6 +20,12 @@ __all__ = ["explained", "forked"]
 
 TOLD = 5
 """So many of the events that wait are named."""
+CAUSES = {
+    "$begin": "the making of its children", "$done": "the end of its step", "$joined": "the end of its children",
+    "$error": "an error", "$timeout": "a timer", "$parked": "the death of its processes", "$cancel": "cancel",
+    "$pause": "pause", "$unpause": "unpause", "$retry": "retry", "$rerun": "rerun",
+}  # fmt: skip
+UNITS = ((86_400, "days"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def explained(
@@ -54,7 +60,7 @@ def explained(
     lines += _waits(workflow, seen(workflow, run), now)
     lines += [_children(state, found) for state, found in children.items()]
     if inbox:
-        lines.append(f"In its inbox {_waiting(inbox, now)}, not accepted here and now.")
+        lines.append(f"In its inbox: {_waiting(inbox, workflow.accepts(run), now)}.")
     if run.undo.lost:
         lines.append("Could not be undone: " + ", ".join(f"{u.state} (visit {u.visit})" for u in run.undo.lost) + ".")
     return "\n".join(lines)
@@ -66,25 +72,19 @@ def _what(last: Entry, history: Sequence[Entry]) -> str:
         return f"it was started in {last.dest}"
     if history[-2].status == "compensating":
         return (last.detail or "a step was undone").rpartition("; ")[2]
-    names = {
-        DONE: "the end of its step",
-        JOINED: "the end of its children",
-        ERROR: "an error",
-        TIMEOUT: "a timer",
-        PARKED: "the death of its processes",
-    }
-    what = names.get(last.event, f"the event {last.event}")
-    return (
-        f"{what} left it in {last.dest}"
-        if last.source == last.dest
-        else f"{what} led from {last.source} to {last.dest}"
-    )
+    what = CAUSES.get(last.event, f"the event {last.event}")
+    if last.source != last.dest:
+        return f"{what} led from {last.source} to {last.dest}"
+    return f"{what} left it in {last.dest}"
 
 
-def _waiting(inbox: Sequence[Event], now: float) -> str:
-    told = [e.name + (f" (due {_left(e.due - now)})" if e.due is not None and e.due > now else "") for e in inbox]
-    more = f" and {len(told) - TOLD:,} more" if len(told) > TOLD else ""
-    return f"{'wait' if len(told) > 1 else 'waits'} {', '.join(told[:TOLD])}{more}"
+def _waiting(inbox: Sequence[Event], accepts: Sequence[str], now: float) -> str:
+    told = []
+    for event in inbox[:TOLD]:
+        later = event.due is not None and event.due > now
+        why = f" (due {_left((event.due or now) - now)})" if later else "" if event.name in accepts else " (not now)"
+        told.append(event.name + why)
+    return ", ".join(told) + (f" and {len(inbox) - TOLD:,} more" if len(inbox) > TOLD else "")
 
 
 def _waits(workflow: Workflow, run: Run, now: float) -> list[str]:
@@ -94,14 +94,14 @@ def _waits(workflow: Workflow, run: Run, now: float) -> list[str]:
     lines = ["It is paused: unpause lets it go on."] if run.status == "paused" else []
     if accepts := workflow.accepts(run):
         lines.append(f"It accepts: {', '.join(accepts)}.")
+    if run.deadline is not None:
+        lines.append(f"Its deadline is {_clock(run.deadline)}, {_left(run.deadline - now)}.")
     for state, stay in run.active.items():
         lines += [f"A timer of {state} is due {_clock(due)}, {_left(due - now)}." for due in stay.timers.values()]
         if stay.again is not None:
             lines.append(f"Attempt {stay.attempt} of {state} is due {_clock(stay.again)}, {_left(stay.again - now)}.")
-    if run.owner is not None and run.status == "running":
-        lines.append("An engine drives it now.")
-    elif run.status == "running":
-        lines.append("No engine drives it: resume does.")
+    if run.status in ("running", "compensating"):
+        lines.append("No engine drives it: resume does." if run.owner is None else "An engine drives it now.")
     return lines
 
 
@@ -113,7 +113,7 @@ def _children(state: str, children: Sequence[Run]) -> str:
     what = f": {', '.join(parts)}" if parts else ""
     if len(children) == 1:
         return f"Its child in {state} has {'not ' if left else ''}ended{what}."
-    return f"Of its {len(children):,} children in {state}, {len(children) - len(left):,} have ended{what}."
+    return f"Of its {len(children):,} children in {state}, {len(left):,} go on{what}."
 
 
 def _clock(at: float) -> str:
@@ -121,7 +121,8 @@ def _clock(at: float) -> str:
 
 
 def _left(seconds: float) -> str:
-    return f"in {seconds:,.0f} s" if seconds >= 0 else f"{-seconds:,.0f} s ago"
+    size, unit = next(((size, unit) for size, unit in UNITS if abs(seconds) >= 1.99 * size), (1, "s"))
+    return f"in {seconds / size:,.0f} {unit}" if seconds >= 0 else f"{-seconds / size:,.0f} {unit} ago"
 
 
 def forked(

@@ -276,9 +276,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     within: Any = None
 
     def __repr__(self) -> str:  # without what is the user's: it is printed, and it is logged
-        due = f", due {self.due:.3f}" if self.due is not None and self.status == "waiting" else ""
         by = "" if self.version is None else f" by version {self.version}"
-        return f"<Event {self.name} {self.id}: {self.status}{by}{due}>"
+        return f"<Event {self.name} {self.id!r:.80}: {self.status}{by}>"
 
 
 class Post(msgspec.Struct, frozen=True):

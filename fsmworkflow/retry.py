@@ -163,7 +163,8 @@ class Retry(msgspec.Struct, frozen=True):
             except ValueError as error:
                 found.append(f"{name}: {error}")
         if not found and delays[1] < delays[0]:
-            found.append(f"max_delay {self.max_delay!r} is shorter than first_delay {self.first_delay!r}")
+            given = f"{self.max_delay!r} is shorter than first_delay {self.first_delay!r}"
+            found.append(f"max_delay {given}: give both, the longest pause and the first")
         return found
 
     def _class_problems(self) -> list[str]:

@@ -37,6 +37,9 @@ UNDO = Retry(attempts=5)
 ENDS = "mark_completed"
 """The action name of the first FSM-Workflow that ends the run where the transition leads."""
 
+WRITTEN = {"on": "on={'event': 'state'}", "after": "after={'3d': 'state'}", "on_error": "on_error={Error: 'state'}"}
+"""How a state is led on from."""
+
 COMPARED = 100_000
 """No name is sought that is near to an unknown one where the product of their lengths is above this: it takes long."""
 
@@ -339,7 +342,7 @@ class Scope:
             if isinstance(given, Mapping):
                 ways += [(f"{what} {key!r}", {named: key}, to) for key, to in given.items()]
             elif given is not None:
-                told = f"state {source!r}, {what}: {cut(given)} is no mapping: write {what}={{{named}: {cut(given)}}}"
+                told = f"state {source!r}, {what}: write {WRITTEN[what]}, not {what}={cut(given)}"
                 self.workflow._problems.append(told)
         for place, by, targets in ways:
             for guard, to in self._targets(f"state {source!r}, {place}", targets):

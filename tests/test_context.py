@@ -483,12 +483,16 @@ async def test_a_call_that_was_made_in_place_of_being_given_is_told_how_to_write
     async def nothing(ctx: Any) -> None:
         await ctx.call("fetch", "q")
 
+    async def nameless(ctx: Any) -> None:
+        await ctx.remember(fetch, "q")
+
     for step, told in (
         (
             made,
             r"fetch is called for you, and only where it must be: write ctx.call\(fetch, ...\), not ctx.call\(fetch",
         ),
         (named, r"write ctx.remember\('q', fetch, ...\), not"),
+        (nameless, r"ctx.remember\('name', fn, ...\) is given a name first, not <function"),
         (nothing, r"ctx.call\(...\) is given a function and its arguments, not 'fetch'"),
     ):
         workflow = one_step(step, retry=None)
@@ -504,10 +508,14 @@ async def test_a_call_that_was_not_awaited_is_named_with_its_step(recwarn: pytes
 
     async def forgets(ctx: Any) -> None:
         ctx.call(fetch, "q")
+        ctx.map(fetch, ["q"])
 
     workflow = one_step(forgets, retry=None)
     async with Engine("memory://", workflows=[workflow]) as engine:
         with pytest.raises(RunFailed, match="has not awaited what it asked for") as failed:
             await engine.run(workflow, {}, key="k")
     assert "(fetch)" in str(failed.value)
-    assert [str(one.message) for one in recwarn] == ["coroutine 'ctx.call(fetch)' was never awaited"]
+    assert {str(one.message) for one in recwarn} == {
+        "coroutine 'ctx.call(fetch)' was never awaited",
+        "coroutine 'ctx.map(fetch)' was never awaited",
+    }

@@ -252,7 +252,7 @@ async def test_P11_a_commit_that_migrates_and_whose_acknowledgement_is_lost_was_
         deaf.leave()
         assert deaf.struck
         assert (run.state, run.data["words"]) == ("done", 2)
-    assert [entry[3] for entry in await told(store, new)] == [None, None, "1 -> 2", None]
+    assert [entry[3] for entry in await told(store, new)] == [None, None, "1 -> 2", "step reserve was undone"]
     await store.close()
 
 
@@ -544,7 +544,7 @@ async def test_undoing_follows_a_state_to_its_new_name(store: Store) -> None:
         run = await two.result(new, "a")
         assert (run.status, run.undo.lost) == ("cancelled", ())
     assert undone == ["2 reserve trip/a/book/0:undo"]
-    assert [entry[3] for entry in await told(store, new)] == [None, None, "1 -> 2", None]
+    assert [entry[3] for entry in await told(store, new)] == [None, None, "1 -> 2", "step reserve was undone"]
 
 
 async def test_a_run_that_is_paused_stays_so_until_it_is_let_go_on(store: Store) -> None:

@@ -374,9 +374,9 @@ def test_P14_a_thousand_unknown_names_are_told_within_two_seconds() -> None:
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({"on": "b"}, "state 'a', on: 'b' is no mapping: write on={trigger: 'b'}"),
-        ({"after": "3d"}, "state 'a', after: '3d' is no mapping: write after={delay: '3d'}"),
-        ({"on": ["b"]}, "state 'a', on: ['b'] is no mapping: write on={trigger: ['b']}"),
+        ({"on": "b"}, "state 'a', on: write on={'event': 'state'}, not on='b'"),
+        ({"after": "3d"}, "state 'a', after: write after={'3d': 'state'}, not after='3d'"),
+        ({"on": ["b"]}, "state 'a', on: write on={'event': 'state'}, not on=['b']"),
     ],
 )
 def test_targets_that_are_no_mapping_are_named_with_their_place(how: Any, told: str) -> None:
