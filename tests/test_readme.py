@@ -70,3 +70,4 @@ def test_the_first_screen_shows_the_example_the_two_commands_and_the_promises() 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     places = [text.index(part) for part in ("```python", "make demo", "## What is promised", "## When not to use it")]
     assert places == sorted(places)
+    assert text.index("\n## ", places[-1]) < len("\n".join(text.split("\n")[:64]))
