@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from fsmworkflow import records
 from fsmworkflow.acting import Acting, act_after, failed
 from fsmworkflow.children import awaiting, joined
 from fsmworkflow.decide import decide
@@ -20,23 +21,7 @@ from fsmworkflow.errors import DefinitionChanged, EndlessLoop, Refused, RolledBa
 from fsmworkflow.failures import failure
 from fsmworkflow.flights import SUSPECT, poisoned
 from fsmworkflow.hooks import Hooks
-from fsmworkflow.records import (
-    BEGIN,
-    CANCEL,
-    DONE,
-    ENDED,
-    ERROR,
-    JOINED,
-    PARKED,
-    PAUSE,
-    RERUN,
-    RETRY,
-    STEERING,
-    Event,
-    Move,
-    Run,
-    replace,
-)  # fmt: skip
+from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store import Keys
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.versions import Shift, shifted
@@ -54,7 +39,7 @@ AGAIN = 0.05
 """Seconds before a step is run again whose transaction had no effect."""
 PIECE = 0.25
 """Seconds of one piece of a wait for which no step runs."""
-STOPPING = frozenset({CANCEL, RERUN})
+STOPPING = frozenset({records.CANCEL, records.RERUN})
 """What stops a running step, also one that accepts no event."""
 
 
@@ -133,7 +118,7 @@ class Drive:
         try:
             move = await decide(self.workflow, self.run, event, now=self.store.now())
             await self.commit(move)
-        except Stale:
+        except (Stale, Refused):
             self._unread = True
             return None
         return replace(event, status=move.answer, version=move.after.version)
@@ -180,7 +165,7 @@ class Drive:
         try:
             self._fit()
             if self.retry and self.run.status == "failed" and not self.run.over:
-                await self._take(Event(name=RETRY))
+                await self._take(Event(name=records.RETRY))
             self.retry = False
             more = self.run.deaths < SUSPECT or self.run.status == "parked" or await self._as_suspect()
             while more:
@@ -262,7 +247,7 @@ class Drive:
         """Wait for the turn of this suspect, open only to who steers it by hand."""
         if self._unread:
             await self._look()
-        steering = next((event for event in self.inbox if event.name in STEERING and not self.run.over), None)
+        steering = next((event for event in self.inbox if event.name in records.STEERING and not self.run.over), None)
         if steering is None:
             await self._wait()
             return not self._acting.stopping
@@ -273,11 +258,11 @@ class Drive:
         """Too many processes died while it was in flight. Where it had ended, its actions did it, and stay listed."""
         error = poisoned(self.run)
         log.error("%s", error)
-        if self.run.status in ENDED:
+        if self.run.status in records.ENDED:
             await self._ended_acting(self.run, error)
         else:
             leaf = next(reversed(self.run.active))
-            await self._take(Event(name=PARKED, failure=failure(error, self.run, leaf)))
+            await self._take(Event(name=records.PARKED, failure=failure(error, self.run, leaf)))
 
     async def _quietly(self, state: str) -> None:
         """A step of a flat workflow between which and its end nothing can come: the shortest turn."""
@@ -317,7 +302,7 @@ class Drive:
 
     def _counted(self, event: Event) -> Event:
         """A state passed without a step, an event or a time. More than 1,000 of them in a row are a cycle."""
-        if event.name not in (DONE, BEGIN):
+        if event.name not in (records.DONE, records.BEGIN):
             self._idle.clear()
             return event
         self._idle.append(event.state)
@@ -326,14 +311,14 @@ class Drive:
         before = [place for place, state in enumerate(self._idle[:-1]) if state == event.state]
         cycle = " -> ".join(self._idle[before[-1] if before else -20 :])
         error = EndlessLoop(f"{LOOP:,} moves without a step, an event or time between them: {cycle}")
-        return Event(name=ERROR, state=event.state, error=error, failure=failure(error, self.run, event.state))
+        return Event(name=records.ERROR, state=event.state, error=error, failure=failure(error, self.run, event.state))
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
     async def _begin_steps(self, now: float) -> Event | None:
         """Begin the steps of all active states. One that nothing can interrupt is run here, and its end returned."""
         run, workflow = self.run, self.workflow
-        if any(event.name == PAUSE for event in self.inbox):  # it is taken once those that are on have ended
+        if any(event.name == records.PAUSE for event in self.inbox):  # it is taken once those that are on have ended
             return None
         ready = [
             state
@@ -368,7 +353,7 @@ class Drive:
         """The event that led into this visit, also after a crash."""
         if visit and visit not in self._entered_by:
             found = await self.store.taken(self.run, visit)
-            if found is not None and found.name != JOINED:
+            if found is not None and found.name != records.JOINED:
                 self._entered_by[visit] = found
         return self._entered_by.get(visit)
 
@@ -466,11 +451,11 @@ class Drive:
         """Whether a run accepts an event of its inbox. A pause waits for the steps that are on, where it is `busy`."""
         if event.visit is not None and event.visit not in {stay.visit for stay in run.active.values()}:
             return False
-        if event.name in STEERING:
-            return not (busy and event.name == PAUSE)
+        if event.name in records.STEERING:
+            return not (busy and event.name == records.PAUSE)
         if run.status not in ("running", "waiting"):
             return False
-        if event.name == JOINED:
+        if event.name == records.JOINED:
             return awaiting(run, event) is not None
         return self.workflow.chart.accepted(run.active, event.name)
 
@@ -487,7 +472,7 @@ class Drive:
         if event.within is not None:
             await self._take_within(event, event.within)
             return
-        if event.name == JOINED and event.visit is not None:
+        if event.name == records.JOINED and event.visit is not None:
             ended = await self.store.children(self.run, event.state, event.visit)
             event = joined(self.workflow, self.run, event, ended)
         move = await decide(self.workflow, self.run, event, now=self.store.now())
@@ -576,9 +561,11 @@ class Drive:
         try:
             due = await self.store.commit(move)
         except Refused as error:
-            if move.event.failure is not None and move.event.error is None:  # not even the failing is taken
-                raise
-            await self._fail(error)
+            failing = move.event.failure is not None and move.event.error is None
+            if failing or (move.event.id and (not move.event.number or move.answer == "rejected")):
+                raise  # not even that is taken; or it is to be posted first
+            sent = move.event.id and move.event.name != records.JOINED
+            await (self._reject(move.event, error) if sent else self._fail(error))
         else:
             self._committed(move, due)
 
@@ -586,9 +573,9 @@ class Drive:
         self._shift = None
         event = move.event
         if event.id:
-            if event.name != JOINED or self.run.active[event.state].children:
+            if event.name != records.JOINED or self.run.active[event.state].children:
                 self._idle.clear()  # where there were no children nothing was waited for
-            if event.name != JOINED:
+            if event.name != records.JOINED:
                 self._entered_by[move.after.version] = event
             self.inbox = [e for e in self.inbox if e.id != event.id]
         self._fresh = self._fresh or move.after.active is not move.before.active
@@ -602,7 +589,7 @@ class Drive:
         if move.orders:
             self._unread = True  # perhaps there is nothing to wait for
         if due:
-            self.worker.due(due, any(order.name == CANCEL for order in move.orders))
+            self.worker.due(due, any(order.name == records.CANCEL for order in move.orders))
         if move.error is not None:
             self.error = move.error
         self._told(move)
@@ -631,6 +618,7 @@ class Drive:
             await asyncio.shield(release)
         except StoreError as error:
             log.warning("run %s/%s could not be given back: %s", self.run.workflow, self.run.key, error)
+            self.worker.unreleased.append(self.run)
         self.run = replace(self.run, owner=None)
 
     async def _after(self) -> None:
@@ -646,11 +634,18 @@ class Drive:
             return
         await self._ended_acting(before, failed)
 
+    async def _reject(self, event: Event, error: Refused) -> None:
+        """What somebody sends stops no run, also where the database does not take what comes of it."""
+        run, now = self.run, self.store.now()
+        log.warning("run %s/%s rejects %r: %s", run.workflow, run.key, event.name, error)
+        after = replace(run, version=run.version + 1, updated=now)
+        await self.commit(Move(before=run, event=event, after=after, at=now, answer="rejected", detail=str(error)))
+
     async def _fail(self, error: BaseException) -> None:
         """The run fails where it is, and no step is at fault: an action failed, or the store does not take a move."""
         run = self.run
         leaf = next(reversed(run.active))
-        event = Event(name=ERROR, state=leaf, failure=failure(error, run, leaf))
+        event = Event(name=records.ERROR, state=leaf, failure=failure(error, run, leaf))
         move = await decide(self.workflow, run, event, now=self.store.now())
         await self._stop(list(self._steps))
         await self.commit(move)

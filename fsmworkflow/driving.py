@@ -31,9 +31,6 @@ Claimed = tuple["Driving", "Driving | None"]
 BUSY = 0.02
 """Seconds between two looks at a run that an event is just moving."""
 
-ASIDE = 10.0
-"""For how many seconds a run is left alone whose drive has failed, and not its step."""
-
 
 class Driving:
     """A run that this engine sees to: `started` once it is durable, `done` when it rests; with `hold` it stays ours.
@@ -536,6 +533,8 @@ class Drives:
         while True:
             heard = await self._next_look(heard)
             now = self.store.now()
+            if self.worker.unreleased:
+                await self.worker.release_again()
             for name, drive in list(self._held.items()):
                 if not drive.idle:
                     self._wake(name)
@@ -656,22 +655,18 @@ class Drives:
                 await self._watch_and_drive(driving)
             else:
                 await self._drive(driving, driving.run)
+            self.worker.pauses.pop(driving.run.id, None)
             done.set_result(driving.run)
             name = (driving.run.workflow, driving.run.key)
             if name in self._held and awaits(driving.run):
                 self._redrive(self._held.pop(name))
         except Exception as error:
-            self._set_aside(driving.run)
+            run = driving.run if driving.drive is None else driving.drive.run
+            if self.worker.stuck.get(run.id) != run.version:
+                self.worker.set_aside(run.id, run.version)
             done.set_exception(error)
         finally:
             done.cancel()  # only where this task is being cancelled
-
-    def _set_aside(self, run: Run) -> None:
-        """Claim a run no more for a while, so that one which cannot be driven does not keep a working engine busy."""
-        stuck = self.worker.stuck
-        if run.id not in stuck:
-            stuck[run.id] = run.version
-            asyncio.get_running_loop().call_later(ASIDE, stuck.pop, run.id, None)
 
 
 def _report(driving: Driving) -> None:

@@ -270,9 +270,14 @@ class StoreUnavailable(StoreError):
 
 
 class Refused(StoreError):
-    """The database does not take what was to be written, as a constraint or a limit of it says. Its run fails."""
+    """The database does not take what was to be written, as a constraint or a limit of it says.
+
+    An event that brought it is rejected, else the run fails. `.rows` are the id and version of a run that cannot even
+    be claimed, where it was that.
+    """
 
     code = "refused"
+    rows: Iterable[tuple[int, int]] = ()
 
 
 class SchemaError(StoreError):

@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fsmworkflow.errors import (
-    CodecError,
-    ConditionError,
-    DefinitionChanged,
-    DefinitionError,
-    EndlessLoop,
-    LeaseLost,
-    NoTransition,
-    Refused,
-)
+from fsmworkflow import errors
 
 if TYPE_CHECKING:
     from fsmworkflow.records import Run
@@ -31,7 +22,10 @@ Duration = float | str | timedelta
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 # Errors that the same step would meet again: the definition or its data must change first.
-_FINAL = (CodecError, ConditionError, DefinitionChanged, DefinitionError, EndlessLoop, LeaseLost, NoTransition, Refused)
+_FINAL = (
+    errors.CodecError, errors.ConditionError, errors.DefinitionChanged, errors.DefinitionError, errors.EndlessLoop,
+    errors.LeaseLost, errors.NoTransition, errors.Refused,
+)  # fmt: skip
 
 _UNITS = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 # Patterns stay text until the first duration is read: compiling them is half of this file's import.

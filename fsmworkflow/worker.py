@@ -7,6 +7,7 @@ another machine, of another namespace, or without /proc, nothing can be known: t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from fsmworkflow.errors import EngineClosed, FSMWorkflowError, TransactionError
+from fsmworkflow.errors import EngineClosed, FSMWorkflowError, Refused, TransactionError
 from fsmworkflow.flights import SUSPECT, Flights
 from fsmworkflow.hooks import Hooks
 from fsmworkflow.lease import Lease, machine_id, process_id
@@ -39,6 +40,8 @@ DEATHS = 3
 """At how many deaths of its process, in one visit, a run is parked."""
 LOOK = 0.5
 """Seconds between two looks at the owners of runs that are watched."""
+ASIDE, LONGEST_ASIDE = 1.0, 300.0
+"""Seconds for which a run is left alone that cannot be driven: the first time, and the most; each time it is double."""
 FORGOTTEN = 86_400.0
 """Seconds after the end of its lease when an owner of another machine is struck off the list."""
 
@@ -75,6 +78,8 @@ class Worker:
         self.lending: asyncio.Task[Any] | None = None  # in which a step runs for which every other write waits
         self.due: Callable[[Iterable[tuple[str, str]], bool], None] = lambda keys, stop: None
         self.stuck: dict[int, int] = {}
+        self.pauses: dict[int, float] = {}  # of runs that could not be driven of late, by id
+        self.unreleased: list[Run] = []  # runs of ours that nobody drives, as the store did not let them go
         self.hooks = Hooks()
         self._giving_back: set[asyncio.Task[None]] = set()
 
@@ -182,8 +187,30 @@ class Worker:
         """
         self.check()
         limits = {name: w.concurrency for name, w in self.workflows.items() if w.concurrency is not None}
-        claiming = self.store.claim(self.token, workflows, many, by, list(self.stuck.items()), limits)
-        return await self._taken(claiming, lambda runs: runs)
+        while True:
+            claiming = self.store.claim(self.token, workflows, many, by, list(self.stuck.items()), limits)
+            try:
+                return await self._taken(claiming, lambda runs: runs)
+            except Refused as error:
+                if not error.rows:
+                    raise
+                for run, version in error.rows:
+                    log.error("run %d cannot be claimed: %s", run, error)
+                    self.set_aside(run, version)
+
+    def set_aside(self, run: int, version: int) -> None:
+        """Claim a run no more as it stands, for a while that doubles each time until it has been driven."""
+        pause = self.pauses.get(run, ASIDE)
+        self.pauses[run] = min(pause * 2, LONGEST_ASIDE)
+        self.stuck[run] = version
+        asyncio.get_running_loop().call_later(pause, self.stuck.pop, run, None)
+
+    async def release_again(self) -> None:
+        """Give up what the store did not let go, if it does now."""
+        for run in self.unreleased.copy():
+            with contextlib.suppress(Refused):
+                await self.store.release(run)
+                self.unreleased.remove(run)
 
     async def claim_one(
         self, workflow: str, key: str, newest: int | None = None, limit: int | None = None

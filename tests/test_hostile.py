@@ -23,7 +23,7 @@ import asyncpg
 import msgspec
 import pytest
 
-import fsmworkflow.store.sqlite
+import fsmworkflow.store.sqlite_statements
 from fsmworkflow import (
     CodecError,
     DBConfig,
@@ -195,7 +195,7 @@ async def test_whatever_is_raised_while_writing_is_told_to_those_who_wait(
     workflow = one_step(nothing)
     async with Engine(sqlite_url, workflows=[workflow]) as engine:
         with monkeypatch.context() as patch:
-            patch.setattr(fsmworkflow.store.sqlite, "write", lambda *_: {}["unforeseen"])
+            patch.setattr(fsmworkflow.store.sqlite_statements, "write", lambda *_: {}["unforeseen"])
             with pytest.raises(KeyError, match="unforeseen"):
                 await asyncio.wait_for(engine.run(workflow, key="k"), 2)
         assert (await engine.run(workflow, key="k")).status == "done"

@@ -56,6 +56,8 @@ class Store(Protocol):
     async def commit(self, move: Move) -> Keys | None:
         """Write one move: row, history, inbox, remembered calls that go. Raises LeaseLost, and then wrote nothing.
 
+        Raises Refused, and wrote nothing, where the database does not take it, by a rule or a limit of its own.
+
         Its children are made and told what it `orders` in the same commit. `$begin` and `$retry` put a count of those
         that have not ended beside the parent's inbox; a child's move that ends it counts down once, gives the next in
         line its turn, and brings `$joined` to the parent where it is the last, or where the first failure is enough.
@@ -132,7 +134,8 @@ class Store(Protocol):
 
         `workflows` names the newest version of each that can be driven: runs of a newer one are left alone, and so are
         those in `but`, (id, version), for as long as they are at that version. `limits` says how many of a workflow may
-        be driven at once: held by live owners, and not at rest. However many claim, there are never more.
+        be driven at once: held by live owners, and not at rest. However many claim, there are never more. Raises
+        Refused where the oldest cannot be claimed by a rule of the database's own: its `rows` say which it may be.
         """
 
     async def claim_one(

@@ -11,14 +11,14 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
 from fsmworkflow.errors import Refused, StoreError
 from fsmworkflow.records import Owner, Run
-from fsmworkflow.store import NONE, Entries, Limits, Names, Pairs, Runs, Versions, rows
+from fsmworkflow.store import Entries, Limits, Names, Pairs, Runs, Versions, rows
 from fsmworkflow.store import postgres_server as server
 from fsmworkflow.store.bell import Bell
 from fsmworkflow.store.kin import kin_of
@@ -26,7 +26,7 @@ from fsmworkflow.store.legacy import legacy_run
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.postgres_lent import Guarded, PostgresLent
 from fsmworkflow.store.postgres_server import SQL
-from fsmworkflow.store.postgres_statements import CHUNK, KINDS, arrays, create, history, resolve, rooms, runs
+from fsmworkflow.store.postgres_statements import KINDS, arrays, create, history, resolve, rooms, runs
 from fsmworkflow.store.verbs import Verbs
 from fsmworkflow.store.writer import Write, Writer, beside, in_task, not_forked, patiently, whole
 
@@ -190,7 +190,7 @@ class PostgresStore(Verbs):
             if self._write is None or self._write.is_closed():
                 self._write = await self._connect()
             try:
-                with server.saying(self.url):
+                with server.saying(self.url, Refused):
                     return await function(self._write)
             except BaseException as error:
                 if not isinstance(error, Refused) and not isinstance(error.__cause__, server.UNHARMED):
@@ -308,19 +308,6 @@ class PostgresStore(Verbs):
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
-    async def claim(
-        self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = (), limits: Limits = NONE
-    ) -> Runs:
-        """In transactions of at most 2,000 runs each, so that no row is locked for long."""
-        claimed: Runs = []
-        while len(claimed) < many:
-            asked = min(CHUNK, many - len(claimed))
-            found = await self._claim(owner, workflows, asked, by, but, limits)
-            claimed += found
-            if len(found) < asked:
-                break
-        return sorted(claimed, key=lambda run: (run.due or 0.0, run.id))
-
     async def _claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs, limits: Limits) -> Runs:
         """One claim. Where an answer was lost, what the claim had made ours comes first."""
         claim, asked = secrets.token_hex(8), False
@@ -338,6 +325,9 @@ class PostgresStore(Verbs):
                 return await runs(db, SQL["claim_within"], owner, by, *values, list(free), list(free.values()))
 
         return await self._do(attempt)
+
+    async def _oldest_due(self, workflows: Versions, by: float, but: Pairs) -> Sequence[Any]:
+        return await self._read_rows("claimable", by, list(workflows), list(workflows.values()), *arrays(but, 2))
 
     async def claim_one(
         self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None

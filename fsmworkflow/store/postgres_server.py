@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from fsmworkflow.errors import Refused, SchemaError, StoreError, StoreUnavailable
+from fsmworkflow.errors import SchemaError, StoreError, StoreUnavailable
 from fsmworkflow.store.sql import Migration, missing, queries
 
 if TYPE_CHECKING:
@@ -43,29 +43,19 @@ PASSING = (
 )
 UNHARMED = (asyncpg.TransactionRollbackError, asyncpg.LockNotAvailableError)
 """What leaves the connection as it was; after anything else of PASSING it is given up."""
-REFUSED = (
-    asyncpg.DataError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.ProgramLimitExceededError,
-    asyncpg.UntranslatableCharacterError,
-    asyncpg.RaiseError,
-)
-"""What the server does not take, and never will."""
 
 
 @contextlib.contextmanager
-def saying(place: str) -> Iterator[None]:
-    """Errors of the driver as ours, with the place."""
+def saying(place: str, lasting: type[StoreError] = StoreError) -> Iterator[None]:
+    """Errors of the driver as ours, with the place: one that waiting does not mend is `lasting`."""
     try:
         yield
-    except REFUSED as error:
-        raise Refused(f"{place}: {error} ({type(error).__name__})") from error
     except (asyncpg.ClientConfigurationError, asyncpg.TargetServerAttributeNotMatched) as error:
         raise StoreError(f"{place}: {error}") from error
     except PASSING as error:
         raise StoreUnavailable(f"{place}: {error!s:.500} ({type(error).__name__})") from error
-    except asyncpg.PostgresError as error:
-        raise StoreError(f"{place}: {error} ({type(error).__name__})") from error
+    except asyncpg.PostgresError as error:  # its message alone: the detail may show a whole row
+        raise lasting(f"{place}: {error.args[0]} ({type(error).__name__})") from error
 
 
 def shown(url: str | None, keywords: Mapping[str, Any]) -> str:

@@ -17,8 +17,6 @@ from fsmworkflow.store.writer import Write
 if TYPE_CHECKING:
     from fsmworkflow.store.postgres_server import Connection
 
-CHUNK = 2_000
-
 
 def columns(values: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
     """Rows as the arrays that `unnest` makes rows of again."""

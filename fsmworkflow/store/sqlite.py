@@ -13,43 +13,28 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import aiosqlite
 
-from fsmworkflow.errors import (
-    SchemaError,
-    StoreError,
-    StoreUnavailable,
-)
+from fsmworkflow.errors import Refused, SchemaError, StoreError, StoreUnavailable
 from fsmworkflow.records import Owner, Run
-from fsmworkflow.store import NONE, Entries, Limits, Names, Pairs, Runs, Versions
+from fsmworkflow.store import Entries, Limits, Names, Pairs, Runs, Versions, sqlite_statements
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.sql import Migration, missing, statements
 from fsmworkflow.store.sqlite_lent import SQLiteLent
-from fsmworkflow.store.sqlite_statements import (
-    SQL,
-    claimable,
-    claimed,
-    history,
-    mappings,
-    prune,
-    rooms,
-    runs,
-    transaction,
-    write,
-)
+from fsmworkflow.store.sqlite_statements import SQL
 from fsmworkflow.store.verbs import Verbs
 from fsmworkflow.store.writer import Done, Write, Writer, not_forked, patiently, whole
 
 log = logging.getLogger("fsmworkflow")
 
 T = TypeVar("T")
-BUSY_SECONDS, OPEN_SECONDS, CLOSE_SECONDS = 5.0, 15.0, 5.0
 PASSING = ("locked", "busy", "disk is full", "disk i/o error")
+BUSY_SECONDS, OPEN_SECONDS, CLOSE_SECONDS = 5.0, 15.0, 5.0
 
 
 class SQLiteStore(Verbs):
@@ -144,7 +129,7 @@ class SQLiteStore(Verbs):
     async def _do(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """One transaction on the writing connection, waited for as long as the file is locked or the disk full."""
         connection = self._check()
-        return await patiently(lambda: self._on(connection, lambda db: transaction(db, function)))
+        return await patiently(lambda: self._on(connection, lambda db: sqlite_statements.transaction(db, function)))
 
     async def _ask(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """A reading on a connection of its own, so that it does not wait behind a COMMIT."""
@@ -170,7 +155,8 @@ class SQLiteStore(Verbs):
         text = str(error).lower()
         if isinstance(error, sqlite3.OperationalError) and any(word in text for word in PASSING):
             return StoreUnavailable(f"{self.url}: {error}")
-        return error if isinstance(error, StoreError) else StoreError(f"{self.url}: {error}")
+        kind = Refused if sqlite_statements.refused(error) else StoreError
+        return error if isinstance(error, StoreError) else kind(f"{self.url}: {error}")
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -181,7 +167,7 @@ class SQLiteStore(Verbs):
         def commit() -> None:
             error: BaseException | None = None
             try:
-                write(connection._conn, batch, now)
+                sqlite_statements.write(connection._conn, batch, now)
             except (sqlite3.Error, ValueError) as failed:  # ValueError: the connection was closed meanwhile
                 error = self._named(failed)
             except BaseException as failed:  # whatever it is, those who wait must hear of it
@@ -198,25 +184,27 @@ class SQLiteStore(Verbs):
     # -- reading ----------------------------------------------------------------------------------------------------
 
     async def _read_rows(self, block: str, *values: Any) -> list[dict[str, Any]]:
-        return await self._ask(lambda db: mappings(db.execute(SQL[block], values)))
+        return await self._ask(lambda db: sqlite_statements.mappings(db.execute(SQL[block], values)))
 
     async def _read_runs(self, block: str, *values: Any) -> Runs:
-        return await self._ask(lambda db: runs(db, SQL[block], values))
+        return await self._ask(lambda db: sqlite_statements.runs(db, SQL[block], values))
 
     async def history(self, run: Run) -> Entries:
-        return await self._ask(lambda db: history(db, run))
+        return await self._ask(lambda db: sqlite_statements.history(db, run))
 
     # -- claims and owners ------------------------------------------------------------------------------------------
 
-    async def claim(
-        self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = (), limits: Limits = NONE
-    ) -> Runs:
+    async def _claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs, limits: Limits) -> Runs:
         values: dict[str, Any] = {"by": by, "now": self._clock(), "many": many}
         values |= {"workflows": json.dumps(dict(workflows)), "but": json.dumps(list(but))}
-        if not await self._ask(lambda db: claimable(db, {**values, "many": 1}, limits)):
+        if not await self._ask(lambda db: sqlite_statements.claimable(db, {**values, "many": 1}, limits)):
             return []  # whoever looks and finds nothing writes nothing, and waits for no lock
-        found = await self._do(lambda db: claimed(db, owner, values, limits))
-        return sorted(found, key=lambda run: (run.due or 0.0, run.id))
+        return await self._do(lambda db: sqlite_statements.claimed(db, owner, values, limits))
+
+    async def _oldest_due(self, workflows: Versions, by: float, but: Pairs) -> Sequence[Any]:
+        values: dict[str, Any] = {"by": by, "now": self._clock(), "many": 1}
+        values |= {"workflows": json.dumps(dict(workflows)), "but": json.dumps(list(but))}
+        return await self._ask(lambda db: db.execute(SQL["claimable"], values).fetchall())
 
     async def claim_one(
         self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None
@@ -225,8 +213,8 @@ class SQLiteStore(Verbs):
         limits = {} if limit is None else {workflow: limit}
 
         def claimed(db: sqlite3.Connection) -> Runs:
-            full = any(room < 1 for room in rooms(db, values, limits).values())
-            return [] if full else runs(db, SQL["claim_one"], values)
+            full = any(room < 1 for room in sqlite_statements.rooms(db, values, limits).values())
+            return [] if full else sqlite_statements.runs(db, SQL["claim_one"], values)
 
         found = await self._do(claimed)
         return found[0] if found else None
@@ -247,7 +235,7 @@ class SQLiteStore(Verbs):
         ids = [row[0] for row in await self._ask(lambda db: db.execute(SQL["prunable"], which).fetchall())]
         if not ids:
             return 0
-        return await self._do(lambda db: prune(db, {**which, "ids": json.dumps(ids)}))
+        return await self._do(lambda db: sqlite_statements.prune(db, {**which, "ids": json.dumps(ids)}))
 
     async def enrol(self, owner: Owner) -> None:
         values = (owner.token, owner.machine, owner.process, owner.lease, owner.started, owner.draining)
@@ -284,7 +272,7 @@ def _set_up(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     if _missing(db):
-        transaction(db, _migrate)
+        sqlite_statements.transaction(db, _migrate)
 
 
 def _missing(db: sqlite3.Connection) -> tuple[Migration, ...]:

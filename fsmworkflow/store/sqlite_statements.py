@@ -22,7 +22,11 @@ REFUSED = (
     sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
     OverflowError, ValueError,
 )  # fmt: skip
-"""What SQLite does not take of a write, and never will."""
+
+
+def refused(error: BaseException) -> bool:
+    """Whether it is for what was to be written that SQLite does not take it, so that it never will."""
+    return isinstance(error, REFUSED) or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
 
 
 class Mixed(Exception):
@@ -46,7 +50,9 @@ def write(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
     """A batch whole, or, where a row of it was not hit or not taken, write by write."""
     try:
         transaction(db, lambda db: _batch(db, batch, now))
-    except (Mixed, *REFUSED):
+    except Exception as error:
+        if not (isinstance(error, Mixed) or refused(error)):
+            raise
         _singly(db, batch, now)
 
 
@@ -131,7 +137,9 @@ def _singly(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
             transaction(db, lambda db, write=write: _SINGLE[write.kind](db, write, now))  # type: ignore[misc]
         except Mixed:
             write.error = missed(db, write.run)
-        except REFUSED as error:
+        except Exception as error:
+            if not refused(error):
+                raise
             write.error = Refused(f"SQLite: {error}")
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
-from fsmworkflow.errors import RunNotFound
+from fsmworkflow.errors import Refused, RunNotFound
 from fsmworkflow.records import Call, Event, Move, Owner, Run
-from fsmworkflow.store import Calls, Events, Keys, Names, Owners, Runs, rows
+from fsmworkflow.store import NONE, Calls, Events, Keys, Limits, Names, Owners, Pairs, Runs, Versions, rows
 from fsmworkflow.store.writer import Kind, Writer
+
+CHUNK = 2_000
 
 
 class Verbs:
@@ -58,6 +61,37 @@ class Verbs:
     async def post(self, workflow: str, key: str, event: Event) -> Event:
         there: Event = await self._put("post", (workflow, key, rows.sealed(event)))
         return there
+
+    # -- claims -----------------------------------------------------------------------------------------------------
+
+    async def claim(
+        self, owner: str, workflows: Versions, many: int, by: float, but: Pairs = (), limits: Limits = NONE
+    ) -> Runs:
+        """In transactions of 2,000 runs each, so that no row is locked for long; of fewer where one is refused."""
+        claimed: Runs = []
+        most = CHUNK
+        while len(claimed) < many:
+            asked = min(most, many - len(claimed))
+            try:
+                found = await self._claim(owner, workflows, asked, by, but, limits)
+            except Refused as error:
+                if not claimed and asked == 1:
+                    error.rows = [(row[0], row[1]) for row in await self._oldest_due(workflows, by, but)]
+                    raise
+                most = asked // 2
+            else:
+                claimed += found
+                most = most if len(found) == asked else 0
+            if not most:
+                break
+        return sorted(claimed, key=lambda run: (run.due or 0.0, run.id))
+
+    async def _claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs, limits: Limits) -> Runs:
+        raise NotImplementedError
+
+    async def _oldest_due(self, workflows: Versions, by: float, but: Pairs) -> Sequence[Any]:
+        """The id and version of the run that such a claim would take first, if there is one."""
+        raise NotImplementedError
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

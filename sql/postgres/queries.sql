@@ -677,6 +677,18 @@ UPDATE fsm_runs
  WHERE id IN (SELECT id FROM free)
 RETURNING *;
 
+-- name: claimable
+-- The oldest of what a claim would take.
+WITH live AS MATERIALIZED (
+    SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())),
+known AS MATERIALIZED (
+    SELECT * FROM unnest($2::text[], $3::bigint[]) AS known (name, newest))
+SELECT id, version FROM fsm_runs
+ WHERE due <= $1 AND definition <= (SELECT newest FROM known WHERE name = workflow)
+   AND (id, version) NOT IN (SELECT but.run, but.at FROM unnest($4::bigint[], $5::bigint[]) AS but (run, at))
+   AND (owner IS NULL OR owner NOT IN (SELECT token FROM live))
+ ORDER BY due, id LIMIT 1;
+
 -- name: claim_within
 -- As claim, where some workflows have a limit: of these no more than there is room for, the oldest. All that is due is
 -- looked at, for the oldest of each.

@@ -255,12 +255,12 @@ SELECT run, hash, text FROM fsm_fields WHERE (run, hash) IN (SELECT value ->> 0,
 -- that are at that version.
 WITH known AS MATERIALIZED (SELECT key AS name, value AS newest FROM json_each(:workflows)),
      but AS MATERIALIZED (SELECT value ->> 0 AS run, value ->> 1 AS at FROM json_each(:but))
-SELECT id FROM fsm_runs
+SELECT id, version FROM fsm_runs
  WHERE due <= :by
    AND definition <= (SELECT newest FROM known WHERE name = workflow)
    AND (id, version) NOT IN (SELECT run, at FROM but)
    AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
- ORDER BY due LIMIT :many;
+ ORDER BY due, id LIMIT :many;
 
 -- name: claimable_within
 -- As claimable, where some workflows have a limit: of these no more than there is room for, the oldest. All that is due
