@@ -6,26 +6,12 @@ import inspect
 from collections.abc import Iterable
 from typing import Any, cast, get_args
 
+from fsmworkflow import workflow as words
 from fsmworkflow.conditions import Guard, Operand, as_guard, cut
 from fsmworkflow.records import ENDED
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.versions import names, steps_from
-from fsmworkflow.workflow import (
-    ENDS,
-    Children,
-    Migration,
-    OnFailure,
-    Outcome,
-    State,
-    Transition,
-    Workflow,
-    action_name,
-    name_problem,
-    nearest,
-    place_problems,
-    resolve,
-    sources_of,
-)
+from fsmworkflow.workflow import Children, Migration, OnFailure, Outcome, State, Transition, Workflow
 
 __all__ = ["problems_of"]
 
@@ -38,7 +24,7 @@ ANY = "*"
 
 def problems_of(workflow: Workflow) -> list[str]:
     """Every problem of a workflow, each with its place. Paths are followed only where all else is right."""
-    problems = name_problem(workflow.name, "workflow name") + _duration(workflow.deadline, "deadline")
+    problems = words.name_problem(workflow.name, "workflow name") + _duration(workflow.deadline, "deadline")
     for status, span in workflow.keep.items():
         problems += _duration(span, f"keep {status!r}")
         problems += [] if status in ENDED else [f"keep: {status!r} must be one of {', '.join(sorted(ENDED))}"]
@@ -50,7 +36,7 @@ def problems_of(workflow: Workflow) -> list[str]:
         problems.append(f"version {version!r} must be a whole number from 1")
     problems += [f"merge {key!r}: {fn!r} is no function" for key, fn in merge.items() if not callable(fn)]
     for state in workflow.states.values():
-        problems += name_problem(state.name, "state name")
+        problems += words.name_problem(state.name, "state name")
         problems += _state_problems(state)
     problems += _initial_problems(workflow)
     for t in workflow.transitions:
@@ -127,7 +113,7 @@ def _children_problems(children: Children) -> list[str]:
     )
     problems = [] if isinstance(other, Workflow) else [f"{cut(other)} is no Workflow, whose runs could be its children"]
     if children.into is not None:
-        problems += name_problem(children.into, "into, a field,")
+        problems += words.name_problem(children.into, "into, a field,")
     if type(many) is not int or many < 1:
         problems.append(f"concurrency {many!r} must be a whole number from 1")
     if children.on_failure not in get_args(OnFailure):
@@ -174,9 +160,9 @@ def _action_problems(workflow: Workflow) -> list[str]:
     named = [(f"transition {_by(t)} of {t.source!r}", t.after) for t in workflow.transitions]
     named += [(f"state {s.name!r}", hook) for s in workflow.states.values() for hook in (s.enter, s.exit)]
     return [
-        f"{where}: there is another action {action_name(action)!r}: give one of them a name of its own, with def"
+        f"{where}: there is another action {words.action_name(action)!r}: give one of them a name of its own, with def"
         for where, action in named
-        if callable(action) and known.setdefault(action_name(action), action) != action
+        if callable(action) and known.setdefault(words.action_name(action), action) != action
     ]
 
 
@@ -220,17 +206,17 @@ def _mapping_problems(workflow: Workflow, one: Migration) -> Iterable[str]:
     for old, new in one.states.items():
         found = [name for name in names(str(new), later) if name in workflow.states]
         if not found:
-            yield f"{old!r}: there is no state {new!r}{nearest(str(new), workflow.states)}"
+            yield f"{old!r}: there is no state {new!r}{words.nearest(str(new), workflow.states)}"
         elif "." not in found[0] and workflow.states[found[0]].kind == "final":
             yield f"{old!r}: {found[0]!r} is final, and a run ends by an event, not by being migrated"
 
 
 def _transition_problems(workflow: Workflow, t: Transition, near: Iterable[str]) -> list[str]:
     where = f"transition {_by(t)} of {t.source!r}"
-    problems = place_problems(t)
+    problems = words.place_problems(t)
     if not problems:
         problems += _end_problems(workflow, t, near) + _way_problems(t)
-        if isinstance(t.after, str) and t.after != ENDS and t.after not in workflow.actions:
+        if isinstance(t.after, str) and t.after != words.ENDS and t.after not in workflow.actions:
             problems.append(f"there is no action {t.after!r}: give a function, or a method of the machine")
         problems += _guard_problems(t.conditions, workflow.lenient)
     return [f"{where}: {p}" for p in problems]
@@ -241,13 +227,13 @@ def _end_problems(workflow: Workflow, t: Transition, near: Iterable[str]) -> lis
     sources = [t.source] if isinstance(t.source, str) else list(t.source)
     for name in sources:
         if name != "*" and name not in states:
-            problems.append(f"there is no state {name!r}{nearest(name, near)}")
+            problems.append(f"there is no state {name!r}{words.nearest(name, near)}")
         elif name != "*" and states[name].kind == "final":
             problems.append(f"{name!r} is final, nothing leads out of it")
         elif name != "*" and states[name].kind == "region":
             problems.append(f"{name!r} is a region: transitions belong to the states in it, or to the one around it")
-    if t.dest is not None and not problems and (dest := resolve(states, sources[0], t.dest)) is None:
-        problems.append(f"there is no state {t.dest!r}{nearest(t.dest, near)}")
+    if t.dest is not None and not problems and (dest := words.resolve(states, sources[0], t.dest)) is None:
+        problems.append(f"there is no state {t.dest!r}{words.nearest(t.dest, near)}")
     elif t.dest is not None and not problems and states[dest or ""].kind == "region":
         problems.append(f"{t.dest!r} is a region: lead to the parallel state, or to a state in the region")
     if t.internal and t.dest != t.source:
@@ -259,7 +245,7 @@ def _way_problems(t: Transition) -> list[str]:
     problems = []
     trigger: Any = t.trigger
     if trigger is not None:
-        problems += name_problem(trigger, "trigger")
+        problems += words.name_problem(trigger, "trigger")
         if isinstance(trigger, str) and trigger.startswith("$"):
             problems.append(f"trigger {t.trigger!r} begins with $, which is the engine's own")
     if t.delay is not None:
@@ -300,8 +286,8 @@ class _Paths:
         self.arcs: dict[str, list[tuple[Transition, str | None]]] = {name: [] for name in workflow.states}
         self.arcs[ANY] = []
         for t in workflow.transitions:
-            for source in [ANY] if t.source == "*" else sources_of(workflow, t):
-                self.arcs[source].append((t, None if t.dest is None else resolve(self.states, source, t.dest)))
+            for source in [ANY] if t.source == "*" else words.sources_of(workflow, t):
+                self.arcs[source].append((t, None if t.dest is None else words.resolve(self.states, source, t.dest)))
 
     def problems(self) -> list[str]:
         reached, ending = self._reached(), self._ending()
@@ -364,7 +350,7 @@ class _Paths:
         back: dict[str, list[str]] = {}
         for name in self.arcs:
             for t, dest in self._leading(name):
-                if dest is None or t.after == ENDS:
+                if dest is None or t.after == words.ENDS:
                     todo.append(name)
                 if dest is not None:
                     back.setdefault(dest, []).append(name)

@@ -252,7 +252,7 @@ async def test_P11_a_commit_that_migrates_and_whose_acknowledgement_is_lost_was_
         deaf.leave()
         assert deaf.struck
         assert (run.state, run.data["words"]) == ("done", 2)
-    assert [entry[3] for entry in await told(store, new)] == [None, None, "1 -> 2", "step reserve was undone"]
+    assert [entry[3] for entry in await told(store, new)] == [None, None, "1 -> 2", None]
     await store.close()
 
 
