@@ -281,15 +281,7 @@ class Calls:
     )  # fmt: skip
 
     def __init__(
-        self,
-        acting: Acting,
-        workflow: Workflow,
-        run: Run,
-        state: str,
-        visit: int,
-        *,
-        fresh: bool,
-        named: str = "",
+        self, acting: Acting, workflow: Workflow, run: Run, state: str, visit: int, *, fresh: bool, named: str = ""
     ) -> None:
         self.acting = acting
         self.worker = worker = acting.worker

@@ -130,12 +130,7 @@ class Engine:
     # -- verbs ------------------------------------------------------------------------------------------------------
 
     async def run(
-        self,
-        workflow: Workflow | str,
-        data: Any = None,
-        *,
-        key: str | None = None,
-        different: Different = "log",
+        self, workflow: Workflow | str, data: Any = None, *, key: str | None = None, different: Different = "log"
     ) -> Run:
         """Start a run, or take up the one of that key, and wait until it ends or rests. Returns it.
 
@@ -150,12 +145,7 @@ class Engine:
         return self._shown(run)
 
     async def start(
-        self,
-        workflow: Workflow | str,
-        data: Any = None,
-        *,
-        key: str | None = None,
-        different: Different = "log",
+        self, workflow: Workflow | str, data: Any = None, *, key: str | None = None, different: Different = "log"
     ) -> Run:
         """Start a run and return it as soon as it is durable; this engine drives it while it is open.
 

@@ -46,7 +46,9 @@ def explained(
     lines.append(f"Last, {_what(last, history)}, at {_clock(last.at)}.")
     for one in last.asked:
         saw = ", ".join(f"{name} = {value}" for name, value in one.values.items())
-        lines.append(f"  asked: {one.condition} -> {one.answer}{f' ({saw})' if saw else ''}")
+        answer = "no answer" if one.answer is None else one.answer
+        asked = f"{one.condition} -> {answer}{f' ({saw})' if saw else ''}"
+        lines.append(f"  asked: {one.error if one.error and run.error is None else asked}")
     told = last.changes.get("error") if last.event == ERROR and last.source != last.dest else None
     if run.error is None and isinstance(told, dict):  # as `on_error` leaves it
         lines.append(f"The error, attempt {told.get('attempt')}: {told.get('type')}: {told.get('message')}")
@@ -73,6 +75,8 @@ def _what(last: Entry, history: Sequence[Entry]) -> str:
     if history[-2].status == "compensating":
         return (last.detail or "a step was undone").rpartition("; ")[2]
     what = CAUSES.get(last.event, f"the event {last.event}")
+    if last.event not in CAUSES and any(one.error for one in last.asked):
+        return f"{what} was rejected in {last.dest}"
     if last.source != last.dest:
         return f"{what} led from {last.source} to {last.dest}"
     return f"{what} left it in {last.dest}"

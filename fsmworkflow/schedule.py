@@ -62,6 +62,10 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     last: str | None
     status: str
 
+    def __repr__(self) -> str:
+        ticks = f"{self.cron} {self.timezone}, {self.status}, next {self.next}"
+        return f"<Schedule {self.name} of {self.workflow}: {ticks}>"
+
     @property
     def address(self) -> tuple[str, str]:
         """The workflow and key of the schedule's own run."""

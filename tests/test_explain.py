@@ -176,3 +176,16 @@ async def test_what_is_printed_of_events_entries_and_moves_is_short_and_has_no_d
         sent = await engine.send(flow, "a", "paid", {"sum": 1, "card": "4111"}, event_id="\u202e" + "x" * 199)
         printed = [repr(one) for one in (sent, *await engine.history(flow, "a"))]
         assert all(len(one) < 150 and one.isprintable() and "4111" not in one for one in printed), printed
+
+
+async def test_of_an_event_that_was_rejected_for_a_condition_without_answer_the_reason_is_told(store_url: str) -> None:
+    flow = trip()
+    async with Engine(store_url, workflows=[flow]) as engine:
+        await engine.run(flow, {}, key="a")
+        await engine.send(flow, "a", "paid", {"sum": "much"})
+        await engine.result(flow, "a")
+        last, asked = (await told(engine, flow, "a"))[1:3]
+        assert last == "Last, the event paid was rejected in pay, at THEN."
+        assert asked.startswith(
+            "  asked: `payload.sum >= left` has no answer: operator ge does not take payload.sum"
+        ), asked
