@@ -101,7 +101,7 @@ def _state_problems(state: State) -> list[str]:
     retries: list[tuple[str, Any]] = [("retry", step.retry), ("undo", state.undo)]  # they may come from a file
     for what, retry in retries:
         if retry is not None:
-            found = retry.problems() if isinstance(retry, Retry) else [f"{retry!r} is no Retry"]
+            found = retry.problems() if isinstance(retry, Retry) else [f"write Retry(attempts=3), not {cut(retry)}"]
             problems += [f"{where}, {what}: {problem}" for problem in found]
     return problems
 
@@ -292,7 +292,7 @@ class _Paths:
     def problems(self) -> list[str]:
         reached, ending = self._reached(), self._ending()
         return [f"state {name!r} cannot be reached" for name in self.states if name not in reached] + [
-            f"state {name!r} leads to no end: add a final state, or dest=None"
+            f"state {name!r} leads to no end: lead it to a final state, by then=, on=, after= or dest=None"
             for name in self.states
             if name not in ending and self.states[name].kind not in COMPOSITE
         ]

@@ -388,6 +388,21 @@ def test_targets_that_are_no_mapping_are_named_with_their_place(how: Any, told: 
     assert told in error.value.problems
 
 
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"retry": 3}, "state 'a', retry: write Retry(attempts=3), not 3"),
+        ({}, "state 'a' leads to no end: lead it to a final state, by then=, on=, after= or dest=None"),
+    ],
+)
+def test_what_a_newcomer_leaves_out_is_told_with_what_to_write(how: Any, told: str) -> None:
+    flow = Workflow("w")
+    flow.step("a", initial=True, **how)(lambda ctx: None)
+    with pytest.raises(DefinitionError) as error:
+        flow.check()
+    assert told in error.value.problems
+
+
 def test_a_workflow_of_two_thousand_nested_ones_is_checked() -> None:
     inner = Workflow("w0")
     inner.wait("a", initial=True, on={"go": "end"})
