@@ -99,6 +99,14 @@ def _engine(target: str) -> Engine:
     return made
 
 
+def _knowing(target: str) -> Engine:
+    """An engine that knows a workflow, for what would do nothing where it knows none, without a word."""
+    engine = _engine(target)
+    if not engine._workflows:
+        raise click.BadParameter("this engine knows no workflow: name an Engine(workflows=[...]), as in app:engine")
+    return engine
+
+
 def _verb(group: click.Group, name: str) -> Callable[[Callable[..., Coroutine[Any, Any, int]]], click.Command]:
     """A coroutine function as a verb, with --json and --debug. It returns the exit code."""
 
@@ -181,7 +189,7 @@ async def _work(engine: str, concurrency: int, grace: float | None, file: str | 
     """
     from fsmworkflow.service import serve
 
-    working = _engine(engine)
+    working = _knowing(engine)
     working.grace = working.grace if grace is None else grace
     await serve(working, concurrency, file, lambda event, text: _tell(as_json, event, text))
     return 0
@@ -319,7 +327,7 @@ async def _vacuum(engine: str, as_json: bool) -> int:
 @engine_given
 async def _listed(engine: str, as_json: bool) -> int:
     """List the schedules of this engine's workflows."""
-    async with _engine(engine) as opened:
+    async with _knowing(engine) as opened:
         found = await opened.schedules()
     ticks = ["" if s.next is None else s.next.strftime("%Y-%m-%d %H:%M %z") for s in found]
     rows = [(s.name, s.workflow, s.cron, s.timezone, tick, s.status) for s, tick in zip(found, ticks, strict=True)]
@@ -338,7 +346,7 @@ def _steering(what: str, event: str, payload: Any, done: str) -> Callable[..., C
     @engine_given
     @click.argument("name")
     async def steer(engine: str, name: str, as_json: bool) -> int:
-        async with _engine(engine) as opened:
+        async with _knowing(engine) as opened:
             found = [schedule for schedule in await opened.schedules() if schedule.name == name]
             if not found:
                 raise ScheduleNotFound(f"the workflows of this engine have no schedule {name!r}")

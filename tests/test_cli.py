@@ -320,6 +320,14 @@ def test_the_help_of_every_verb_is_whole_in_eighty_columns(capsys: Any, monkeypa
         todo += [(*words, line.split()[0]) for line in verbs.splitlines()]
 
 
+@pytest.mark.parametrize("words", [("work",), ("schedule", "list"), ("schedule", "pause")])
+def test_what_would_do_nothing_with_a_bare_url_is_refused(words: tuple[str, ...], sqlite_url: str, capsys: Any) -> None:
+    name = ("nightly",) if words[-1] == "pause" else ()
+    assert main([*words, sqlite_url, *name]) == 2
+    assert "this engine knows no workflow: name an Engine" in capsys.readouterr().err
+    assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
+
+
 # -- in a terminal ----------------------------------------------------------------------------------------------------
 
 
