@@ -15,7 +15,7 @@ import weakref
 from pathlib import Path
 
 from fsmworkflow.errors import FSMWorkflowError
-from fsmworkflow.records import Owner
+from fsmworkflow.records import Owner, replace
 from fsmworkflow.store import Store
 
 __all__ = ["Lease", "machine_id", "process_id"]
@@ -100,18 +100,9 @@ class Lease:
 
     async def _enrol(self, store: Store) -> None:
         began, now = time.monotonic(), store.now()
-        process = process_id() or str(os.getpid())
-        until = now + self.length
-        await store.enrol(
-            Owner(
-                token=self.token,
-                machine=machine_id() or "",
-                process=process,
-                lease=until,
-                started=now,
-                draining=self._draining,
-            )
-        )
+        machine, process, until = machine_id() or "", process_id() or str(os.getpid()), now + self.length
+        known = Owner(token=self.token, machine=machine, process=process, lease=until, started=now)
+        await store.enrol(replace(known, draining=self._draining))
         self._until = began + self.length
 
     async def _renew(self, store: Store) -> None:

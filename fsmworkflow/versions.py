@@ -180,9 +180,7 @@ def _stay(workflow: Workflow, old: str, new: str, stay: Active) -> Active:
     delays = dict(workflow.chart.delays.get(new, ()))
     was = stay.was or old
     stay = replace(
-        stay,
-        was="" if was == new else was,
-        timers={name: due for name, due in stay.timers.items() if name in delays},
+        stay, was="" if was == new else was, timers={name: due for name, due in stay.timers.items() if name in delays}
     )
     return stay if workflow.states[new].step is not None else replace(stay, attempt=1, again=None)
 

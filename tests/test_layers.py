@@ -59,6 +59,7 @@ FLOORS = {
     "store/sqlite_lent.py": 3,
     "store/postgres.py": 3,
     "store/postgres_server.py": 3,
+    "store/postgres_watch.py": 3,
     "store/postgres_statements.py": 3,
     "store/postgres_lent.py": 3,
     "store/legacy.py": 3,

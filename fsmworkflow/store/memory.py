@@ -211,11 +211,7 @@ class MemoryStore:
         if not says[name]:
             return False
         event = self._insert(run, Event(name=name, id=f"{name}/{version}"), now)
-        self._runs[run.id] = replace(
-            run,
-            posted=run.posted + 1,
-            due=_sooner(run.due, event.due),
-        )
+        self._runs[run.id] = replace(run, posted=run.posted + 1, due=_sooner(run.due, event.due))
         if name == "$retry":
             self._take_turn(run.id, 1)
         return True

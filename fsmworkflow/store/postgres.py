@@ -27,8 +27,9 @@ from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.postgres_lent import Guarded, PostgresLent
 from fsmworkflow.store.postgres_server import SQL
 from fsmworkflow.store.postgres_statements import KINDS, arrays, create, history, resolve, rooms, runs
+from fsmworkflow.store.postgres_watch import Watch
 from fsmworkflow.store.verbs import Verbs
-from fsmworkflow.store.writer import Write, Writer, beside, in_task, not_forked, patiently, whole
+from fsmworkflow.store.writer import Write, Writer, in_task, not_forked, patiently, whole
 
 if TYPE_CHECKING:
     from fsmworkflow.store.postgres_server import Connection
@@ -46,11 +47,7 @@ class PostgresStore(Verbs):
     """
 
     def __init__(
-        self,
-        url: str | None = None,
-        *,
-        connect: Mapping[str, Any] | None = None,
-        pool: Mapping[str, Any] | None = None,
+        self, url: str | None = None, *, connect: Mapping[str, Any] | None = None, pool: Mapping[str, Any] | None = None
     ) -> None:
         if unknown := sorted({*(connect or ()), *(pool or ())} - server.POOL_ONLY - server.CONNECTION):
             raise StoreError(f"neither asyncpg's pool nor its connections have an option {', '.join(unknown)}")
@@ -67,6 +64,7 @@ class PostgresStore(Verbs):
         self._offset = 0.0
         self._writer = Writer(in_task(self._apply))
         self._writing, self._pooled = asyncio.Lock(), asyncio.Lock()
+        self._watch = Watch(self._connect)
         self._write: asyncpg.Connection[asyncpg.Record] | None = None
         self._open = False
         self._pid = 0
@@ -91,6 +89,7 @@ class PostgresStore(Verbs):
             if not self._open:
                 await patiently(self._set_up, within=server.OPEN_SECONDS)
                 self._open = True
+                self._watch.begin()
 
     async def _set_up(self) -> None:
         connection = await self._connect()
@@ -119,11 +118,10 @@ class PostgresStore(Verbs):
         return self.pool
 
     async def _reading(self) -> asyncpg.Pool[asyncpg.Record]:
-        if self._reads is None:
-            async with self._pooled:
-                if self._reads is None:
-                    self._reads = await self._make_pool(server.READS)
-        return self._reads
+        async with self._pooled:
+            if self._reads is None:
+                self._reads = await self._make_pool(server.READS)
+            return self._reads
 
     async def _lending(self) -> asyncpg.Pool[asyncpg.Record]:
         """A pool as the user's, each of whose connections can be kept from ending its transaction."""
@@ -148,6 +146,7 @@ class PostgresStore(Verbs):
 
     async def _close(self) -> None:
         self._bell.close()
+        self._watch.end()
         await self._writer.drain(server.CLOSE_SECONDS)
         held = (self._write, self.pool, self._reads, self._lends)
         self._write = self.pool = self._reads = self._lends = None
@@ -158,7 +157,7 @@ class PostgresStore(Verbs):
 
     def _forget(self) -> None:
         """Let go of what belongs to an event loop that has ended, and cannot be closed in peace any more."""
-        self._bell = Bell(self._connect)
+        self._bell, self._watch = Bell(self._connect), Watch(self._connect)
         for one in (self._write, self.pool, self._reads, self._lends):
             if one is not None:
                 with contextlib.suppress(RuntimeError, asyncpg.InterfaceError):
@@ -167,7 +166,7 @@ class PostgresStore(Verbs):
         self._open = False
 
     def twin(self) -> PostgresStore:
-        return PostgresStore(self._dsn, connect=self._connecting)
+        return PostgresStore(self._dsn, connect={**self._connecting, "command_timeout": server.CONNECT_SECONDS})
 
     def now(self) -> float:
         return time.time() + self._offset
@@ -190,7 +189,7 @@ class PostgresStore(Verbs):
             if self._write is None or self._write.is_closed():
                 self._write = await self._connect()
             try:
-                with server.saying(self.url, Refused):
+                with server.saying(self.url, Refused), self._watch.asking(self._write):
                     return await function(self._write)
             except BaseException as error:
                 if not isinstance(error, Refused) and not isinstance(error.__cause__, server.UNHARMED):
@@ -214,14 +213,12 @@ class PostgresStore(Verbs):
             self._check()
             pool = await self._reading()
             with server.saying(self.url):
-                async with (
-                    asyncio.timeout(self._patience),
-                    pool.acquire(timeout=self._patience) as connection,
-                    self._transaction(connection),
-                ):
-                    return await function(connection)
+                async with asyncio.timeout(self._patience), pool.acquire(timeout=self._patience) as connection:
+                    with self._watch.asking(connection):
+                        async with self._transaction(connection):
+                            return await function(connection)
 
-        return await patiently(lambda: beside(attempt()))
+        return await patiently(lambda: whole(attempt()))
 
     def _transaction(self, connection: Connection, *, several: bool = False) -> Any:
         """Round several statements. One is a transaction by itself, save where no prepared statement may be kept: there

@@ -197,13 +197,6 @@ async def patiently(attempt: Callable[[], Awaitable[T]], *, within: float = math
         pause = min(pause * 2, LONGEST_PAUSE)
 
 
-async def beside(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. A cancelled caller stops only its waiting: a driver that is cut off in the middle leaks."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(lambda task: None if task.cancelled() else task.exception())  # perhaps nobody asks any more
-    return await asyncio.shield(task)
-
-
 def not_forked(pid: int, url: str) -> None:
     """Raise StoreError in a process that was forked from the one, `pid`, which opened the store."""
     if pid != os.getpid():
@@ -211,5 +204,10 @@ def not_forked(pid: int, url: str) -> None:
 
 
 async def whole(work: Coroutine[Any, Any, T]) -> T:
-    """Do work to its end, also where the caller is cancelled: it waits no longer, and the work goes on."""
-    return await asyncio.shield(asyncio.ensure_future(work))
+    """What `work` comes to. A cancelled caller stops only its waiting: a driver that is cut off in the middle leaks.
+
+    The work goes on to its end, and nobody asks any more how that was.
+    """
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda task: None if task.cancelled() else task.exception())
+    return await asyncio.shield(task)

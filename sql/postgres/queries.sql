@@ -424,6 +424,16 @@ SELECT workflow, definition, structure, owner, count(*) AS many
 -- The server process that answers, whatever stands between.
 SELECT pg_backend_pid();
 
+-- name: lost
+-- Of these server processes those that have long had nothing to do, that cannot get rid of their answer, or that are gone:
+-- whoever still waits for one waits in vain. None where what answers is a pooler, whose numbers are its own.
+SELECT coalesce(array_agg(pid), '{}') FROM unnest($2::int[]) AS asked (pid)
+ WHERE $1 = pg_backend_pid()
+   AND NOT EXISTS (SELECT FROM pg_stat_activity AS seen
+                    WHERE seen.pid = asked.pid
+                      AND ((state NOT LIKE 'idle%' AND wait_event IS DISTINCT FROM 'ClientWrite')
+                           OR state IS NULL OR state_change > clock_timestamp() - interval '2 seconds'));
+
 -- name: overdue
 -- Since when the oldest due run of these workflows waits that no live owner holds.
 SELECT due FROM fsm_runs

@@ -1,0 +1,109 @@
+"""A network to PostgreSQL that breaks: processes do not end, runs soon go on, and no finished step is repeated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsmworkflow import open_store
+from fsmworkflow.store import postgres_watch
+from tests.children import Child, Children
+from tests.network import Network
+from tests.test_outages import longest_silence, nothing_was_lost, walking
+
+BACK = 5.0  # seconds after its return within which a run goes on
+STEPS = 30
+
+
+@pytest.fixture
+def children(tmp_path: Path) -> Iterator[Children]:
+    with Children(tmp_path) as some:
+        yield some
+
+
+@pytest.fixture
+def network(postgres_url: str) -> Iterator[Network]:
+    with Network(postgres_url) as one:
+        yield one
+
+
+def went_on(children: Children, child: Child, since: float) -> float:
+    """After how many seconds the first step ended that began since then."""
+
+    def ended() -> float | None:
+        begun = {line["run"] for line in children.ledger.lines("begin") if line["at"] > since}
+        return next((x["at"] for x in children.ledger.lines("end") if x["at"] > since and x["run"] in begun), None)
+
+    found: float = child.until(ended)
+    return found - since
+
+
+def test_connections_that_are_reset_again_and_again_cost_nobody_a_step(network: Network, children: Children) -> None:
+    child = walking(children, network.url, STEPS)
+    for _ in range(10):
+        child.until(network.reset, BACK)  # as soon as there is a connection again
+        seen = len(children.ledger.lines("end"))
+        child.until(lambda seen=seen: len(children.ledger.lines("end")) > seen, BACK)
+    child.succeeded()
+    assert network.broken >= 10
+    nothing_was_lost(children, network.server, STEPS)
+
+
+def test_an_answer_that_is_cut_in_the_middle_is_no_answer(network: Network, children: Children) -> None:
+    child = walking(children, network.url, STEPS)
+    for number in range(1, 9):
+        network.cut()
+        child.until(lambda number=number: network.broken == number, BACK)
+    child.succeeded()
+    assert network.broken == 8
+    nothing_was_lost(children, network.server, STEPS)
+
+
+def test_a_network_that_is_slow_only_takes_longer(network: Network, children: Children) -> None:
+    child = walking(children, network.url)
+    network.delay(0.4)
+    slow = time.monotonic()
+    child.until(lambda: time.monotonic() > slow + 2)
+    network.heal()
+    child.succeeded()
+    assert longest_silence(children) > 0.8, "it was not slow: a question and its answer take twice the delay"
+    nothing_was_lost(children, network.server)
+
+
+def black_hole(network: Network, children: Children, seconds: float) -> None:
+    child = walking(children, network.url, STEPS)
+    network.swallow()
+    struck = time.monotonic()
+    child.until(lambda: network.swallowed, BACK)
+    child.until(lambda: time.monotonic() > struck + seconds, seconds + 5)
+    assert not [x for x in children.ledger.lines("end") if x["at"] > struck + seconds / 2], "something still passed"
+    network.heal()
+    assert went_on(children, child, time.monotonic()) < BACK
+    child.succeeded()
+    nothing_was_lost(children, network.server, STEPS)
+
+
+def test_runs_go_on_soon_after_a_network_that_swallowed_everything(network: Network, children: Children) -> None:
+    black_hole(network, children, 3)
+
+
+@pytest.mark.soak
+def test_runs_go_on_soon_after_a_network_that_swallowed_everything_for_a_minute(
+    network: Network, children: Children
+) -> None:
+    black_hole(network, children, 60)
+
+
+async def test_a_statement_that_takes_long_is_left_alone(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is at work on it: only an answer that cannot come any more is given up."""
+    monkeypatch.setattr(postgres_watch, "SECONDS", 0.2)
+    store = open_store(network.url)
+    await store.open()
+    try:
+        writing = store._writing_on  # type: ignore[attr-defined]
+        assert await writing(lambda db: db.fetchval("SELECT pg_sleep(3) IS NOT NULL"))
+    finally:
+        await store.close()
