@@ -118,6 +118,9 @@ class Failure(msgspec.Struct, frozen=True):
     attempt: int = 1
     code: str | None = None
 
+    def __repr__(self) -> str:  # the traceback is for who asks for it
+        return f"<Failure in {self.state}, attempt {self.attempt}: {self.type}: {self.message[:200]!r}>"
+
 
 class Action(msgspec.Struct, frozen=True, array_like=True):
     """Something to do after a commit: its name in the workflow, and the version of the move that named it."""

@@ -189,3 +189,18 @@ async def test_of_an_event_that_was_rejected_for_a_condition_without_answer_the_
         assert asked.startswith(
             "  asked: `payload.sum >= left` has no answer: operator ge does not take payload.sum"
         ), asked
+
+
+async def test_what_is_printed_of_a_failure_is_short_and_has_no_traceback(store_url: str) -> None:
+    flow = Workflow("plain")
+
+    @flow.step(initial=True, then="done")
+    async def work(ctx: Any) -> None:
+        raise OSError("no bed\n" * 100)
+
+    flow.final("done")
+    async with Engine(store_url, workflows=[flow]) as engine:
+        failure = (await engine.result(flow, (await engine.start(flow, {}, key="a")).key)).error
+        assert "Traceback" in failure.traceback
+        assert repr(failure).startswith("<Failure in work, attempt 1: OSError: 'no bed\\n")
+        assert len(repr(failure)) < 300
