@@ -240,8 +240,7 @@ def _named(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def _titled(coroutine: Any, title: str) -> Awaitable[Any]:
     coroutine.__qualname__ = title  # what Python names where nobody awaits it
-    awaitable: Awaitable[Any] = coroutine
-    return awaitable
+    return cast(Awaitable[Any], coroutine)
 
 
 def _shown(name: str) -> str:

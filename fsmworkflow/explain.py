@@ -29,14 +29,9 @@ UNITS = ((86_400, "days"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def explained(
-    workflow: Workflow,
-    run: Run,
-    history: Sequence[Entry],
-    inbox: Sequence[Event],
-    children: Mapping[str, Sequence[Run]],
-    *,
-    now: float,
-) -> str:
+    workflow: Workflow, run: Run, history: Sequence[Entry], inbox: Sequence[Event],
+    children: Mapping[str, Sequence[Run]], *, now: float,
+) -> str:  # fmt: skip
     """In words: how the run came to where it is, what its last decision saw, and what it waits for.
 
     `inbox` is what waits to be taken, `children` are those of its active states.
