@@ -17,7 +17,7 @@ from fsmworkflow.acting import Acting, act_after, failed
 from fsmworkflow.children import awaiting, joined
 from fsmworkflow.decide import decide
 from fsmworkflow.due import due_next, resting_due
-from fsmworkflow.errors import DefinitionChanged, EndlessLoop, Refused, RolledBack, Stale, StoreError
+from fsmworkflow.errors import DefinitionChanged, EndlessLoop, FSMWorkflowError, Refused, RolledBack, Stale, StoreError
 from fsmworkflow.failures import failure
 from fsmworkflow.flights import SUSPECT, poisoned
 from fsmworkflow.hooks import Hooks
@@ -50,8 +50,9 @@ class Drive:
     """
 
     __slots__ = (
-        "_acting", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_shift", "_steps", "_told", "_unread",
-        "_woken", "error", "hold", "inbox", "retry", "run", "store", "worker", "workflow",
+        "_acting", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_peek", "_rung", "_shift",
+        "_steps", "_stopped", "_told", "_unread", "_woken", "error", "hold", "inbox", "retry", "run", "store",
+        "worker", "workflow",
     )  # fmt: skip
 
     def __init__(
@@ -84,17 +85,32 @@ class Drive:
         self._steps: dict[tuple[str, int], asyncio.Task[Event]] = {}
         self._entered_by: dict[int, Event] = {}
         self._woken: asyncio.Future[None] | None = None
-        self._inline: asyncio.Task[object] | None = None
+        self._inline: tuple[asyncio.Task[Any] | None] | None = None  # the step that runs in our own task, each another
+        self._peek: asyncio.Task[None] | None = None
+        self._rung = self._stopped = False
 
     # -- from outside -----------------------------------------------------------------------------------------------
 
-    def wake(self, event: str | None = None) -> None:
-        """Something was posted to this run: look at the inbox as soon as possible. `event` is its name, where known."""
+    def wake(self) -> None:
+        """Something was posted to this run: look at the inbox as soon as possible."""
         self._unread = True
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
-        if event in STOPPING and self._inline is not None and not self._inline.cancelling():
-            self._inline.cancel()  # a step that accepts nothing runs in our own task: only a steering hand stops it
+        self._rung = self._inline is not None
+        if self._rung and (self._peek is None or self._peek.done()):
+            self._peek = asyncio.create_task(self._peek_for_stop())
+
+    async def _peek_for_stop(self) -> None:
+        """A step that accepts nothing runs in our own task: only a steering hand stops it, and only while it is on."""
+        try:
+            while self._rung and (step := self._inline) is not None and not self._stopped:
+                self._rung = False
+                _, waiting = await self.store.inbox(self.run)
+                if step is self._inline and step[0] is not None and any(event.name in STOPPING for event in waiting):
+                    self._stopped = True
+                    step[0].cancel()
+        except FSMWorkflowError as error:
+            log.warning("the inbox of run %s/%s could not be read: %s", self.run.workflow, self.run.key, error)
 
     def stop(self) -> None:
         """Begin nothing more: once the steps that are on have ended, the run is given back."""
@@ -103,7 +119,7 @@ class Drive:
 
     def within(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether a task is one in which a step of this run runs."""
-        return task is not None and (task is self._inline or task in self._steps.values())
+        return task is not None and (task in (self._inline or ()) or task in self._steps.values())
 
     async def send(self, event: Event) -> Event | None:
         """Take a new event at once, in the commit that makes it durable. Only of a held run, while it rests.
@@ -174,6 +190,8 @@ class Drive:
             if self.run.owner is not None:
                 await self._rest(kept)
         finally:
+            if self._peek is not None:
+                self._peek.cancel()
             await self._stop(list(self._steps))
             if self.run.owner is not None and not kept:
                 await self.give_up()
@@ -361,13 +379,14 @@ class Drive:
         """A step that accepts no event needs no task of its own. Returns its end, or the event that has stopped it."""
         if self._due_to_look():  # something came while the inbox was being read
             return None
-        self._inline = task = asyncio.current_task()
+        task = asyncio.current_task()
+        self._inline, self._stopped = (task,), False
         try:
             return await self._step(self.run, state)
         except asyncio.CancelledError:
-            if not self._unread or task is None or task.uncancel() > 0:
+            if not self._stopped or task is None or task.uncancel() > 0:
                 raise
-            self._inline = None  # whoever wakes us now stops no step any more
+            self._inline = None
             await self._look()
             return next((event for event in self.inbox if event.name in STOPPING), None)
         finally:
@@ -589,7 +608,7 @@ class Drive:
         if move.orders:
             self._unread = True  # perhaps there is nothing to wait for
         if due:
-            self.worker.due(due, any(order.name == records.CANCEL for order in move.orders))
+            self.worker.due(due)
         if move.error is not None:
             self.error = move.error
         self._told(move)

@@ -9,11 +9,11 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, TypeVar
 
 from fsmworkflow.children import awaits
-from fsmworkflow.drive import LEFT_BEHIND, STOPPING, Drive
+from fsmworkflow.drive import LEFT_BEHIND, Drive
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound, StoreError
 from fsmworkflow.line import CHUNK, Crew, Line
 from fsmworkflow.machine import WATCH, goes_on, left_alone, may_go_on, patience
-from fsmworkflow.records import CANCEL, Event, Post, Run, replace
+from fsmworkflow.records import Event, Post, Run, replace
 from fsmworkflow.versions import of_this
 from fsmworkflow.worker import CLOSE_SECONDS, Worker, first_of
 from fsmworkflow.workflow import Workflow
@@ -155,6 +155,11 @@ class Drives:
             raise RunNotFound(workflow, key)
         return run
 
+    async def failed(self, run: Run) -> bool:
+        """Whether the run has failed by now and keeps its place, whatever is known of it here."""
+        row = await self.store.load(run.workflow, run.key)
+        return row is not None and row.status == "failed" and not row.over
+
     def start(self, definition: Workflow, run: Run, *, retry: bool) -> Driving:
         """Begin to see to a run that is to be created, or is there already."""
         driving = Driving(definition, run, retry)
@@ -199,7 +204,7 @@ class Drives:
         name = (definition.name, key)
         known = self._drives.get(name)
         if name in self and not (known is not None and known.done is not None and known.done.done()):
-            self._wake(name, event.name)
+            self._wake(name)
             return
         run = await self.load(*name)
         if self._not_ours(definition, run):
@@ -207,7 +212,7 @@ class Drives:
         if run.owner not in (None, self.worker.token) and not of_this(definition, run):
             self._task(self._told_of(name, self._follow, definition, key, event.id))
         if name in self._held or name in self._busy or self._drives.get(name) not in (None, known):
-            self._wake(name, event.name)
+            self._wake(name)
         else:
             self._watch(definition, run)
 
@@ -239,22 +244,22 @@ class Drives:
         except FSMWorkflowError as error:
             log.warning("run %s/%s is not looked at here for what was posted: %s", *name, error)
 
-    def due(self, names: Iterable[Name], stop: bool) -> None:
-        """A move of a run of ours has made these due: children, or a parent. With `stop` children are cancelled.
+    def due(self, names: Iterable[Name]) -> None:
+        """A move of a run of ours has made these due: children, or a parent.
 
         Where a crew works here, those that nobody sees to are claimed by it, so that it is never more than it may be.
         """
         crew = self._line is not None and bool(self._line.crews)
         for name in () if self.worker.stopping else names:
             if name in self or not crew:
-                self._adopt(name, CANCEL if stop else None)
+                self._adopt(name)
             else:
                 self._news.set()
 
-    def _adopt(self, name: Name, event: str | None = None) -> None:
+    def _adopt(self, name: Name) -> None:
         """See to a run that is due: as it is seen to here, or by claiming it."""
         if name in self:
-            self._wake(name, event)
+            self._wake(name)
         elif name[0] in self._workflows:
             stub = Run(workflow=name[0], key=name[1], active={}, fields={}, due=0.0)
             driving = Driving(self._workflows[name[0]], stub, retry=False)
@@ -506,18 +511,18 @@ class Drives:
             return await self._watch_and_drive(driving)
         return driving.run
 
-    def _wake(self, name: tuple[str, str], event: str | None = None) -> None:
+    def _wake(self, name: Name) -> None:
         """Something was posted to a run, or a time has come for it: have it looked at, if it is ours."""
         driving = self._drives.get(name)
         if driving is not None and driving.drive is None:
             driving.woken = True
         elif driving is not None and driving.drive is not None:
-            driving.drive.wake(event)
+            driving.drive.wake()
         elif name in self._busy:
-            self._busy[name].wake(event)
+            self._busy[name].wake()
         elif name in self._held:
             drive = self._held.pop(name)
-            drive.wake(event)
+            drive.wake()
             self._redrive(drive)
 
     def _redrive(self, drive: Drive) -> None:
@@ -543,7 +548,7 @@ class Drives:
                 continue
             try:
                 for name in await self.store.woken(self.worker.token, since - self.poll):
-                    self._wake(name, await self._stopping(name))
+                    self._wake(name)
                 since = now
             except Exception as error:  # whatever it is, the next look must come
                 log.warning("the engine could not look for events: %r", error)
@@ -569,14 +574,6 @@ class Drives:
         except StoreError:  # the store was closed
             await asyncio.sleep(self.poll)
             return heard
-
-    async def _stopping(self, name: tuple[str, str]) -> str | None:
-        """The event that another process has sent to stop the step that is on, where there is one."""
-        driving = self._drives.get(name)
-        if driving is None or driving.drive is None:
-            return None
-        _, waiting = await self.store.inbox(driving.drive.run)
-        return next((event.name for event in waiting if event.name in STOPPING), None)
 
     def _versions(self) -> dict[str, int]:
         return {workflow.name: workflow.version for workflow in self._workflows.values()}

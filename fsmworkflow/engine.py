@@ -500,8 +500,8 @@ class Engine:
                 tell(there, fresh, data, refuse=True)
         driving = await self._drives.driving(definition, fresh, retry)
         there = await asyncio.shield(driving.started)
-        while retry and not driving.retry and there.status == "failed" and not there.over and driving.done is not None:
-            await asyncio.wait([driving.done])  # of what lets a failed run be: a `start`, an event that was sent
+        while retry and not driving.retry and driving.done is not None and await self._drives.failed(driving.run):
+            await asyncio.wait([driving.done])  # it is about to end, or lets a failed run be, as a `start` does
             driving = await self._drives.driving(definition, fresh, retry)
             there = await asyncio.shield(driving.started)
         tell(there, fresh, data, refuse=different == "refuse")

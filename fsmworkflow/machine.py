@@ -16,7 +16,7 @@ from fsmworkflow.codec import fields_of, text_of
 from fsmworkflow.decide import begin, decide
 from fsmworkflow.drive import LEFT_BEHIND, Drive
 from fsmworkflow.hooks import Hook, Hooks
-from fsmworkflow.records import CANCEL, PAUSE, Event, Move, Run, replace
+from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.versions import shifted
 from fsmworkflow.worker import Use, Worker
@@ -244,7 +244,7 @@ async def driven(drive: Drive) -> None:
             drive.wake()
             await drive.go()
         for child in drives.values():  # the move that ended the waiting has paused or cancelled them
-            child.wake(PAUSE if drive.run.status == "failed" else CANCEL)
+            child.wake()
         if tasks:
             await asyncio.wait(tasks.values(), timeout=LEFT_BEHIND)
     finally:

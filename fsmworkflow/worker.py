@@ -76,7 +76,7 @@ class Worker:
         self.told: Callable[[Iterable[Post]], None] = lambda posts: None
         self.lent: WeakValueDictionary[tuple[int, str, int], Lent] = WeakValueDictionary()  # by run, state and visit
         self.lending: asyncio.Task[Any] | None = None  # in which a step runs for which every other write waits
-        self.due: Callable[[Iterable[tuple[str, str]], bool], None] = lambda keys, stop: None
+        self.due: Callable[[Iterable[tuple[str, str]]], None] = lambda keys: None
         self.stuck: dict[int, int] = {}
         self.pauses: dict[int, float] = {}  # of runs that could not be driven of late, by id
         self.unreleased: list[Run] = []  # runs of ours that nobody drives, as the store did not let them go

@@ -323,6 +323,68 @@ async def test_the_steps_of_regions_run_at_once_and_both_ends_count(store: Store
         assert (run.state, dict(run.data)) == ("end", {"both.one.s": 1, "both.two.s": 1})
 
 
+async def test_a_hand_that_leads_to_another_step_stops_the_one_that_is_on_and_no_later_one(store: Store) -> None:
+    flow, begun, on = Workflow("hands"), list[str](), asyncio.Event()
+
+    @flow.step(initial=True, then="end")
+    async def first(ctx: Any) -> None:
+        begun.append("first")
+        await asyncio.sleep(60)
+
+    @flow.step(then="end")
+    async def second(ctx: Any) -> None:
+        begun.append("second")
+        await on.wait()
+
+    flow.wait("other", on={"nothing": "second"})
+    flow.transition("never", "first", "other")
+    flow.final("end")
+    async with engine(store, flow, poll=0.01) as one:
+        await one.start(flow, {}, key="a")
+        await until(lambda: asyncio.sleep(0, begun == ["first"]))
+        for _ in range(3):
+            await one.send(flow, "a", "nothing")  # which waits, so that there is something to look at
+        await one.rerun(flow, "a", state="second")
+        for _ in range(20):
+            one._drives._wake(("hands", "a"))  # one that comes late stops nothing
+            await asyncio.sleep(0.002)
+        assert begun == ["first", "second"]
+        on.set()
+        assert (await one.result(flow, "a")).status == "done"
+        assert begun == ["first", "second"]
+
+
+async def test_run_goes_on_with_a_run_that_has_just_failed_and_is_not_let_go_of_yet(store: Store) -> None:
+    flow, bodies, failed, known = Workflow("fails once"), 0, asyncio.Event(), asyncio.Event()
+
+    @flow.step(initial=True, then="end")
+    async def work(ctx: Any) -> None:
+        nonlocal bodies
+        bodies += 1
+        if bodies == 1:
+            raise OSError("not yet")
+
+    flow.final("end")
+
+    class LateAnswer(CrashingStore):
+        async def commit(self, move: Any) -> Any:
+            due = await super().commit(move)
+            if move.after.status == "failed":
+                failed.set()
+                await known.wait()
+            return due
+
+    async with Engine(LateAnswer(store, at=None), workflows=[flow], poll=0.03) as one:
+        await one.start(flow, {}, key="a")
+        await failed.wait()
+        assert (await one.get(flow, "a")).status == "failed"
+        again = asyncio.create_task(one.run(flow, key="a"))
+        await asyncio.sleep(0.02)
+        known.set()
+        assert (await again).status == "done"
+        assert bodies == 2
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 async def test_cancel_stops_a_running_step_from_here_and_from_elsewhere(store: Store, elsewhere: bool) -> None:
     seen: list[str] = []

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from fsmworkflow import Engine, RunOver
@@ -33,8 +33,8 @@ from tests.model import BEGAN, ERRORS, KEY, MACHINES, Machine, Model, Place, Sen
 from tests.postgres_server import Databases, execute
 
 SEED = int(os.environ.get("FSMWORKFLOW_SEED") or secrets.randbits(32))
-SOON = 20.0
-"""Seconds, far less than a lease: a run that nobody gave back shows."""
+SOON = 5.0
+"""Seconds, far less than a lease: a run that nobody gave back, or that nobody sees to any more, shows."""
 NUMBER = itertools.count()
 
 Command = tuple[Any, ...]
@@ -513,6 +513,7 @@ def check(runner: asyncio.Runner, stages: list[Stage], examples: int) -> None:
         database=None,
         print_blob=True,
         report_multiple_bugs=False,
+        phases=[Phase.generate],  # what fails only now and then cannot be made smaller, and each try would wait
         suppress_health_check=list(HealthCheck),
     )
 
