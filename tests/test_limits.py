@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -12,8 +15,9 @@ import pytest
 
 from fsmworkflow import DefinitionError, Engine, PersistentWorkflowStateMachine, Workflow, open_store
 from fsmworkflow.decide import begin
-from fsmworkflow.records import Owner
+from fsmworkflow.records import Owner, replace
 from fsmworkflow.store import Store
+from fsmworkflow.store.sql import queries
 
 SOON = 15.0
 
@@ -155,6 +159,46 @@ async def test_claims_that_race_count_the_same_room_once(durable_url: str) -> No
         await asyncio.gather(*(stores[0].release(run) for run in claimed))
     for one in stores:
         await one.close()
+
+
+async def test_a_claim_takes_the_oldest_for_which_there_is_room(store: Store) -> None:
+    """Held against the plain reading of it, for every number that may be asked for."""
+    names = ("free", "wide", "narrow", "shut", "other")
+    limits = {"wide": 4, "narrow": 1, "shut": 1}
+    now = store.now()
+    await store.enrol(Owner(token="me", machine="", process="1/1", lease=now + 60, started=now))
+    flows = {name: scarce(Gauge(), limits.get(name), name).check() for name in names}
+    held = begin(flows["shut"], "held", flows["shut"].codec.start({}), now=now - 100)
+    await store.create(replace(held, owner="me", epoch=1))
+    runs = [begin(flows[names[n * 7 % 5]], f"k{n}", {}, now=now - 50 + n * 11 % 40) for n in range(40)]
+    for run in runs:
+        await store.create(run)
+    for many in range(1, 30):
+        room = {name: limit - (name == "shut") for name, limit in limits.items()}
+        expected = []
+        for run in sorted(runs, key=lambda run: run.due or 0.0):
+            if len(expected) < many and room.get(run.workflow, 1) > 0 and run.workflow != "other":
+                room[run.workflow] = room.get(run.workflow, 1_000) - 1
+                expected.append(run.key)
+        known = {name: 1 for name in names if name != "other"}
+        claimed = await store.claim("me", known, many, now, (), limits)
+        assert [run.key for run in claimed] == expected
+        await asyncio.gather(*map(store.release, claimed))
+
+
+@pytest.mark.parametrize("block", ["claimable", "claimable_within", "driven", "overdue"])
+async def test_what_has_ended_is_never_looked_at_by_a_claim_on_sqlite(sqlite_url: str, block: str) -> None:
+    """Most runs of a store have ended: looking at what is due must go by what is due."""
+    store = open_store(sqlite_url)
+    await store.open()
+    await store.close()
+    statement = queries("sqlite")[block]
+    with contextlib.closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as db:
+        values = {name: "{}" if name in ("workflows", "rooms") else "[]" for name in re.findall(r":(\w+)", statement)}
+        plan = db.execute(f"EXPLAIN QUERY PLAN {statement}", values or ("w", 0.0)).fetchall()
+    ways = [row[3] for row in plan if "fsm_runs" in row[3]]
+    assert ways
+    assert all("fsm_runs_due" in way for way in ways), ways
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "3", True])

@@ -700,22 +700,26 @@ SELECT id, version FROM fsm_runs
  ORDER BY due, id LIMIT 1;
 
 -- name: claim_within
--- As claim, where some workflows have a limit: of these no more than there is room for, the oldest. All that is due is
--- looked at, for the oldest of each.
+-- As claim, where some workflows have a limit: of these no more than there is room for, the oldest. Each that has room is a
+-- line, all without a limit are one; of each line only as many are looked for as may be taken.
 WITH live AS MATERIALIZED (
     SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())),
 known AS MATERIALIZED (
     SELECT * FROM unnest($3::text[], $6::bigint[]) AS known (name, newest)),
+line AS MATERIALIZED (
+    SELECT limited, free FROM unnest($9::text[], $10::bigint[]) AS room (limited, free) WHERE free > 0
+     UNION ALL SELECT NULL, $4),
 queue AS MATERIALIZED (
-    SELECT id, due, room.free, row_number() OVER (PARTITION BY workflow ORDER BY due, id) AS place
-      FROM fsm_runs LEFT JOIN unnest($9::text[], $10::bigint[]) AS room (name, free) ON room.name = workflow
-     WHERE due <= $2 AND definition <= (SELECT newest FROM known WHERE known.name = workflow)
-       AND (id, version) NOT IN (SELECT but.run, but.at FROM unnest($7::bigint[], $8::bigint[]) AS but (run, at))
-       AND (owner IS NULL OR owner NOT IN (SELECT token FROM live))),
+    SELECT found.id, found.due FROM line CROSS JOIN LATERAL (
+        SELECT id, due FROM fsm_runs
+         WHERE due <= $2 AND CASE WHEN limited IS NULL THEN workflow <> ALL ($9::text[]) ELSE workflow = limited END
+           AND definition <= (SELECT newest FROM known WHERE known.name = workflow)
+           AND (id, version) NOT IN (SELECT but.run, but.at FROM unnest($7::bigint[], $8::bigint[]) AS but (run, at))
+           AND (owner IS NULL OR owner NOT IN (SELECT token FROM live))
+         ORDER BY due, id LIMIT least(free, $4)) AS found),
 free AS MATERIALIZED (
     SELECT id FROM fsm_runs
-     WHERE id IN (SELECT queue.id FROM queue WHERE queue.free IS NULL OR place <= queue.free
-                   ORDER BY queue.due, queue.id LIMIT $4)
+     WHERE id IN (SELECT queue.id FROM queue ORDER BY queue.due, queue.id LIMIT $4)
        AND (owner IS NULL OR owner NOT IN (SELECT token FROM live))
        AND epoch = (SELECT seen.epoch FROM fsm_runs AS seen WHERE seen.id = fsm_runs.id)
      ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)

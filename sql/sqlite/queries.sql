@@ -263,25 +263,29 @@ SELECT id, version FROM fsm_runs
  ORDER BY due, id LIMIT :many;
 
 -- name: claimable_within
--- As claimable, where some workflows have a limit: of these no more than there is room for, the oldest. All that is due
--- is looked at, for the oldest of each.
+-- As claimable, where some workflows have a limit: of these no more than there is room for, the oldest. Each that has room
+-- is a line, all without a limit are one; of each line only as many are looked for as are wanted.
 WITH known AS MATERIALIZED (SELECT key AS name, value AS newest FROM json_each(:workflows)),
      but AS MATERIALIZED (SELECT value ->> 0 AS run, value ->> 1 AS at FROM json_each(:but)),
-     room AS MATERIALIZED (SELECT key AS limited, value AS free FROM json_each(:rooms))
-SELECT id FROM (
-    SELECT id, due, free, row_number() OVER (PARTITION BY workflow ORDER BY due, id) AS place
-      FROM fsm_runs LEFT JOIN room ON limited = workflow
-     WHERE due <= :by
-       AND definition <= (SELECT newest FROM known WHERE name = workflow)
-       AND (id, version) NOT IN (SELECT run, at FROM but)
-       AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now)))
- WHERE free IS NULL OR place <= free
- ORDER BY due, id LIMIT :many;
+     room AS MATERIALIZED (SELECT key AS limited, value AS free FROM json_each(:rooms)),
+     line AS MATERIALIZED (SELECT limited, free FROM room WHERE free > 0 UNION ALL SELECT NULL, :many),
+     queue AS (
+         SELECT run.id, run.due, free, row_number() OVER (PARTITION BY limited ORDER BY run.due, run.id) AS place
+           FROM line CROSS JOIN fsm_runs AS run ON run.id IN (
+                SELECT id FROM fsm_runs
+                 WHERE due <= :by
+                   AND iif(limited IS NULL, workflow NOT IN (SELECT limited FROM room), workflow = limited)
+                   AND definition <= (SELECT newest FROM known WHERE name = workflow)
+                   AND (id, version) NOT IN (SELECT run, at FROM but)
+                   AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
+                 ORDER BY due, id LIMIT :many))
+SELECT id FROM queue WHERE place <= free ORDER BY due, id LIMIT :many;
 
 -- name: driven
--- How many runs of a workflow live owners hold, those that rest not counted.
+-- How many runs of a workflow live owners hold, those that rest not counted. By what is due, not by the workflow, of which
+-- most runs have ended.
 SELECT count(*) FROM fsm_runs
- WHERE workflow = ?1 AND due IS NOT NULL AND (status IN ('running', 'compensating') OR due <= ?2)
+ WHERE +workflow = ?1 AND due IS NOT NULL AND (status IN ('running', 'compensating') OR due <= ?2)
    AND owner IN (SELECT token FROM fsm_owners WHERE lease > ?2);
 
 -- name: claim
@@ -329,7 +333,7 @@ PRAGMA journal_mode;
 -- name: overdue
 -- Since when the oldest due run of these workflows waits that no live owner holds.
 SELECT due FROM fsm_runs
- WHERE due <= :now AND workflow IN (SELECT value FROM json_each(:workflows))
+ WHERE due <= :now AND +workflow IN (SELECT value FROM json_each(:workflows))
    AND (owner IS NULL OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
  ORDER BY due LIMIT 1;
 
