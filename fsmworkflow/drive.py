@@ -377,7 +377,7 @@ class Drive:
 
     async def _alone(self, state: str) -> Event | None:
         """A step that accepts no event needs no task of its own. Returns its end, or the event that has stopped it."""
-        if self._due_to_look():  # something came while the inbox was being read
+        if self._unread:  # something came while the inbox was being read
             return None
         task = asyncio.current_task()
         self._inline, self._stopped = (task,), False
@@ -391,10 +391,6 @@ class Drive:
             return next((event for event in self.inbox if event.name in STOPPING), None)
         finally:
             self._inline = None
-
-    def _due_to_look(self) -> bool:
-        """Whether something came since the inbox was read."""
-        return self._unread
 
     def _ended_step(self, only: tuple[str, int] | None = None) -> Event | None:
         for name, task in list(self._steps.items()):

@@ -204,8 +204,6 @@ class Engine:
         `concurrency` of them at once, oldest first. Returns how many. One that fails stays failed, and stops no other.
         Cancelling this call claims no more; what was claimed is driven on.
         """
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be 1 or more, not {concurrency!r}")
         return await self._drives.resume(concurrency)
 
     async def work(self, *, concurrency: int = 100) -> None:
@@ -216,8 +214,6 @@ class Engine:
         cancelled it drains: nothing more is claimed, running steps end within the engine's `grace`, and the runs are
         given back. Several calls add up.
         """
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be 1 or more, not {concurrency!r}")
         pruning = asyncio.create_task(self._prune_for_ever(), name="fsmworkflow-prune")
         try:
             await self._drives.work(concurrency, self.grace)

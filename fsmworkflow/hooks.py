@@ -68,15 +68,11 @@ class Hooks:
     def __init__(self, hooks: Iterable[Hook] = ()) -> None:
         self._hooks = tuple(hooks)
         for hook in self._hooks:
-            missing = [
-                name for name in ("moved", "step_began", "step_ended") if not callable(getattr(hook, name, None))
-            ]
-            if missing or isinstance(hook, type):
-                raise TypeError(
-                    f"a hook is an object with moved, step_began and step_ended, not {hook!r}: subclass Hook"
-                )
-        default = LogHook().moved
-        self.moved: Callable[[Move], None] = self._moved if self._hooks else default
+            there = [callable(getattr(hook, name, None)) for name in ("moved", "step_began", "step_ended")]
+            if isinstance(hook, type) or not all(there):
+                what = "a hook is an object with moved, step_began and step_ended"
+                raise TypeError(f"{what}, not {hook!r}: subclass Hook")
+        self.moved: Callable[[Move], None] = self._moved if self._hooks else LogHook().moved
 
     def __bool__(self) -> bool:
         """Whether anybody but the log is to be told."""

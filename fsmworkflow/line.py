@@ -53,6 +53,8 @@ class Crew(Generic[T]):
     """So many drivers of one line. `driving` is what they are at, `idle` are those that wait for something."""
 
     def __init__(self, line: Line[T], many: int, spawn: Spawn) -> None:
+        if many < 1:
+            raise ValueError(f"concurrency must be 1 or more, not {many!r}")
         self.line = line
         self.driving: set[T] = set()
         self.idle: set[asyncio.Task[Any]] = set()

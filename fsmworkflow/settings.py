@@ -33,12 +33,9 @@ Values = Mapping[str, str | None]
 
 URL = "FSMWORKFLOW_URL"
 VARIABLES = {
-    "host": ("DB_HOST",),
-    "port": ("DB_PORT",),
-    "database": ("DB_DATABASE", "DB_NAME"),
-    "user": ("DB_USER",),
+    "host": ("DB_HOST",), "port": ("DB_PORT",), "database": ("DB_DATABASE", "DB_NAME"), "user": ("DB_USER",),
     "password": ("DB_PASSWORD",),
-}
+}  # fmt: skip
 NAMING = ("host", "database", "user")
 DEFAULTS = {"host": "localhost", "port": "5432", "database": "fsmdb"}
 CLOSE_SECONDS = 1.5
