@@ -25,7 +25,7 @@ Start = Callable[[list["Write"], Done], Callable[[], object] | None]
 
 log = logging.getLogger("fsmworkflow")
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+FIRST_PAUSE, LONGEST_PAUSE, PART = 0.05, 2.0, 500
 
 
 class Write:
@@ -140,8 +140,10 @@ class Writer:
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
             return
         self._pause = FIRST_PAUSE
-        _answer(batch, error)
-        loop.call_soon(self._flush)  # after those that were just answered, so that what they put next rides along
+        _answer(batch[:PART], error)
+        rest = batch[PART:]  # in another turn of the loop, so that no timer waits for ten thousand steps
+        # After those that were just answered, so that what they put next rides along.
+        loop.call_soon(self._over, rest, error) if rest else loop.call_soon(self._flush)
 
 
 def in_task(apply: Apply) -> Start:
@@ -169,9 +171,7 @@ def in_task(apply: Apply) -> Start:
 
 
 def _answer(batch: list[Write], error: BaseException | None) -> None:
-    for write in batch:
-        if write.future.done():
-            continue
+    for write in [one for one in batch if not one.future.done()]:
         if (failed := error or write.error) is None:
             write.future.set_result(write.result)
         elif isinstance(failed, asyncio.CancelledError):

@@ -1,0 +1,125 @@
+"""A process with many runs, at once or one after another. Prints what it took as one line of JSON.
+
+python many_child.py at_once URL RUNS | python many_child.py in_turn URL RUNS
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from typing import Any
+
+from fsmworkflow import Engine, Workflow
+
+PAUSE = 0.005  # seconds between two looks at the clock: how much later one comes is the lag of the loop
+WAVE = 50  # runs that are there together where they come one after another
+
+flow = Workflow("flow")
+
+
+@flow.step(initial=True, then="asked")
+async def fetch(ctx: Any) -> None:
+    await asyncio.sleep(0.05)
+    ctx.data["fetched"] = await ctx.call(answer, ctx.run.key)
+
+
+flow.wait("asked", on={"go": "store"}, after={"0.05s": "store"})
+
+
+@flow.step(then="over")
+async def store(ctx: Any) -> None:
+    await asyncio.sleep(0.05)
+    ctx.data["stored"] = True
+
+
+flow.final("over")
+
+
+async def answer(key: str) -> str:
+    return key * 10
+
+
+async def lags(found: list[float]) -> None:
+    while True:
+        due = time.perf_counter() + PAUSE
+        await asyncio.sleep(PAUSE)
+        found.append(time.perf_counter() - due)
+
+
+async def at_once(url: str, many: int) -> dict[str, Any]:
+    """All runs are there together."""
+    late: list[float] = []
+    async with Engine(url, workflows=[flow]) as engine:
+        looking = asyncio.create_task(lags(late))
+        starting = []
+        for n in range(many):
+            starting.append(asyncio.create_task(engine.run(flow, {"text": "x" * 200}, key=f"k{n}")))
+            if n % WAVE == 0:
+                await asyncio.sleep(0)  # so that starting them is not what makes the loop late
+        runs = await asyncio.gather(*starting)
+        rested = await asyncio.gather(*(engine.result(flow, run.key) for run in runs if run.status == "waiting"))
+        while any(run.status == "waiting" for run in rested):
+            await asyncio.sleep(0.1)
+            rested = await asyncio.gather(*(engine.result(flow, run.key) for run in rested if run.status == "waiting"))
+        looking.cancel()
+        done = sum([len(page) for page in [await engine.list(flow, status="done", limit=many + 1)]])
+    return {"done": done, "p99": sorted(late)[int(len(late) * 0.99)], "looks": len(late), "rss": peak()}
+
+
+async def in_turn(url: str, many: int) -> dict[str, Any]:
+    """One wave after another; after a tenth, and at the end, what this process holds."""
+    held: list[dict[str, int]] = []
+    async with Engine(url, workflows=[flow]) as engine:
+        for wave in range(many // WAVE):
+            keys = [f"k{wave}-{n}" for n in range(WAVE)]
+            await asyncio.gather(*(brief(engine, key) for key in keys))
+            if (wave + 1) * WAVE in (many // 10, many):
+                await asyncio.sleep(0.5)
+                held.append(holds())
+        done = len(await engine.list(short, status="done", limit=many + 1))
+    return {"done": done, "early": held[0], "late": held[-1]}
+
+
+short = Workflow("short")
+
+
+@short.step(initial=True, then="asked")
+async def begin(ctx: Any) -> None:
+    ctx.data["fetched"] = await ctx.call(answer, ctx.run.key)
+
+
+short.wait("asked", on={"go": "over"})
+short.final("over")
+
+
+async def brief(engine: Engine, key: str) -> None:
+    await engine.run(short, {"text": "x" * 200}, key=key)
+    await engine.send(short, key, "go")
+    run = await engine.result(short, key)
+    assert run.status == "done", run
+
+
+def holds() -> dict[str, int]:
+    gc.collect()
+    return {
+        "rss": int(next(x for x in open("/proc/self/status") if x.startswith("VmRSS")).split()[1]) * 1024,
+        "objects": len(gc.get_objects()),
+        "files": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+        "tasks": len(asyncio.all_tasks()),
+    }
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    job, url, many = sys.argv[1:]
+    print(json.dumps(asyncio.run({"at_once": at_once, "in_turn": in_turn}[job](url, int(many)))))
