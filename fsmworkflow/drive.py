@@ -35,8 +35,8 @@ log = logging.getLogger("fsmworkflow")
 LOOP = 1_000
 LEFT_BEHIND = 10.0
 """Seconds that a cancelled step has to end, before the move that leaves its state is committed without it."""
-AGAIN = 0.05
-"""Seconds before a step is run again whose transaction had no effect."""
+AGAIN, LONGEST = 0.05, 5.0
+"""Seconds before a step is run again whose transaction had no effect, at first and at the most; it is doubled."""
 PIECE = 0.25
 """Seconds of one piece of a wait for which no step runs."""
 STOPPING = frozenset({records.CANCEL, records.RERUN})
@@ -50,9 +50,9 @@ class Drive:
     """
 
     __slots__ = (
-        "_acting", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_peek", "_rung", "_shift",
-        "_steps", "_stopped", "_told", "_unread", "_woken", "error", "hold", "inbox", "retry", "run", "store",
-        "worker", "workflow",
+        "_acting", "_anew_at", "_anew_in", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_peek", "_rung",
+        "_shift", "_steps", "_stopped", "_told", "_unread", "_woken", "error", "hold", "inbox", "retry", "run",
+        "store", "worker", "workflow",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +82,7 @@ class Drive:
         self._asked: int | None = None  # the version at which waiting states were asked whether they lead on
         self._shift: Shift | None = None  # what another definition has made of the run, and no commit has written yet
         self._idle: list[str] = []  # the states passed since the last step: a cycle of them never rests
+        self._anew_at, self._anew_in = -1, AGAIN  # when a step was run again without effect, and after what pause
         self._steps: dict[tuple[str, int], asyncio.Task[Event]] = {}
         self._entered_by: dict[int, Event] = {}
         self._woken: asyncio.Future[None] | None = None
@@ -545,7 +546,9 @@ class Drive:
         """What a step did had no effect: it is run again, in the same attempt."""
         log.warning("a step of run %s/%s is run again: %s", self.run.workflow, self.run.key, error)
         self._fresh = False  # what it has remembered stays
-        await asyncio.sleep(AGAIN)
+        self._anew_in = min(self._anew_in * 2, LONGEST) if self._anew_at == self.run.version else AGAIN
+        self._anew_at = self.run.version
+        await asyncio.sleep(self._anew_in)
 
     def _lent_to(self) -> tuple[str, int] | None:
         """The step, if there is one, whose transaction every other write waits for."""

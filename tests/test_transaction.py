@@ -376,7 +376,10 @@ async def test_savepoints_are_the_users(url: str) -> None:
     assert await mine(url) == [1, 3]
 
 
-ENDS = ["COMMIT", "ROLLBACK", "BEGIN", "END", "  -- so\n commit", "INSERT INTO mine VALUES (5); COMMIT"]
+ENDS = [
+    "COMMIT", "ROLLBACK", "BEGIN", "END", "  -- so\n commit", "INSERT INTO mine VALUES (5); COMMIT", "/* */COMMIT",
+    "; COMMIT", "COMMIT; BEGIN",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("sql", ENDS)
@@ -416,6 +419,37 @@ async def test_every_way_of_the_driver_to_end_it_is_refused(url: str) -> None:
     assert await mine(url) == [1, 2]
 
 
+NESTED = ["/* a /* b */ c */ COMMIT", "/* /* x */ ' */ COMMIT; INSERT INTO mine VALUES ('7')", "COMMIT AND CHAIN"]
+
+
+@pytest.mark.parametrize("sql", [*NESTED, "PREPARE TRANSACTION 'mine'", "ROLLBACK AND CHAIN", "COMMIT PREPARED 'a'"])
+async def test_what_only_postgres_has_to_end_it_is_refused_too(postgres_url: str, sql: str) -> None:
+    await asked(postgres_url, "CREATE TABLE mine (n bigint)")
+
+    async def work(ctx: Any) -> None:
+        async with ctx.transaction() as db:
+            await db.execute(INSERT)
+            await db.execute(sql)
+
+    assert isinstance(await failing(postgres_url, work), TransactionError)
+    assert await mine(postgres_url) == []
+    await nothing_is_open(postgres_url)
+
+
+async def test_on_sqlite_the_authorizer_that_watches_over_it_is_not_the_steps(sqlite_url: str) -> None:
+    await asked(sqlite_url, "CREATE TABLE mine (n bigint)")
+
+    async def work(ctx: Any) -> None:
+        async with ctx.transaction() as db:
+            await db.execute(INSERT)
+            with contextlib.suppress(TransactionError):
+                await db.set_authorizer(None)
+            await db.commit()
+
+    assert isinstance(await failing(sqlite_url, work), TransactionError)
+    assert await mine(sqlite_url) == []
+
+
 def test_what_ends_a_transaction_is_known_from_what_only_looks_so() -> None:
     for query in (
         "commit",
@@ -431,6 +465,7 @@ def test_what_ends_a_transaction_is_known_from_what_only_looks_so() -> None:
         "ROLLBACK TO a", "rollback work to savepoint a", "SAVEPOINT begin", "INSERT INTO t VALUES ('; COMMIT')",
         "SELECT 1 -- ; commit", "SELECT E'\\'; COMMIT'", 'SELECT ";commit"', "DO $x$ BEGIN; COMMIT; END $x$",
         "SELECT CASE WHEN a THEN b END FROM t", "SELECT $1::text; SELECT ends FROM t",
+        "SELECT 1 /* ; COMMIT /* ; COMMIT */ ; COMMIT */", "SELECT '/*'; SELECT '; COMMIT */'",
     ):  # fmt: skip
         assert not ends_transaction(query), query
 
@@ -730,6 +765,52 @@ async def test_what_a_step_sets_on_the_connection_is_gone_for_the_next_one(postg
             await engine.run(flow, key=key)
     assert len({pid for pid, _ in seen}) == 1, "the pool's connection is used again"
     assert [value for _, value in seen] == ["0", "0", "0"]
+
+
+async def test_how_a_step_has_values_read_is_gone_for_the_next_one(postgres_url: str) -> None:
+    seen = []
+
+    async def work(ctx: Any) -> None:
+        async with ctx.transaction() as db:
+            seen.append(await db.fetchval("SELECT '{}'::jsonb"))
+            await db.set_type_codec("jsonb", schema="pg_catalog", encoder=str, decoder=lambda text: "decoded")
+            seen.append(await db.fetchval("SELECT '{}'::jsonb"))
+
+    flow = one_step(work)
+    async with Engine(postgres_url, workflows=[flow]) as engine:
+        for key in "ab":
+            await engine.run(flow, key=key)
+    assert seen == ["{}", "decoded"] * 2
+
+
+async def test_a_step_whose_transactions_come_to_nothing_is_run_again_after_longer_and_longer_pauses(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    attempts: list[int] = []
+    await asked(postgres_url, "CREATE TABLE mine (n bigint)")
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    async def work(ctx: Any) -> None:
+        async with ctx.transaction() as db:
+            await db.execute(INSERT)
+            attempts.append(ctx.attempt)
+            if len(attempts) <= 9:
+                monkeypatch.setattr("fsmworkflow.drive.asyncio.sleep", noted)
+                db.terminate()
+            else:
+                monkeypatch.setattr("fsmworkflow.drive.asyncio.sleep", sleep)
+
+    assert (await run(postgres_url, work)).status == "done"
+    assert [pause for pause in pauses if pause in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)] == [
+        0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0,
+    ]  # fmt: skip
+    assert attempts == [1] * 10
+    assert await mine(postgres_url) == [1]
 
 
 # -- cancelled at every await ---------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ class Guarded:
 
     guarded: str | None = None
     """Whose step has it."""
+    coding = False
+    """Whether a step has set how values are read and written, which the pool does not reset."""
 
     def guard(self, where: str | None) -> Any:
         """Guard it, or no more. Returns the connection itself, which is there when the pool's proxy has let it go."""
@@ -45,13 +47,16 @@ class Guarded:
             raise own_end(self.guarded)
 
 
-def _refusing(name: str, *, ends: bool = False) -> Callable[..., Any]:
+def _refusing(name: str, *, ends: bool = False, codes: bool = False) -> Callable[..., Any]:
     """A method of asyncpg's connection that is refused where it, or its query, would end the transaction."""
     inherited = getattr(asyncpg.Connection, name)
 
     @functools.wraps(inherited)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.refuse("ROLLBACK" if ends else args[0] if args else kwargs.get("query", kwargs.get("command", "")))
+        if codes:
+            self.coding = self.coding or self.guarded is not None
+        else:
+            self.refuse("ROLLBACK" if ends else args[0] if args else kwargs.get("query", kwargs.get("command", "")))
         return getattr(super(Guarded, self), name)(*args, **kwargs)
 
     return call
@@ -61,6 +66,8 @@ for _name in ("execute", "executemany", "fetch", "fetchval", "fetchrow", "fetchm
     setattr(Guarded, _name, _refusing(_name))
 for _name in ("close", "reset"):
     setattr(Guarded, _name, _refusing(_name, ends=True))
+for _name in ("set_type_codec", "set_builtin_type_codec", "reset_type_codec"):
+    setattr(Guarded, _name, _refusing(_name, codes=True))
 
 
 class PostgresLent(Lent):
@@ -166,7 +173,9 @@ class PostgresLent(Lent):
             self._own.terminate()
 
     async def _give_back(self) -> None:
-        """The pool resets what the step has set on the connection."""
+        """The pool resets what the step has set on the connection; what it cannot reset is closed."""
+        if self._own.coding:
+            self._own.terminate()
         try:
             await self._pool.release(self.connection, timeout=CLOSE_SECONDS)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

@@ -62,9 +62,10 @@ def missing(dialect: Dialect, tables: Collection[str], versions: Sequence[int]) 
     return tuple(migration for migration in known if migration.version > done)
 
 
-_KEPT = re.compile(
-    r"""--[^\n]*|/\*.*?\*/|[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(\$\w*\$).*?\1""", re.DOTALL
+_QUOTED = re.compile(
+    r"""--[^\n]*|[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(\$\w*\$).*?\1|/\*""", re.DOTALL
 )
+_EDGE = re.compile(r"/\*|\*/")
 _ENDS = re.compile(
     r"(?:^|;)\s*(?:commit|end|abort|begin|start\s+transaction|prepare\s+transaction"
     r"|rollback(?!\s+(?:work\s+|transaction\s+)?to\b))\b",
@@ -74,7 +75,13 @@ _ENDS = re.compile(
 
 def ends_transaction(query: str) -> bool:
     """Whether one of the statements of a query begins or ends a transaction. Savepoints do not."""
-    return _ENDS.search(_KEPT.sub(" ", query)) is not None
+    kept, at = [], 0
+    while (found := _QUOTED.search(query, at)) is not None:
+        kept.append(query[at : found.start()])
+        at, depth = found.end(), int(found[0] == "/*")  # PostgreSQL has comments in comments
+        while depth and (edge := _EDGE.search(query, at)) is not None:
+            at, depth = edge.end(), depth + (1 if edge[0] == "/*" else -1)
+    return _ENDS.search(" ".join([*kept, query[at:]])) is not None
 
 
 def statements(sql: str) -> list[str]:

@@ -53,9 +53,14 @@ class SQLiteLent(Lent):
         except BaseException:
             self._writer.give_back()
             raise
+        connection.set_authorizer = self._refuse  # type: ignore[method-assign, assignment]
         self.connection = connection
         self.until = asyncio.get_running_loop().time() + LENT_SECONDS
         self._timer = asyncio.get_running_loop().call_at(self.until, self._expire)
+
+    async def _refuse(self, *_: object) -> None:
+        """The authorizer is ours: it keeps the step from ending its transaction."""
+        raise own_end(self.where)
 
     async def _attempt(self, connection: aiosqlite.Connection) -> None:
         self._store._check()  # a store that was closed meanwhile lends nothing

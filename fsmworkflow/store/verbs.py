@@ -70,7 +70,7 @@ class Verbs:
         """In transactions of 2,000 runs each, so that no row is locked for long; of fewer where one is refused."""
         claimed: Runs = []
         most = CHUNK
-        while len(claimed) < many:
+        while most and len(claimed) < many:
             asked = min(most, many - len(claimed))
             try:
                 found = await self._claim(owner, workflows, asked, by, but, limits)
@@ -82,8 +82,6 @@ class Verbs:
             else:
                 claimed += found
                 most = most if len(found) == asked else 0
-            if not most:
-                break
         return sorted(claimed, key=lambda run: (run.due or 0.0, run.id))
 
     async def _claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs, limits: Limits) -> Runs:
