@@ -3,38 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fsmworkflow.conditions import Condition, field, payload
+    from fsmworkflow.conditions import Condition, field, payload  # noqa: I001 (a name a line would be a page)
     from fsmworkflow.context import WorkflowContext
     from fsmworkflow.engine import Engine
     from fsmworkflow.errors import (
-        ChildFailed,
-        CodecError,
-        ConditionError,
-        DefinitionChanged,
-        DefinitionError,
-        EndlessLoop,
-        EngineClosed,
-        EventNotFound,
-        FSMWorkflowError,
-        InputDiffers,
-        InvalidKey,
-        LeaseLost,
-        MergeConflict,
-        NoTransition,
-        Refused,
-        RunFailed,
-        RunNotFound,
-        RunOver,
-        ScheduleNotFound,
-        SchemaError,
-        Stale,
-        StepTimeout,
-        StoreError,
-        StoreUnavailable,
-        TransactionError,
-        UnknownEvent,
-        UnknownState,
-        UnknownWorkflow,
+        ChildFailed, CodecError, ConditionError, DefinitionChanged, DefinitionError, EndlessLoop, EngineClosed,
+        EventNotFound, FSMWorkflowError, InputDiffers, InvalidKey, LeaseLost, MergeConflict, NoTransition, Refused,
+        RunFailed, RunNotFound, RunOver, ScheduleNotFound, SchemaError, Stale, StepTimeout, StoreError,
+        StoreUnavailable, TransactionError, UnknownEvent, UnknownState, UnknownWorkflow,
     )  # fmt: skip
     from fsmworkflow.health import Health
     from fsmworkflow.hooks import Hook, LogHook

@@ -51,8 +51,8 @@ class Drive:
 
     __slots__ = (
         "_acting", "_anew_at", "_anew_in", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_peek", "_rung",
-        "_shift", "_steps", "_stopped", "_told", "_unread", "_woken", "error", "hold", "inbox", "retry", "run",
-        "store", "worker", "workflow",
+        "_sent", "_shift", "_steps", "_stopped", "_told", "_unread", "_woken", "error", "hold", "inbox", "retry",
+        "run", "store", "worker", "workflow",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +82,7 @@ class Drive:
         self._asked: int | None = None  # the version at which waiting states were asked whether they lead on
         self._shift: Shift | None = None  # what another definition has made of the run, and no commit has written yet
         self._idle: list[str] = []  # the states passed since the last step: a cycle of them never rests
+        self._sent: asyncio.Task[None] | None = None
         self._anew_at, self._anew_in = -1, AGAIN  # when a step was run again without effect, and after what pause
         self._steps: dict[tuple[str, int], asyncio.Task[Event]] = {}
         self._entered_by: dict[int, Event] = {}
@@ -128,17 +129,27 @@ class Drive:
         Returns the event as it then is; None where it cannot be taken now and is to be posted: no active state accepts
         it, or an older event is due, or (Stale) has been posted meanwhile.
         """
+        await self._settled()
         if not self.idle or self.inbox or self.run.status != "waiting":
             return None
         if not self.workflow.chart.accepted(self.run.active, event.name):
             return None
         try:
             move = await decide(self.workflow, self.run, event, now=self.store.now())
-            await self.commit(move)
+            self._sent = asyncio.ensure_future(self.commit(move))
+            self._sent.add_done_callback(lambda sent: None if sent.cancelled() else sent.exception())
+            await asyncio.shield(
+                self._sent
+            )  # a caller that is cancelled leaves no move of which this drive knows nothing
         except (Stale, Refused):
             self._unread = True
             return None
         return replace(event, status=move.answer, version=move.after.version)
+
+    async def _settled(self) -> None:
+        """Wait for the commit of an event whose sender was cancelled."""
+        if self._sent is not None and not self._sent.done():
+            await asyncio.wait([self._sent])
 
     @property
     def idle(self) -> bool:
@@ -180,6 +191,7 @@ class Drive:
         """
         kept = False
         try:
+            await self._settled()
             self._fit()
             if self.retry and self.run.status == "failed" and not self.run.over:
                 await self._take(Event(name=records.RETRY))

@@ -176,9 +176,13 @@ class Drives:
         try:
             sent = await drive.send(event)
         except LeaseLost:
+            del self._busy[name]
             return None  # another owner has it: the event is posted to that one
-        finally:
-            del self._busy[name]  # and where this was cancelled, nobody here holds it any more
+        except BaseException:
+            del self._busy[name]
+            self._adopt(name)  # as it then is: its sender was cancelled, and the move is perhaps made
+            raise
+        del self._busy[name]
         if not drive.idle or drive.run.actions:
             self._redrive(drive)
         elif drive.run.owner is not None:

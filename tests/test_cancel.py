@@ -12,7 +12,18 @@ from typing import Any, Self
 import asyncpg
 import pytest
 
-from fsmworkflow import ChildFailed, Engine, PersistentWorkflowStateMachine, Run, RunFailed, Store, Workflow, open_store
+from fsmworkflow import (
+    ChildFailed,
+    Engine,
+    PersistentWorkflowStateMachine,
+    Run,
+    RunFailed,
+    Store,
+    To,
+    Workflow,
+    field,
+    open_store,
+)
 from fsmworkflow.driving import Drives
 from fsmworkflow.settings import DBConfig
 from tests.scenarios import KEY, SCENARIOS, SECONDS, Ledger, Refused, Scenario, Way, by_machine, check_end, left
@@ -320,6 +331,62 @@ async def test_P12_cancelling_a_verb_of_the_engine_at_any_await_stops_the_waitin
         return hit
 
     await every(verb, attempt, least=1)
+
+
+def counter() -> Workflow:
+    """It counts what is sent to it."""
+    flow = Workflow("counter")
+
+    def one_more(data: Any, event: Any) -> None:
+        data["events"] = [*data.get("events", []), event.payload]
+
+    flow.wait("open", initial=True, on={"add": To("open", update=one_more, internal=True), "work": "busy"})
+
+    @flow.step(then=[(field("never").is_not_none(), "end"), "open"])
+    async def busy(ctx: Any) -> None:
+        ctx.data["worked"] = ctx.data.get("worked", 0) + 1
+
+    flow.final("end")
+    return flow
+
+
+@pytest.mark.parametrize("event", ["add", "work"])
+async def test_P12_a_send_that_is_cancelled_at_any_await_leaves_a_run_that_goes_on(world: World, event: str) -> None:
+    async def attempt(n: int) -> bool:
+        await world.emptied()
+        flow = counter()
+        async with Engine(world.url, workflows=[flow], poll=0.02) as engine:
+            await engine.run(flow, key=KEY)
+            hit = await cancelled(engine.send(flow, KEY, event, "first"), n)
+            await world.unlocked()
+            await engine.send(flow, KEY, "work")
+            await engine.send(flow, KEY, "add", "second")
+            async with asyncio.timeout(SECONDS):
+                while not (
+                    (run := await engine.get(flow, KEY)).data.get("worked") and "second" in run.data.get("events", [])
+                ):
+                    await asyncio.sleep(0.002)
+        await world.clean()
+        return hit
+
+    await every(f"send {event}", attempt, least=1)
+
+
+async def test_P12_what_an_entity_is_sent_after_a_send_that_was_cancelled_is_not_lost(world: World) -> None:
+    async def attempt(n: int) -> bool:
+        await world.emptied()
+        async with PersistentWorkflowStateMachine(world.url, counter(), key=KEY) as one:
+            hit = await cancelled(one.send("add", "first"), n)
+            sent = await asyncio.wait_for(one.send("add", "second"), SECONDS)
+            assert sent.status == "accepted"
+            assert one.data["events"] in (["first", "second"], ["second"])
+        run = await world.store.load("counter", KEY)
+        assert run is not None
+        assert run.data["events"] in (["first", "second"], ["second"]), "it was said to be taken"
+        await world.clean()
+        return hit
+
+    await every("send to an entity", attempt, least=1)
 
 
 async def test_P12_cancelling_resume_at_any_await_leaves_every_run_to_the_next(world: World) -> None:
