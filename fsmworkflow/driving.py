@@ -176,13 +176,12 @@ class Drives:
         try:
             sent = await drive.send(event)
         except LeaseLost:
-            del self._busy[name]
             return None  # another owner has it: the event is posted to that one
-        except BaseException:
-            del self._busy[name]
-            self._adopt(name)  # as it then is: its sender was cancelled, and the move is perhaps made
+        except BaseException:  # its sender was cancelled, and the move is perhaps made: it is taken up as it then is
+            asyncio.get_running_loop().call_soon(self._adopt, name)
             raise
-        del self._busy[name]
+        finally:
+            del self._busy[name]
         if not drive.idle or drive.run.actions:
             self._redrive(drive)
         elif drive.run.owner is not None:

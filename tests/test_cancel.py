@@ -359,6 +359,9 @@ async def test_P12_a_send_that_is_cancelled_at_any_await_leaves_a_run_that_goes_
             await engine.run(flow, key=KEY)
             hit = await cancelled(engine.send(flow, KEY, event, "first"), n)
             await world.unlocked()
+            async with asyncio.timeout(SECONDS):  # by itself, without another event that wakes it
+                while (await engine.get(flow, KEY)).status != "waiting":
+                    await asyncio.sleep(0.002)
             await engine.send(flow, KEY, "work")
             await engine.send(flow, KEY, "add", "second")
             async with asyncio.timeout(SECONDS):
