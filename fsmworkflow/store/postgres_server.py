@@ -27,20 +27,12 @@ CONNECTION = frozenset(inspect.signature(asyncpg.connect).parameters) - {"dsn", 
 # The server may answer again: classes 08 (connection), 40 (rolled back), 53 (resources), 57 (shut down, starting) and
 # 58 (system); a lock that was not to be had; a transaction that took too long; a standby in place of the primary.
 PASSING = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.TransactionRollbackError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.PostgresSystemError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.TransactionTimeoutError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.InvalidCachedStatementError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-)
+    asyncpg.PostgresConnectionError, asyncpg.TransactionRollbackError, asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError, asyncpg.PostgresSystemError, asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError, asyncpg.TransactionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError, asyncpg.InvalidCachedStatementError, asyncpg.InterfaceError,
+    asyncpg.InternalClientError, OSError,
+)  # fmt: skip
 UNHARMED = (asyncpg.TransactionRollbackError, asyncpg.LockNotAvailableError)
 """What leaves the connection as it was; after anything else of PASSING it is given up."""
 

@@ -183,13 +183,9 @@ async def _addressed(connection: Connection, writes: list[Write]) -> None:
 
 
 KINDS: dict[str, Callable[[Connection, list[Write], float], Awaitable[None]]] = {
-    "call": _remember,
-    "move": advance,
-    "detailed": advance_detailed,
-    "settle": _settle,
-    "release": _release,
+    "call": _remember, "move": advance, "detailed": advance_detailed, "settle": _settle, "release": _release,
     "post": _post,  # last: what was decided without it is not made stale by it
-}
+}  # fmt: skip
 
 
 async def runs(connection: Connection, sql: str, *values: Any) -> Runs:

@@ -223,14 +223,9 @@ def _single_post(db: sqlite3.Connection, write: Write, now: float) -> None:
 
 
 _SINGLE: dict[str, Callable[[sqlite3.Connection, Write, float], None]] = {
-    "move": _single_move,
-    "create": _single_create,
-    "settle": _single_settle,
-    "release": _single_release,
-    "call": _single_call,
-    "post": _single_post,
-    "detailed": _single_detailed,
-}
+    "move": _single_move, "create": _single_create, "settle": _single_settle, "release": _single_release,
+    "call": _single_call, "post": _single_post, "detailed": _single_detailed,
+}  # fmt: skip
 
 
 def mappings(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:
