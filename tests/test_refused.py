@@ -28,7 +28,7 @@ from fsmworkflow import worker as workers
 from fsmworkflow.decide import begin
 from fsmworkflow.errors import NotAccepted
 
-SECONDS = 20.0
+SECONDS = 60.0
 POISON = "NEW.data LIKE '%poison%'"
 
 
