@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fsmworkflow import Engine, Entry, Run
 from tests.children import Child, Children
 from tests.crash_child import walk_data, walk_expected
-from tests.ledger import Checker, blob
-from tests.postgres_server import Server
+from tests.ledger import Checker, blob, glimpse
+from tests.postgres_server import Server, execute
 
 STEPS = 12
 TRYING = "trying again"  # in the log of a process whose store cannot do its work
@@ -91,21 +92,53 @@ def test_a_process_that_dies_while_postgres_is_away_is_taken_up_afterwards(
     nothing_was_lost(children, url, deaths=1)
 
 
+@pytest.mark.parametrize("seconds", [3, pytest.param(30, marks=pytest.mark.soak)])
+def test_a_process_waits_for_a_postgres_that_is_frozen(
+    private_postgres: Server, children: Children, seconds: float
+) -> None:
+    url = private_postgres.create_database()
+    child = walking(children, url)
+    frozen = psutil.Process(private_postgres._process.pid)
+    every = [frozen, *frozen.children(recursive=True)]
+    for process in every:
+        process.suspend()
+    try:
+        time.sleep(seconds)  # that it stands still for so long is what is tested
+        assert child.alive(), child.err
+    finally:
+        for process in every:
+            process.resume()
+    child.succeeded(30)
+    assert longest_silence(children) > seconds - 0.5, "it did not hold anything up"
+    nothing_was_lost(children, url)
+
+
+def test_a_process_waits_while_postgres_is_read_only(private_postgres: Server, children: Children) -> None:
+    url = private_postgres.create_database()
+    child = walking(children, url)
+    execute(private_postgres.url, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+    child.until(lambda: TRYING in child.err, 20)
+    assert "read-only" in child.err
+    execute(private_postgres.url, "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
+    child.succeeded(30)
+    nothing_was_lost(children, url)
+
+
 # -- SQLite cannot write for a while ----------------------------------------------------------------------------------
 
 
-def test_a_run_waits_for_a_file_that_another_process_has_locked_for_7_seconds(
+def test_a_run_waits_for_a_file_that_another_process_has_locked_for_10_seconds(
     sqlite_url: str, children: Children
 ) -> None:
     child = walking(children, sqlite_url)
     other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None, timeout=20)
     other.execute("BEGIN EXCLUSIVE")
-    time.sleep(7)  # longer than busy_timeout: the lock is what is tested
+    time.sleep(10)  # longer than busy_timeout: the lock is what is tested
     assert child.alive(), child.err
     other.execute("ROLLBACK")
     other.close()
     child.succeeded(30)
-    assert longest_silence(children) > 6, "the lock did not hold anything up"
+    assert longest_silence(children) > 9, "the lock did not hold anything up"
     nothing_was_lost(children, sqlite_url)
 
 
@@ -166,6 +199,42 @@ def test_a_run_waits_while_the_disk_is_full(small_disk: Path, children: Children
     filler.unlink()
     child.succeeded(30)
     nothing_was_lost(children, url)
+
+
+@pytest.mark.parametrize("where", ["its end", "its middle", "all of it", "cut off"])
+def test_where_the_wal_was_damaged_runs_go_on_from_what_is_there(
+    sqlite_url: str, children: Children, where: str
+) -> None:
+    """The last commits are lost without a word; what is there is whole, and every run comes to its end."""
+    child = walking(children, sqlite_url)
+    assert child.kill()
+    path = Path(sqlite_url.removeprefix("sqlite:///") + "-wal")
+    content = path.read_bytes()
+    assert len(content) > 100_000, "there was no WAL to damage"
+    start = {"its end": len(content) - 20_000, "its middle": len(content) // 2, "all of it": 0, "cut off": len(content)}
+    noise = bytes(n * 7 % 251 for n in range(10_000))
+    for at in range(start[where], len(content), 10_000):
+        content = content[:at] + noise + content[at + 10_000 :]
+    path.write_bytes(content[: len(content) * 2 // 3] if where == "cut off" else content)
+    lost = sum(row[0] for row in glimpse(sqlite_url).rows.values()) < len(children.ledger.lines("end"))
+    assert lost, "no commit was damaged"
+    children.start("walks", sqlite_url, "--steps", STEPS).succeeded(30)
+    seen = glimpse(sqlite_url)
+    assert not seen.faults()
+    assert {row[1:] for row in seen.rows.values()} == {("there", "done")}
+    with contextlib.closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_a_file_that_was_cut_is_told_and_left_as_it_is(sqlite_url: str, children: Children) -> None:
+    walking(children, sqlite_url).succeeded()
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    content = path.read_bytes()[: path.stat().st_size // 3]
+    path.write_bytes(content)
+    child = children.start("walks", sqlite_url, "--steps", STEPS)
+    assert child.ended(30) == 3, f"{child.out}\n{child.err}"
+    assert "malformed" in child.err
+    assert str(path) in child.err
 
 
 # -- what is no store -------------------------------------------------------------------------------------------------
