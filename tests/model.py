@@ -7,6 +7,7 @@ and no tasks, and knows only what somebody outside can see. Time is a number tha
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -81,17 +82,50 @@ class State:
     undo: bool = False
     acts: bool = False
     fails: bool = False
+    was: str = ""  # its name in the first version, which its actions keep
+
+    @property
+    def label(self) -> str:
+        return self.was or self.name
 
 
 @dataclass
 class Machine:
-    """The definition: its states in document order."""
+    """The definition: its states in document order. `renamed` maps the names of the version before to the new ones."""
 
     name: str
     states: list[State]
     park: bool = False
     deadline: float | None = None
     merge: tuple[str, ...] = ()  # keys of which the greater value is kept
+    version: int = 1
+    migrations: tuple[dict[str, str], ...] = ()  # what each version after the first says of states
+    renamed: dict[str, str] = default(default_factory=dict)
+
+    def next(self) -> Machine:
+        """The next version: every second state has another name, and the data tell the version."""
+        version = self.version + 1
+        ends = {s.name for s in self.states if s.kind == "final" and "." not in s.name}
+        chosen = {s.name for place, s in enumerate(self.states) if (place + version) % 2} - ends
+
+        def new(name: str) -> str:
+            paths = [name, *around(name)[:-1]]
+            return ".".join(p.rpartition(".")[2] + f"v{version}" * (p in chosen) for p in reversed(paths))
+
+        def led(ways: Ways) -> Ways:
+            return [dataclasses.replace(way, to=None if way.to is None else new(way.to)) for way in ways]
+
+        states = [
+            dataclasses.replace(
+                s, name=new(s.name), was=s.label, then=led(s.then), on={e: led(w) for e, w in s.on.items()},
+                after={d: led(w) for d, w in s.after.items()}, errors={e: led(w) for e, w in s.errors.items()},
+            )
+            for s in self.states
+        ]  # fmt: skip
+        said = {name: new(name) for name in chosen}
+        renamed = {s.name: new(s.name) for s in self.states}
+        migrations = (*self.migrations, said)
+        return dataclasses.replace(self, states=states, version=version, migrations=migrations, renamed=renamed)
 
     def __post_init__(self) -> None:
         self.of = {state.name: state for state in self.states}
@@ -114,7 +148,10 @@ class Machine:
     def built(self, name: str, step: Callable[..., Any], act: Callable[[str], Callable[..., Any]]) -> Workflow:
         """The Workflow: `step` is every step and every undoing, `act(name)` the action of that name."""
         merge = dict.fromkeys(self.merge, max)
-        flow = Workflow(name, merge=merge, deadline=self.deadline, on_failure="park" if self.park else None)
+        park: Any = "park" if self.park else None
+        flow = Workflow(name, version=self.version, merge=merge, deadline=self.deadline, on_failure=park)
+        for before, said in enumerate(self.migrations, 1):
+            flow.migrate(before, to=before + 1, states=said, data=telling(before + 1))
         retry = Retry(first_delay=10, jitter=False, on=(Oops,))
         for s in self.states:
             tried = None if s.tries == 1 else replace(retry, attempts=s.tries)
@@ -122,7 +159,8 @@ class Machine:
                 words.State(
                     name=s.name, kind=s.kind, initial=s.initial, outcome="failed" if s.fails else "done",
                     step=WorkflowStep(s.name, step, tried) if s.kind == "step" else None,
-                    enter=act(f"enter {s.name}") if s.acts else None, exit=act(f"exit {s.name}") if s.acts else None,
+                    enter=act(f"enter {s.label}") if s.acts else None,
+                    exit=act(f"exit {s.label}") if s.acts else None,
                     compensate=step if s.undo else None, undo=Retry(attempts=2, first_delay=10, jitter=False),
                 )
             )  # fmt: skip
@@ -146,6 +184,13 @@ def adding(times: int) -> Callable[[Any, Any], None]:
         data["n"] += times * (event.payload or {}).get("q", 1)
 
     return update
+
+
+def telling(version: int) -> Callable[[Any], None]:
+    def tell(data: Any) -> None:
+        data["v"] = version
+
+    return tell
 
 
 def above(name: str) -> str:
@@ -217,6 +262,7 @@ class Model:
         self.ends: str | None = None
         self.acts: list[tuple[str, int]] = []
         self.history: list[dict[str, Any]] = []
+        self.shift: tuple[str, dict[str, Any]] | None = None  # what a new version made of it, and no move has told yet
         first = next(s.name for s in machine.states if s.initial and "." not in s.name)
         self._enter(self._entered(first, ""))
         self.status = self._resting()
@@ -308,6 +354,20 @@ class Model:
     def crash(self) -> None:
         """What was on is gone, and begins again with the data as it now is."""
         self.on.clear()
+        self.settle()
+
+    def migrate(self) -> None:
+        """Another process goes on with the next version: what it makes of the run is told with the next move."""
+        self.on.clear()
+        if self.over:
+            return
+        machine, source = self.machine.next(), self.state if self.shift is None else self.shift[0]
+        new = machine.renamed
+        self.machine, self.shift = machine, (source, {"v": machine.version})
+        self.data["v"] = machine.version
+        self.active = {new[name]: stay for name, stay in self.active.items()}
+        self.left = [(new[state], visit) for state, visit in self.left]
+        self.lost = [(new[state], visit) for state, visit in self.lost]
         self.settle()
 
     # -- what follows by itself -------------------------------------------------------------------------------------
@@ -641,14 +701,14 @@ class Model:
         for name in reversed(self.machine.ordered(names)):
             del self.active[name]
             if self.machine.of[name].acts:
-                self.acts.append((f"exit {name}", self.version))
+                self.acts.append((f"exit {self.machine.of[name].label}", self.version))
 
     def _enter(self, names: list[str]) -> None:
         for name in names:
             state = self.machine.of[name]
             self.active[name] = Stay(self.version, timers={delay: self.now + delay for delay in state.after})
             if state.acts:
-                self.acts.append((f"enter {name}", self.version))
+                self.acts.append((f"enter {state.label}", self.version))
         self.active = {name: self.active[name] for name in self.machine.ordered(self.active)}
 
     def _complete(self, name: str) -> bool:
@@ -697,11 +757,14 @@ class Model:
         trigger: str | None = None,
         error: str | None = None,
     ) -> None:
+        shifted, self.shift = self.shift, None
+        if shifted is not None:
+            source, changes = shifted[0], {**shifted[1], **changes}
         self.history.append(
             {
                 "version": self.version, "event": event, "source": source, "dest": self.state, "status": self.status,
                 "at": self.now, "attempt": attempt, "trigger": trigger, "changes": deepcopy(changes),
-                "asked": list(asked), "error": error,
+                "asked": list(asked), "error": error, "shifted": shifted is not None,
             }
         )  # fmt: skip
 
