@@ -168,7 +168,7 @@ def _active(workflow: Workflow, run: Run, steps: list[Migration]) -> dict[str, A
         if name:
             stays.setdefault(name, _stay(workflow, old, name, run.active[old]))
     for state in entered:
-        if "." not in state and workflow.states[state].kind == "final":
+        if "." not in state and workflow.states[state].kind == "final" and run.status != "compensating":
             raise _changed(workflow, run, f"its state {state!r} is final there: a run ends by an event, not so")
     if (apart := chart.apart(entered)) is not None:
         raise _changed(workflow, run, f"its states would be {apart}, which are never active together")

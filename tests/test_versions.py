@@ -547,6 +547,34 @@ async def test_undoing_follows_a_state_to_its_new_name(store: Store) -> None:
     assert [entry[3] for entry in await told(store, new)] == [None, None, "1 -> 2", "step reserve was undone"]
 
 
+async def test_a_run_that_is_undone_in_its_final_state_is_undone_by_the_next_version_too(store: Store) -> None:
+    undone: list[int] = []
+
+    def flow(version: int) -> Workflow:
+        flow = Workflow("trip", version=version)
+
+        async def undo(ctx: Any) -> None:
+            undone.append(version)
+            if version == 1:
+                await asyncio.sleep(60)
+
+        flow.step("book", initial=True, then="refused", compensate=undo)(_nothing)
+        flow.final("refused", outcome="failed")
+        return flow
+
+    one = engine(store, flow(1))
+    async with one:
+        await one.start("trip", {}, key="a")
+        while not undone:
+            await asyncio.sleep(0.001)
+        await one.close(grace=0)
+    async with engine(store, flow(2)) as two:
+        await two.resume()
+        run = await two.result("trip", "a")
+        assert (run.status, run.state, run.undo.lost) == ("failed", "refused", ())
+    assert undone == [1, 2]
+
+
 async def test_a_run_that_is_paused_stays_so_until_it_is_let_go_on(store: Store) -> None:
     old, new = first_version(), second_version()
     async with engine(store, old) as one:
