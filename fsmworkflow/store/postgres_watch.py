@@ -38,6 +38,9 @@ class Watch:
         self._asked[connection] = time.monotonic()
         try:
             yield
+        except (OSError, asyncio.CancelledError):  # its time is over; the driver would wait as long again for its end
+            connection.terminate()
+            raise
         finally:
             del self._asked[connection]
 
