@@ -529,7 +529,9 @@ def stages(
 
 
 async def play(stages: list[Stage], name: str, data: dict[str, int], commands: list[Command]) -> None:
-    told = await asyncio.gather(*(Play(stage, MACHINES[name], data).go(commands) for stage in stages))
+    async with asyncio.TaskGroup() as group:  # where one of them fails the others end
+        plays = [group.create_task(Play(stage, MACHINES[name], data).go(commands)) for stage in stages]
+    told = [play.result() for play in plays]
     assert all(one == told[0] for one in told)
 
 
