@@ -39,10 +39,10 @@ class Active(msgspec.Struct, frozen=True, omit_defaults=True):
     """One stay in an active state: the version of the move that entered it, and which attempt of its step is on.
 
     `again` is when the next attempt is due; `timers` are the delays that the state has not yet left behind, each with
-    the time when it is due; `touched` are the keys that a region of a parallel state has changed, or, while the state
-    waits for children, that others have; `children` is how many were made for it, None where none were yet. `was` is
-    the name of the state when it was entered, where a migration has given it another: what is remembered, and the
-    children, stand under it.
+    the time when it is due, and `spent` those that have struck here and led nowhere else; `touched` are the keys that a
+    region of a parallel state has changed, or, while the state waits for children, that others have; `children` is how
+    many were made for it, None where none were yet. `was` is the name of the state when it was entered, where a
+    migration has given it another: what is remembered, and the children, stand under it.
     """
 
     visit: int
@@ -52,6 +52,7 @@ class Active(msgspec.Struct, frozen=True, omit_defaults=True):
     touched: tuple[str, ...] = ()
     was: str = ""
     children: int | None = None
+    spent: tuple[str, ...] = ()
 
 
 class Child(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -92,7 +92,7 @@ def spent(case: Case) -> dict[str, Active]:
         return active
     stay = active[event.state]
     timers = {name: due for name, due in stay.timers.items() if name != event.trigger}
-    return {**active, event.state: replace(stay, timers=timers)}
+    return {**active, event.state: replace(stay, timers=timers, spent=(*stay.spent, event.trigger or ""))}
 
 
 def _active_after(case: Case, left: list[str], entered: list[str], draft: Draft) -> dict[str, Active]:

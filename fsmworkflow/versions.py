@@ -60,7 +60,8 @@ def _timed(workflow: Workflow, move: Move) -> Run:
     active = dict(after.active)
     for state, stay in after.active.items():
         if (there := before.get(state)) is not None and there.visit == stay.visit:
-            new = {name: move.at + delay for name, delay in delays.get(state, ()) if name not in there.timers}
+            had = (*there.timers, *there.spent)
+            new = {name: move.at + delay for name, delay in delays.get(state, ()) if name not in had}
             active[state] = replace(stay, timers={**new, **stay.timers}) if new else stay
     if active == after.active:
         return after

@@ -677,7 +677,7 @@ async def test_a_time_leads_on_or_is_spent(run: Run, event: Event, changed: dict
     if "left" in changed:
         struck = f"$after {changed.pop('left')}"
         timers = {name: due for name, due in run.active["rest"].timers.items() if name != struck}
-        changed["active"] = {"rest": Active(3, timers=timers)}
+        changed["active"] = {"rest": Active(3, timers=timers, spent=(struck,))}
     if "got" in changed:
         assert bytes(found.pop("fields")["got"]) == changed.pop("got")
     assert (found, move.answer) == (changed, answer)

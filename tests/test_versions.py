@@ -18,6 +18,7 @@ from fsmworkflow import (
     Event,
     PersistentWorkflowStateMachine,
     Retry,
+    To,
     Transition,
     Workflow,
 )
@@ -545,6 +546,29 @@ async def test_undoing_follows_a_state_to_its_new_name(store: Store) -> None:
         assert (run.status, run.undo.lost) == ("cancelled", ())
     assert undone == ["2 reserve trip/a/book/0:undo"]
     assert [entry[3] for entry in await told(store, new)] == [None, None, "1 -> 2", "step reserve was undone"]
+
+
+async def test_a_timer_that_has_struck_does_not_begin_again_in_the_next_version_and_a_new_one_begins() -> None:
+    def flow(version: int) -> Workflow:
+        flow = Workflow("timed", version=version)
+        new: dict[str, Any] = {} if version == 1 else {"1h": "late"}
+        flow.wait("open", initial=True, on={"note": To("open", internal=True), "shut": "late"},
+                  after={"10s": To("open", internal=True), **new})  # fmt: skip
+        flow.final("late")
+        return flow
+
+    clock = Clock(1_000.0)
+    store = MemoryStore(clock=clock)
+    await store.open()
+    async with engine(store, flow(1)) as one:
+        await one.run("timed", {}, key="a")
+        clock.turn(20)
+        one._drives._wake(("timed", "a"))
+        assert (await one.result("timed", "a")).version == 1
+    async with engine(store, flow(2)) as two:
+        await two.send("timed", "a", "note")
+        run = await two.result("timed", "a")
+        assert run.active["open"].timers == {"$after 3600": 4_620.0}
 
 
 async def test_a_run_that_is_undone_in_its_final_state_is_undone_by_the_next_version_too(store: Store) -> None:
