@@ -25,7 +25,7 @@ import click
 import msgspec
 
 from fsmworkflow.engine import Engine
-from fsmworkflow.errors import FSMWorkflowError, ScheduleNotFound
+from fsmworkflow.errors import FSMWorkflowError, ScheduleNotFound, StoreError
 from fsmworkflow.records import PAUSE, RERUN, UNPAUSE, Event
 
 __all__ = ["main"]
@@ -97,6 +97,15 @@ def _engine(target: str) -> Engine:
     if not isinstance(made, Engine):
         raise click.BadParameter(f"{target} is {type(made).__name__}, and no Engine")
     return made
+
+
+def _there(target: str) -> Engine:
+    """An engine whose store is there: what only looks after one makes none."""
+    engine = _engine(target)
+    path = getattr(engine.store, "path", None) if "://" in target else None
+    if path is not None and not os.path.exists(path):
+        raise StoreError(f"there is no file {path}: it is made by the program that runs the workflows")
+    return engine
 
 
 def _knowing(target: str) -> Engine:
@@ -234,7 +243,7 @@ async def _health(engine: str | None, file: str | None, only: str | None, max_ag
 
 
 async def _asked(target: str) -> dict[str, Any]:
-    async with _engine(target) as engine:
+    async with _there(target) as engine:
         found: dict[str, Any] = msgspec.to_builtins(await engine.health())
         return found
 
@@ -261,7 +270,7 @@ async def _doctor(engine: str, as_json: bool) -> int:
     """
     from fsmworkflow.doctor import examine
 
-    async with _engine(engine) as opened:
+    async with _there(engine) as opened:
         found = await examine(opened)
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
 
@@ -286,7 +295,7 @@ async def _size(engine: str, as_json: bool) -> int:
     """Show the rows and bytes of each table and workflow."""
     from fsmworkflow.upkeep import size
 
-    async with _engine(engine) as opened:
+    async with _there(engine) as opened:
         found = await size(opened.store)
 
     def draw(console: Any) -> None:
@@ -312,7 +321,7 @@ async def _vacuum(engine: str, as_json: bool) -> int:
     """
     from fsmworkflow.upkeep import size, vacuum
 
-    async with _engine(engine) as opened:
+    async with _there(engine) as opened:
         before = await size(opened.store)
         await vacuum(opened.store)
         after = await size(opened.store)

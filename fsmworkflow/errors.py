@@ -208,7 +208,7 @@ class UnknownState(FSMWorkflowError, LookupError):
 class InvalidKey(FSMWorkflowError, ValueError):
     """A key that cannot be kept: it must be text of 1 to 200 characters, none of them a control character."""
 
-    code = "key"
+    code = "invalid_key"
 
 
 class ScheduleNotFound(FSMWorkflowError, LookupError):
