@@ -39,6 +39,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 mutants: $(VENV)/.installed-dev
+	rm -rf mutants  # it would go on with the tests of before
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mutmut run
 	$(BIN)/mutmut results
 
