@@ -917,6 +917,7 @@ async def test_what_is_undone_is_the_youngest_visit_and_may_take_data_away() -> 
     run = at("rest", {"n": 2, "x": LARGE}, status="compensating", undo=Undoing(two, ends="failed"))
     run = replace(run, hashes=digests(run.fields))
     move = await moved(run, Event(name=DONE, state="work", changes={}, removed=("x",)))
+    assert move.detail == "step work was undone"
     found = difference(move)
     del found["fields"]
     assert found == {"undo": Undoing(two[:-1], ends="failed"), "due": NOW, "hashes": {}}
@@ -945,6 +946,8 @@ async def test_an_undoing_that_raises_is_tried_again_then_lost_and_the_next_is_u
     left, lost = changed.pop("undo")
     assert difference(move) == {"undo": Undoing(left, ends="failed", lost=lost), **changed}
     assert move.error is error
+    again = f"was not undone at attempt {undo.attempt}"
+    assert move.detail == f"step {undo.state} {'could not be undone' if lost else again}"
 
 
 async def test_the_pauses_between_undoings_are_chances_of_visit_and_attempt() -> None:
@@ -1085,3 +1088,19 @@ async def test_children_made_before_a_migration_are_stopped_also_where_no_state_
 ) -> None:
     run = at("rest", status="waiting", active={"rest": Active(3, children=2, was="fan")})
     assert (await moved(run, event)).orders == (Order(said, "fan", 3),)
+
+
+async def test_a_payload_that_is_merged_and_an_update_are_both_known_to_the_region_that_takes_the_event() -> None:
+    flow = Workflow("w", payload="merge")
+    both = flow.parallel("both", initial=True, on={"end": "end"})
+    count = To("s", update=lambda data, event: data.update(n=1), internal=True)
+    both.region("a").wait("s", initial=True, on={"set": count})
+    both.region("b").wait("s", initial=True, on={"other": count})
+    flow.final("end")
+    run = begin(flow.check(), "k", Codec().encode({"n": 0}), now=NOW)
+    after = (await decide(flow, run, Event(name="set", payload={"q": 2}), now=NOW)).after
+    assert {name: after.active[f"both.{name}"].touched for name in ("a", "b")} == {"a": ("n", "q"), "b": ()}
+
+
+def test_an_error_of_a_state_that_is_not_active_is_told_at_the_version_of_the_run() -> None:
+    assert failure(OSError("x"), at("rest"), "nowhere").visit == 7
