@@ -464,7 +464,7 @@ def herd(ends: bool) -> Workflow:
 
 async def working(args: argparse.Namespace) -> None:
     """Works until it is killed, or told to end by SIGTERM: then it drains, as the command line does."""
-    flows = [herd(not args.sync), chore(), nap_workflow(args.sync)]
+    flows = [herd(not args.sync), chore(), nap_workflow(args.sync), family(not args.sync)]
     async with Engine(args.url, workflows=flows, lease=args.lease, poll=0.05, grace=5, deaths=args.deaths) as engine:
         work = asyncio.create_task(engine.work(concurrency=args.steps))
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
@@ -484,6 +484,40 @@ def chore() -> Workflow:
                 await asyncio.sleep(0.004)
 
         flow.step(f"s{n}", initial=n == 0, then=f"s{n + 1}" if n < 3 else "over")(body)
+    flow.final("over")
+    return flow
+
+
+TOGETHER = 3
+
+
+def family(ends: bool = False) -> Workflow:
+    """all (children of two steps, three at a time) -> add -> over. One whose item is "poison" ends its process."""
+    child = Workflow("child")
+
+    @child.step(initial=True, then="polish")
+    async def saw(ctx: Any) -> None:
+        ledger.write("begin", ctx)
+        if ends and ctx.data["item"] == "poison":
+            ledger.write("death", ctx)
+            os._exit(9)
+        await asyncio.sleep(0.005)
+
+    @child.step(then="ready")
+    async def polish(ctx: Any) -> None:
+        ledger.write("begin", ctx)
+        await asyncio.sleep(0.002)
+        ctx.data["made"] = f"{ctx.data['item']} of {ctx.run.key}"
+        ledger.write("end", ctx)
+
+    child.final("ready")
+    flow = Workflow("family")
+    flow.each("all", child, over=field("items"), into="out", concurrency=TOGETHER, initial=True, then="add")
+
+    @flow.step(then="over")
+    async def add(ctx: Any) -> None:
+        ledger.write("joined", ctx, out=ctx.data["out"])
+
     flow.final("over")
     return flow
 
