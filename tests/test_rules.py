@@ -1104,3 +1104,29 @@ async def test_a_payload_that_is_merged_and_an_update_are_both_known_to_the_regi
 
 def test_an_error_of_a_state_that_is_not_active_is_told_at_the_version_of_the_run() -> None:
     assert failure(OSError("x"), at("rest"), "nowhere").visit == 7
+
+
+def test_an_error_is_kept_as_text_that_every_store_takes() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    assert failure(Mute(), at("rest"), "rest").message == ""
+    assert failure(OSError("a\0b\ud800"), at("rest"), "rest").message == "a\\0b\\ud800"
+    assert failure(OSError("x"), at("rest"), "rest").traceback == "OSError: x\n"
+
+
+async def test_a_step_out_of_which_nothing_leads_by_itself_fails_the_run_that_ends_it_so() -> None:
+    flow = Workflow("w")
+    flow.step("work", initial=True, on={"go": "end"})(step)
+    flow.final("end")
+    run = replace(begin(flow.check(), "k", {}, now=NOW), owner="me")
+    move = await decide(flow, run, Event(name=DONE, state="work"), now=NOW)
+    assert move.after.status == "failed"
+    assert move.after.error.message == "state 'work' ended, and no transition leads on by itself: return a trigger"
+
+
+async def test_a_large_field_that_a_step_changes_has_a_hash() -> None:
+    changes = Codec().encode({"x": LARGE})
+    move = await moved(at("plain"), Event(name=DONE, state="plain", changes=changes))
+    assert move.after.hashes == digests(changes) != {}
