@@ -349,7 +349,7 @@ class Drive:
     async def _begin_steps(self, now: float) -> Event | None:
         """Begin the steps of all active states. One that nothing can interrupt is run here, and its end returned."""
         run, workflow = self.run, self.workflow
-        if any(event.name == records.PAUSE for event in self.inbox):  # it is taken once those that are on have ended
+        if self._pausing():  # it is taken once those that are on have ended
             return None
         ready = [
             state
@@ -476,16 +476,19 @@ class Drive:
         return None
 
     def _takes(self, run: Run, event: Event, *, busy: bool) -> bool:
-        """Whether a run accepts an event of its inbox. A pause waits for the steps that are on, where it is `busy`."""
+        """Whether a run accepts an event of its inbox. A pause, and its end, wait for the steps that are on (`busy`)."""
         if event.visit is not None and event.visit not in {stay.visit for stay in run.active.values()}:
             return False
         if event.name in records.STEERING:
-            return not (busy and event.name == records.PAUSE)
+            return not (busy and event.name in (records.PAUSE, records.UNPAUSE) and self._pausing())
         if run.status not in ("running", "waiting"):
             return False
         if event.name == records.JOINED:
             return awaiting(run, event) is not None
         return self.workflow.chart.accepted(run.active, event.name)
+
+    def _pausing(self) -> bool:
+        return any(event.name == records.PAUSE for event in self.inbox)
 
     def _due_again(self, move: Move) -> Move:
         """Where the inbox has something for the run, the move leaves it due and ours, lest a crash leave it there."""

@@ -284,7 +284,7 @@ class Engine:
         return await self._steer(workflow, key, PAUSE)
 
     async def unpause(self, workflow: Workflow | str, key: str) -> Run:
-        """Let a paused run go on."""
+        """Let a paused run go on; one whose pause still waits for the step that is on, after that step."""
         return await self._steer(workflow, key, UNPAUSE)
 
     async def retry(self, workflow: Workflow | str, key: str) -> Run:

@@ -289,6 +289,10 @@ class Model:
     def live(self) -> bool:
         return self.status in ("running", "waiting")
 
+    @property
+    def pausing(self) -> bool:
+        return any(sent.name == "$pause" and sent.status == "waiting" for sent in self.inbox)
+
     def accepts(self, event: str) -> bool:
         return any(event in self.machine.of[name].on for name in self.active)
 
@@ -376,8 +380,7 @@ class Model:
         self._stop()
         while self._automatic() or self._oldest():
             self._stop()
-        pausing = self.live and any(sent.name == "$pause" and sent.status == "waiting" for sent in self.inbox)
-        for place in set() if pausing else self._wanted() - self.on.keys():
+        for place in set() if self.live and self.pausing else self._wanted() - self.on.keys():
             self.on[place] = dict(self.data)
 
     def _stop(self) -> None:
@@ -425,7 +428,7 @@ class Model:
             return sent.name.startswith("$") and not self.on  # to be refused
         if sent.visit is not None and sent.visit not in {stay.visit for stay in self.active.values()}:
             return False
-        if sent.name == "$pause" and self.on:
+        if sent.name in ("$pause", "$unpause") and self.on and self.pausing:
             return False  # after the steps that are on
         return sent.name.startswith("$") or (self.live and self.accepts(sent.name))
 

@@ -382,6 +382,31 @@ async def test_running_ones_are_paused_by_the_first_failure_and_go_on_with_the_r
         assert world.begun == {1: 1, 2: 2, 3: 1, ("after", 1): 1, ("after", 2): 1, ("after", 3): 1}
 
 
+@pytest.mark.parametrize("deadline", [None, 1_000])  # with it the child's drive listens while the step is on
+async def test_a_retry_while_a_child_is_still_to_be_paused_lets_it_go_on(store: Store, deadline: int | None) -> None:
+    world = World()
+    world.fails, world.holds = {2}, {1: asyncio.Event()}
+    child = square(world)
+    child.deadline = deadline
+    flow = squares(world, child)
+    async with engine(store, flow) as e:
+        with pytest.raises(RunFailed):
+            await e.run(flow, {"items": [1, 2]}, key="k")
+        world.fails.clear()
+        await e.retry(flow, "k")
+        posted = await until(lambda: _posted(e, "square", "k/all/1/0", 2))
+        assert (posted.status, posted.version) == ("running", 0)
+        await until(lambda: _with_status(e, "square", "k/all/1/1", "done"))  # in which time the other one looks, too
+        world.holds[1].set()
+        assert names(await e.result(flow, "k")) == [1, 4]
+        assert world.begun == {1: 1, 2: 2}
+
+
+async def _posted(e: Engine, workflow: str, key: str, many: int) -> Any:
+    run = await e.store.load(workflow, key)
+    return run if run is not None and run.posted == many else None
+
+
 async def _with_status(e: Engine, workflow: Any, key: str, status: str) -> Any:
     run = await e.store.load(workflow if isinstance(workflow, str) else workflow.name, key)
     return run if run is not None and run.status == status else None

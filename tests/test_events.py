@@ -752,9 +752,9 @@ async def test_who_pauses_a_run_whose_step_then_fails_is_told(store: Store) -> N
         assert [entry.event for entry in await one.history(flow, "a")] == ["$start", "$error", "$pause"]
 
 
-async def posted_to(store: Store) -> bool:
+async def posted_to(store: Store, many: int = 1) -> bool:
     run = await store.load("held", "a")
-    return run is not None and run.posted > 0
+    return run is not None and run.posted >= many
 
 
 async def test_a_step_that_fails_while_an_event_comes_is_not_tried_again_for_it(store: Store) -> None:
@@ -790,6 +790,34 @@ async def test_a_failed_run_goes_on_also_where_an_event_for_it_is_due_later(stor
         with pytest.raises(RunFailed):
             await one.run(flow, key="a")
         assert seen == ["begin", "begin"]
+
+
+@pytest.mark.parametrize("listens", [False, True])
+async def test_a_pause_that_is_taken_back_while_the_step_is_on_stops_nothing(store: Store, listens: bool) -> None:
+    seen, go, flow = list[str](), asyncio.Event(), Workflow("held")
+
+    @flow.step(initial=True, then="polish", on={"stop": "end"} if listens else None)
+    async def work(ctx: Any) -> None:
+        seen.append("begin")
+        await go.wait()
+
+    @flow.step(then="end")
+    async def polish(ctx: Any) -> None:
+        pass
+
+    flow.final("end")
+    async with engine(store, flow) as one:
+        await one.start(flow, {}, key="a")
+        await until(lambda: began(seen))
+        hands = [asyncio.create_task(one.pause(flow, "a"))]
+        await until(lambda: posted_to(store))
+        hands += [asyncio.create_task(one.unpause(flow, "a"))]
+        await until(lambda: posted_to(store, 2))
+        go.set()
+        await asyncio.wait_for(asyncio.gather(*hands), SOON)
+        assert (await asyncio.wait_for(one.result(flow, "a"), SOON)).status == "done"
+        told = [entry.event for entry in await one.history(flow, "a")]
+        assert told == ["$start", "$done", "$pause", "$unpause", "$done"]
 
 
 async def test_an_older_event_goes_before_a_timer_after_a_pause() -> None:

@@ -152,6 +152,8 @@ def steers(draw: st.DrawFn, model: Model) -> Command:
     names = ["pause", "pause", "pause", "cancel", "rerun", "rerun"]
     if not model.on:
         names += ["retry", "unpause"]
+    elif model.pausing:
+        names += ["unpause", "unpause"]
     name = draw(st.sampled_from(names))
     return ("steer", name, draw(st.sampled_from(ways(model))) if name == "rerun" else None)
 
