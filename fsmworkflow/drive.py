@@ -476,7 +476,7 @@ class Drive:
         return None
 
     def _takes(self, run: Run, event: Event, *, busy: bool) -> bool:
-        """Whether a run accepts an event of its inbox. A pause, and its end, wait for the steps that are on (`busy`)."""
+        """Whether a run accepts an event of its inbox. A pause, and its end, wait for steps that are on (`busy`)."""
         if event.visit is not None and event.visit not in {stay.visit for stay in run.active.values()}:
             return False
         if event.name in records.STEERING:
