@@ -69,7 +69,9 @@ def test_a_network_that_is_slow_only_takes_longer(network: Network, children: Ch
     child.until(lambda: time.monotonic() > slow + 2)
     network.heal()
     child.succeeded()
-    assert longest_silence(children) > 0.8, "it was not slow: a question and its answer take twice the delay"
+    assert longest_silence(children) > 0.5, (
+        "it was not slow: a question and its answer are delayed, but for one on its way"
+    )
     nothing_was_lost(children, network.server)
 
 
