@@ -83,7 +83,13 @@ class Storm:
         self.workers[place] = self.start()  # on one host name with the one that drains
         child.succeeded(60)
 
+    def opened(self) -> None:
+        """One that begins while nothing answers ends within seconds: a supervisor would start it anew."""
+        for child in self.workers:
+            child.line("open")
+
     def restart(self) -> None:
+        self.opened()
         self.server.stop(self.chance.choice(["fast", "immediate"]))
         time.sleep(self.chance.uniform(0, 0.5))
         self.server.start()
@@ -95,6 +101,7 @@ class Storm:
         self.network.cut(3)
 
     def swallow(self) -> None:
+        self.opened()
         self.network.swallow()
         time.sleep(self.chance.uniform(0.5, 2))
         self.network.heal()
