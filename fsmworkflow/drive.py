@@ -138,9 +138,8 @@ class Drive:
             move = await decide(self.workflow, self.run, event, now=self.store.now())
             self._sent = asyncio.ensure_future(self.commit(move))
             self._sent.add_done_callback(lambda sent: None if sent.cancelled() else sent.exception())
-            await asyncio.shield(
-                self._sent
-            )  # a caller that is cancelled leaves no move of which this drive knows nothing
+            # A caller that is cancelled leaves no move of which this drive knows nothing.
+            await asyncio.shield(self._sent)
         except (Stale, Refused):
             self._unread = True
             return None

@@ -13,7 +13,7 @@ from fsmworkflow.drive import LEFT_BEHIND, Drive
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound, StoreError
 from fsmworkflow.line import CHUNK, Crew, Line
 from fsmworkflow.machine import WATCH, goes_on, left_alone, may_go_on, patience
-from fsmworkflow.records import Event, Post, Run, replace
+from fsmworkflow.records import STEERING, Event, Post, Run, replace
 from fsmworkflow.versions import of_this
 from fsmworkflow.worker import CLOSE_SECONDS, Worker, first_of
 from fsmworkflow.workflow import Workflow
@@ -210,7 +210,7 @@ class Drives:
             self._wake(name)
             return
         run = await self.load(*name)
-        if self._not_ours(definition, run):
+        if self._not_ours(definition, run) or (run.in_line and event.name not in STEERING):
             return
         if run.owner not in (None, self.worker.token) and not of_this(definition, run):
             self._task(self._told_of(name, self._follow, definition, key, event.id))

@@ -317,6 +317,8 @@ class Engine:
         run = await self._drives.load(definition.name, key)
         if run.definition <= definition.version and not run.over:
             shifted(definition, run)  # what does not fit is left untouched
+        if run.in_line and name in (UNPAUSE, RETRY, RERUN):
+            raise errors.NotAccepted(f"run {run.workflow}/{run.key} is a child whose turn has not come: wait for it")
         try:
             posted = await self._drives.post(definition, key, event)
         except errors.RunOver as error:

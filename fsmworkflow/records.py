@@ -218,6 +218,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.child is None else self.child.parent
 
     @property
+    def in_line(self) -> bool:
+        """Whether it is a child whose turn has not come."""
+        return self.child is not None and self.child.turn == 0
+
+    @property
     def over(self) -> bool:
         """Whether the run has ended for good: in a final state, cancelled, or failed with its undoing begun."""
         return self.status in OVER or (self.status == "failed" and (self.error is None or self.undo.ends is not None))

@@ -28,7 +28,7 @@ from fsmworkflow import (
     field,
     open_store,
 )
-from fsmworkflow.errors import ChildFailed, RunOver
+from fsmworkflow.errors import ChildFailed, NotAccepted, RunOver
 from fsmworkflow.store import Store
 from fsmworkflow.testing import Crash, CrashingStore
 
@@ -705,10 +705,32 @@ async def test_an_event_to_a_child_whose_turn_has_not_come_waits_with_it(store: 
         await until(lambda: asyncio.sleep(0, world.begun[1]))
         sent = await e.send(child, "k/all/1/1", "yes")
         assert sent.status == "waiting"
-        assert world.begun[2] == 0
+        running = asyncio.create_task(e.run(child, key="k/all/1/1"))
+        for hand in (e.unpause, e.retry):
+            with pytest.raises(NotAccepted, match="turn has not come"):
+                await hand(child, "k/all/1/1")
+        assert await store.claim_one("another", "approval", "k/all/1/1") is None
         world.holds[1].set()
+        assert (await e.run(flow, key="k")).status == "waiting"
+        assert world.begun[2] == 0, "it waits for an event to the first one, who keeps its turn"
         await e.send(child, "k/all/1/0", "yes")
         assert (await e.result(flow, "k")).status == "done"
+        assert (await asyncio.wait_for(running, SOON)).state == "given"
+
+
+async def test_a_child_that_is_paused_in_line_goes_on_by_hand_once_its_turn_has_come(store: Store) -> None:
+    world = World()
+    world.holds = {1: asyncio.Event()}
+    flow = squares(world, concurrency=1)
+    async with engine(store, flow) as e:
+        await e.start(flow, {"items": [1, 2]}, key="k")
+        await until(lambda: asyncio.sleep(0, world.begun[1]))
+        assert (await e.pause("square", "k/all/1/1")).status == "paused"
+        world.holds[1].set()
+        await until(lambda: _with_status(e, "square", "k/all/1/0", "done"))
+        assert world.begun[2] == 0
+        await e.unpause("square", "k/all/1/1")
+        assert names(await e.result(flow, "k")) == [1, 4]
 
 
 async def test_explain_says_how_many_children_are_left(store: Store) -> None:

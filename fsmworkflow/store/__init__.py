@@ -143,8 +143,8 @@ class Store(Protocol):
     ) -> Run | None:
         """Make one run ours, under a new epoch. None where there is none, or a live owner holds it.
 
-        Nor is one of a newer version of the workflow than `newest` claimed, nor one where `limit` runs of the workflow
-        are driven already.
+        Nor is a child claimed whose turn has not come, but for what a hand has posted to it, nor a run of a newer
+        version of the workflow than `newest`, nor one where `limit` runs of the workflow are driven already.
         """
 
     async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:

@@ -143,8 +143,7 @@ class MemoryStore:
 
     def _posted(self, row: Run, event: Event) -> None:
         """One more was posted, and the run is due for it: a child that waits for its turn only for the engine's own."""
-        lined = row.child is not None and row.child.turn == 0 and not event.name.startswith("$")
-        due = row.due if lined else _sooner(row.due, event.due)
+        due = row.due if row.in_line and not event.name.startswith("$") else _sooner(row.due, event.due)
         self._runs[row.id] = replace(row, posted=row.posted + 1, due=due)
 
     def _emit(self, post: Post, now: float) -> None:
@@ -411,6 +410,8 @@ class MemoryStore:
     ) -> Run | None:
         run = await self.load(workflow, key)
         may = run is not None and not _newer(run, newest) and (run.owner == owner or self._free(run))
+        if run is not None and run.in_line:
+            may = may and run.due is not None and run.due <= self._clock()
         if run is None or not may or (limit is not None and self._driven(workflow) >= limit):
             return None
         return self._claim(run, owner)
@@ -421,13 +422,9 @@ class MemoryStore:
             if run.child is not None:
                 continue
             due = run.due is not None and run.due <= self._clock()
-            may = (
-                due
-                or bool(self._live.get(run.id))
-                or run.status == "running"
-                or (run.status == "failed" and not run.over)
-            )
-            if run.workflow == workflow and run.key not in but and may and self._free(run) and not _newer(run, newest):
+            goes_on = run.status == "running" or (run.status == "failed" and not run.over) or self._live.get(run.id)
+            may = (due or goes_on) and run.workflow == workflow and run.key not in but
+            if may and self._free(run) and not _newer(run, newest):
                 return run.key
         return None
 

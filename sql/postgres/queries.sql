@@ -748,7 +748,8 @@ SELECT count(*) FROM fsm_runs
 SELECT * FROM fsm_runs WHERE due <= $2 AND owner = $1 AND claim = $3;
 
 -- name: claim_one
--- One run becomes ours, whatever it waits for, unless a live owner holds it, or its definition is a newer one.
+-- One run becomes ours, whatever it waits for, unless a live owner holds it, or its definition is a newer one, or it is a
+-- child in line for which there is nothing from a hand.
 UPDATE fsm_runs
    SET owner = $1, epoch = epoch + 1,
        deaths = deaths + CASE WHEN owner <> $1 AND due <= extract(epoch FROM clock_timestamp())
@@ -758,6 +759,7 @@ UPDATE fsm_runs
    AND (owner IS NULL OR owner = $1
         OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())))
    AND epoch = (SELECT seen.epoch FROM fsm_runs AS seen WHERE seen.id = fsm_runs.id)
+   AND (turn IS DISTINCT FROM 0 OR due <= extract(epoch FROM clock_timestamp()))
 RETURNING *;
 
 -- name: oldest

@@ -299,7 +299,8 @@ UPDATE fsm_runs
 RETURNING *;
 
 -- name: claim_one
--- One run becomes ours, whatever it waits for, unless a live owner holds it, or its definition is a newer one.
+-- One run becomes ours, whatever it waits for, unless a live owner holds it, or its definition is a newer one, or it is a
+-- child in line for which there is nothing from a hand.
 UPDATE fsm_runs
    SET owner = :owner, epoch = epoch + 1,
        deaths = deaths + (owner IS NOT NULL AND owner <> :owner AND due IS NOT NULL AND due <= :now
@@ -307,6 +308,7 @@ UPDATE fsm_runs
                           AND owner NOT IN (SELECT token FROM fsm_owners WHERE draining = 1))
  WHERE workflow = :workflow AND key = :key AND (:newest IS NULL OR definition <= :newest)
    AND (owner IS NULL OR owner = :owner OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > :now))
+   AND (turn IS NOT 0 OR due <= :now)
 RETURNING *;
 
 -- name: oldest
