@@ -16,7 +16,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ SOON = 5.0
 NUMBER = itertools.count()
 
 Command = tuple[Any, ...]
-Script = tuple[str, dict[str, int], list[Command]]
+Script = tuple[Machine, dict[str, int], list[Command]]
 
 
 # -- what may happen --------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ Script = tuple[str, dict[str, int], list[Command]]
 
 @st.composite
 def scripts(draw: st.DrawFn) -> Script:
-    """A machine's name, its data, and commands that each mean something where they come."""
+    """A machine, its data, and commands that each mean something where they come."""
     name = draw(st.sampled_from(sorted(MACHINES)))
     data = draw(st.fixed_dictionaries({"n": st.integers(0, 4), "m": st.integers(0, 4)}))
     model, commands = Model(MACHINES[name], data), []
@@ -60,7 +60,7 @@ def scripts(draw: st.DrawFn) -> Script:
         apply(model, command)
         if over:
             break
-    return name, data, commands
+    return MACHINES[name], data, commands
 
 
 def possible(model: Model) -> list[Any]:
@@ -315,10 +315,13 @@ class Play:
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
+    def _applied(self, command: Command) -> Sent | None:
+        return apply(self.model, command)
+
     async def _do(self, command: Command) -> None:
-        over, model = self.model.over, self.model
+        over = self.model.over
         crash = command[-1] if command[0] in ("end", "fail", "send", "turn") else None
-        sent = apply(model, command)
+        sent = self._applied(command)
         if crash is not None:
             self.store.at, self.store.when = self.store.writes + crash[0], crash[1]
         try:
@@ -533,15 +536,23 @@ def stages(
             runner.run(stage.store.close())
 
 
-async def play(stages: list[Stage], name: str, data: dict[str, int], commands: list[Command]) -> None:
+async def play(plays: list[Play], commands: list[Command]) -> None:
     async with asyncio.TaskGroup() as group:  # where one of them fails the others end
-        plays = [group.create_task(Play(stage, MACHINES[name], data).go(commands)) for stage in stages]
-    told = [play.result() for play in plays]
+        playing = [group.create_task(one.go(commands)) for one in plays]
+    told = [play.result() for play in playing]
     assert all(one == told[0] for one in told)
-    await stages[0].store.reset()  # a process that keeps all this stands still for seconds when Python looks through it
+    await plays[0].stage.store.reset()  # a process that keeps it all stands still for seconds when Python looks at it
 
 
-def check(runner: asyncio.Runner, stages: list[Stage], examples: int) -> None:
+def check(
+    runner: asyncio.Runner,
+    stages: list[Stage],
+    scripts: st.SearchStrategy[Any],
+    playing: Callable[..., Play],
+    *,
+    examples: int,
+) -> None:
+    """Play scripts, each of what `playing` is given, and of commands."""
     print(f"FSMWORKFLOW_SEED={SEED}")
     relaxed = settings(
         max_examples=examples,
@@ -555,17 +566,18 @@ def check(runner: asyncio.Runner, stages: list[Stage], examples: int) -> None:
 
     @seed(SEED)
     @relaxed
-    @given(scripts())
-    def same(script: Script) -> None:
-        runner.run(play(stages, *script))
+    @given(scripts)
+    def same(script: Any) -> None:
+        *how, commands = script
+        runner.run(play([playing(stage, *how) for stage in stages], commands))
 
     same()
 
 
 def test_every_store_tells_the_story_that_the_model_tells(stages: tuple[asyncio.Runner, list[Stage]]) -> None:
-    check(*stages, examples=int(os.environ.get("FSMWORKFLOW_EXAMPLES") or 200))
+    check(*stages, scripts(), Play, examples=int(os.environ.get("FSMWORKFLOW_EXAMPLES") or 200))
 
 
 @pytest.mark.soak
 def test_every_store_tells_the_same_story_of_two_thousand_scripts(stages: tuple[asyncio.Runner, list[Stage]]) -> None:
-    check(*stages, examples=2_000)
+    check(*stages, scripts(), Play, examples=2_000)
