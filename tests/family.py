@@ -24,8 +24,7 @@ class Kid:
     status: str = "running"
     on: bool = False  # its step runs
     kept: bool = False  # it failed and keeps its place
-    own: list[str] = field(default_factory=list)  # a pause waits for the step that is on, and what ends it for that
-    heard: list[str] = field(default_factory=list)
+    inbox: list[str] = field(default_factory=list)  # the oldest first; a pause waits for the step that is on
     told: Told = field(default_factory=lambda: [("$start", "work", "running")])
 
     @property
@@ -39,6 +38,11 @@ class Kid:
     def tell(self, event: str, state: str, status: str) -> None:
         self.state, self.status = state, status
         self.told.append((event, state, status))
+
+    def next(self) -> str | None:
+        """The oldest that is accepted now."""
+        asked = self.state == "ask" and self.status == "waiting"
+        return next((name for name in self.inbox if asked or name.startswith("$")), None)
 
     def steered(self, name: str) -> None:
         """What cannot be is refused, and told all the same: a pause of one that failed while it waited for the step."""
@@ -149,13 +153,12 @@ class Family:
             self._join_or_skip()
 
     def _settle(self, kid: Kid) -> None:
-        if kid.over:
-            kid.own.clear()
-        while kid.own and not kid.on:
-            kid.steered(kid.own.pop(0))
-        if kid.state == "ask" and kid.status == "waiting" and kid.heard:
-            yes = kid.heard.pop(0) == "yes"
-            kid.tell("yes" if yes else "no", *(("given", "done") if yes else ("refused", "failed")))
+        while not (kid.on or kid.over) and (name := kid.next()) is not None:
+            kid.inbox.remove(name)
+            if name.startswith("$"):
+                kid.steered(name)
+                continue
+            kid.tell(name, *(("given", "done") if name == "yes" else ("refused", "failed")))
             self._ended(kid)
         kid.on |= kid.status == "running" and kid.turn > 0
 
@@ -221,7 +224,7 @@ class Family:
         self.counts = False
         for kid in self.family:
             if kid.turn == 1 and kid.live:
-                kid.own.append("$pause")
+                kid.inbox.append("$pause")
 
     def _let_all_on(self) -> None:
         for kid in self.family:
@@ -229,5 +232,5 @@ class Family:
                 kid.turn = 1
             if kid.kept:
                 self.let_on(kid)
-            elif kid.turn == 1 and ("$pause" in kid.own or kid.status == "paused"):
-                kid.own.append("$unpause")
+            elif kid.turn == 1 and ("$pause" in kid.inbox or kid.status == "paused"):
+                kid.inbox.append("$unpause")

@@ -73,7 +73,7 @@ def armed(family: Family, command: Command) -> st.SearchStrategy[tuple[int, str]
     """
     kind = family.kind
     pauses = not kind.collects and not kind.leads_on and command[0] in ("fail", "send")
-    if pauses or any(kid.own for kid in family.kids.values()):
+    if pauses or any("$pause" in kid.inbox for kid in family.kids.values()):
         return st.none()
     return st.sampled_from([None] * 6 + [(at, when) for at in (1, 2, 3) for when in ("before", "after")])
 
@@ -86,7 +86,7 @@ def apply(family: Family, command: Command) -> None:
         case ("fail", place, _):
             family.fail(place)
         case ("send", place, word, _):
-            family.kids[place].heard.append(word)
+            family.kids[place].inbox.append(word)
         case ("kid", "cancel", place):
             family.cancel(family.kids[place])
         case ("kid", "retry", place):
