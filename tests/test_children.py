@@ -1089,3 +1089,104 @@ async def test_children_whose_keys_would_be_too_long_fail_the_run_and_say_so(sto
             await asyncio.wait_for(one.run(inner, key="k"), SOON)
     assert failed.value.run.error is not None
     assert "keys begin with" in failed.value.run.error.message
+
+
+# -- a child that is undone, a parent in its next version -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hand", ["cancel", "skip"])
+async def test_a_child_that_is_being_undone_ends_that_when_its_parent_is_cancelled_or_leaves(
+    store: Store, hand: str
+) -> None:
+    begun, go, undone = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def give_back(ctx: Any) -> None:
+        begun.set()
+        await go.wait()
+        undone.append(ctx.run.key)
+
+    child = Workflow("trip")
+
+    @child.step(initial=True, then="pay", compensate=give_back)
+    async def book(ctx: Any) -> None:
+        pass
+
+    @child.step(then="end")
+    async def pay(ctx: Any) -> None:
+        if ctx.data["item"] == 1:
+            raise ValueError("no money")
+        await asyncio.Event().wait()
+
+    child.final("end")
+    flow = Workflow("tour")
+    flow.each("all", child, over="items", concurrency=2, initial=True, then="end", on={"skip": "skipped"})
+    flow.final("end", "skipped")
+    async with engine(store, flow) as e:
+        await e.start(flow, {"items": [1, 2, 3]}, key="k")
+        await asyncio.wait_for(begun.wait(), SOON)
+        await (e.cancel(flow, "k") if hand == "cancel" else e.send(flow, "k", "skip"))
+        over = await e.result(flow, "k")
+        assert over.status == ("cancelled" if hand == "cancel" else "done")
+        await until(lambda: _with_status(e, "trip", "k/all/0/2", "cancelled"))
+        assert (await e.get("trip", "k/all/0/0")).status == "compensating"
+        go.set()
+        await until(lambda: _with_status(e, "trip", "k/all/0/0", "failed"))
+        await until(lambda: _with_status(e, "trip", "k/all/0/1", "cancelled"))
+        assert sorted(undone) == ["k/all/0/0", "k/all/0/1"], "each once, the one that was cancelled too"
+        assert [entry.event for entry in await e.history(flow, "k")][-1] == f"{'$' * (hand == 'cancel')}{hand}"
+
+
+def waiting_shop(world: World, version: int = 1) -> Workflow:
+    """The state with children is called "all", and in version 2 "every"; each child asks once it has worked."""
+    child, flow = approvals(world)[0], Workflow("shop", version=version)
+    name = "all" if version == 1 else "every"
+    flow.each(name, child, over="items", into="out", concurrency=2, initial=True, then="end", on={"stop": "stopped"})
+    flow.final("end", "stopped")
+    if version == 2:
+        flow.migrate(1, to=2, states={"all": "every"})
+    return flow
+
+
+async def shop_in_version_2(store: Store, world: World) -> tuple[Workflow, Engine]:
+    """A parent whose children were made in version 1, and an engine with version 2."""
+    world.fails = {2}
+    async with engine(store, old := waiting_shop(world)) as e:
+        with contextlib.suppress(RunFailed):
+            await e.run(old, {"items": [1, 2, 3]}, key="k")
+        await until(lambda: _with_status(e, "shop", "k", "failed"))
+    world.fails.clear()
+    new = waiting_shop(world, 2)
+    return new, engine(store, new)
+
+
+async def test_children_of_a_state_that_has_another_name_now_are_retried_and_joined(store: Store) -> None:
+    world = World()
+    flow, e = await shop_in_version_2(store, world)
+    async with e:
+        assert (await e.run(flow, key="k")).state == "every"
+        for n in range(3):
+            await until(lambda n=n: _with_status(e, "approval", f"k/all/0/{n}", "waiting"))
+            await e.send("approval", f"k/all/0/{n}", "yes")
+        run = await e.result(flow, "k")
+        assert (run.status, run.state, [one["item"] for one in run.data["out"]]) == ("done", "end", [1, 2, 3])
+        assert world.begun == {1: 1, 2: 2, 3: 1}
+        assert [child.key for child in await e.list("approval")] == [f"k/all/0/{n}" for n in range(3)]
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop", "rerun"])
+async def test_children_of_a_state_that_has_another_name_now_are_cancelled_with_it(store: Store, how: str) -> None:
+    world = World()
+    flow, e = await shop_in_version_2(store, world)
+    async with e:
+        if how == "cancel":
+            await e.cancel(flow, "k")
+        elif how == "stop":
+            await e.run(flow, key="k")
+            await e.send(flow, "k", "stop")
+        else:
+            await e.rerun(flow, "k", state="every")
+        for n in [0, 2] if how != "stop" else range(3):
+            await until(lambda n=n: _with_status(e, "approval", f"k/all/0/{n}", "cancelled"))
+        if how == "rerun":
+            version = (await e.get(flow, "k")).visit
+            await until(lambda: _with_status(e, "approval", f"k/every/{version}/1", "waiting"))

@@ -162,6 +162,38 @@ def test_P1_P3_families_over_two_processes_of_which_one_is_killed_are_whole(
         raise
 
 
+async def pruned(url: str, end: Callable[[], bool]) -> int:
+    """Delete what has ended, parents and children, again and again."""
+    store, gone = open_store(url), 0
+    await store.open()
+    while not await asyncio.to_thread(end):
+        for workflow in ("child", "family"):
+            gone += await store.prune(workflow, ["done", "failed", "cancelled"], 9e12, 30)
+        await asyncio.sleep(0.005)
+    await store.close()
+    return gone
+
+
+def test_families_are_deleted_whole_once_they_are_over_while_others_go_on(durable_url: str, children: Children) -> None:
+    keys = [f"k{n}" for n in range(12)]
+    families(durable_url, *keys)
+    some = [work(children, durable_url) for _ in range(2)]
+    seen: set[int] = set()
+
+    def joined() -> bool:
+        rows = glimpse(durable_url).rows
+        there = Counter(run.split("/")[1] for run in rows if run.startswith("child/"))
+        going = [run for run, row in rows.items() if run.startswith("family/") and row[0] > 0 and row[2] != "done"]
+        seen.update(there[run.removeprefix("family/")] for run in going)
+        return len(children.ledger.lines("joined")) >= len(keys) and not going
+
+    gone = asyncio.run(asyncio.wait_for(pruned(durable_url, joined), 50))
+    dismissed(some)
+    check(children.ledger.lines(), keys)
+    assert seen == {len(ITEMS)}, "children stay while their parent is not over"
+    assert gone > len(ITEMS)
+
+
 def test_a_child_that_ends_its_processes_is_parked_its_family_goes_on_with_the_retry_and_its_neighbours_always(
     durable_url: str, children: Children
 ) -> None:
