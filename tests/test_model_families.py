@@ -72,7 +72,8 @@ def armed(family: Family, command: Command) -> st.SearchStrategy[tuple[int, str]
     Not where that would be another story: a pause finds other steps on.
     """
     kind = family.kind
-    pauses = not kind.collects and not kind.leads_on and command[0] in ("fail", "send")
+    fails = command[0] in ("fail", "send") or (command[0] == "end" and "no" in family.kids[command[1]].inbox)
+    pauses = fails and not kind.collects and not kind.leads_on
     if pauses or any("$pause" in kid.inbox for kid in family.kids.values()):
         return st.none()
     return st.sampled_from([None] * 6 + [(at, when) for at in (1, 2, 3) for when in ("before", "after")])
