@@ -20,6 +20,7 @@ import pytest
 from fsmworkflow import (
     DefinitionError,
     Engine,
+    Event,
     PersistentWorkflowStateMachine,
     Retry,
     RunFailed,
@@ -28,6 +29,7 @@ from fsmworkflow import (
     field,
     open_store,
 )
+from fsmworkflow.decide import decide
 from fsmworkflow.errors import ChildFailed, NotAccepted, RunOver
 from fsmworkflow.store import Store
 from fsmworkflow.testing import Crash, CrashingStore
@@ -1089,6 +1091,51 @@ async def test_children_whose_keys_would_be_too_long_fail_the_run_and_say_so(sto
             await asyncio.wait_for(one.run(inner, key="k"), SOON)
     assert failed.value.run.error is not None
     assert "keys begin with" in failed.value.run.error.message
+
+
+async def test_a_child_that_was_just_told_to_go_on_is_cancelled_with_its_parent(store: Store) -> None:
+    """Two moves of the parent, retry and cancel, before the child has looked."""
+    world = World()
+    world.fails = {1}
+    flow = squares(world)
+    async with engine(store, flow) as e:
+        with pytest.raises(RunFailed):
+            await e.run(flow, {"items": [1]}, key="k")
+    for name in ("$retry", "$cancel"):
+        run = await store.claim_one("nobody", "squares", "k")
+        assert run is not None
+        await store.commit(await decide(flow, run, Event(name=name), now=store.now()))
+    async with engine(store, flow) as e:
+        await asyncio.wait_for(e.resume(), SOON)
+        await until(lambda: _with_status(e, "square", "k/all/1/0", "cancelled"))
+        assert [entry.event for entry in await e.history("square", "k/all/1/0")][-2:] == ["$retry", "$cancel"]
+        assert world.begun[1] == 1
+
+
+async def test_a_child_that_was_just_told_to_go_on_is_paused_by_the_next_failure(store: Store) -> None:
+    world = World()
+    child = Workflow("long")
+
+    @child.step(initial=True, then="after")
+    async def work(ctx: Any) -> None:
+        await world.work(ctx.data["item"])
+
+    @child.step(then="end")
+    async def after(ctx: Any) -> None:
+        await world.work("after")
+
+    child.final("end")
+    flow = squares(world, child)
+    world.fails, world.holds = {1}, {2: asyncio.Event()}
+    async with engine(store, flow) as e:
+        with pytest.raises(RunFailed):
+            await e.run(flow, {"items": [1, 2]}, key="k")
+        await e.cancel(child, "k/all/1/1")
+        world.fails.clear()
+        with pytest.raises(RunFailed):
+            await e.run(flow, key="k")  # the child that was cancelled fails it again, at once
+        await until(lambda: _with_status(e, "long", "k/all/1/0", "paused"))
+        assert world.begun["after"] == 0
 
 
 # -- a child that is undone, a parent in its next version -------------------------------------------------------------

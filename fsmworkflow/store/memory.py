@@ -196,13 +196,14 @@ class MemoryStore:
             self._runs[run.id] = replace(cancelled, child=replace(child, turn=2))
             self._moves[run.id].append(_unbegun(cancelled, now))
             return False
-        pausing = run.status == "paused" or any(e.name == "$pause" for e in self._waiting(run))
+        waiting = {event.name for event in self._waiting(run)}
+        again = run.status in ("failed", "parked") and "$retry" in waiting
         if name == "$retry":
             name = "$retry" if child.turn == 2 else "$unpause"
         says = {
-            "$cancel": run.status in ("running", "waiting", "paused"),
-            "$pause": child.turn == 1 and run.status in ("running", "waiting"),
-            "$unpause": child.turn == 1 and pausing,
+            "$cancel": run.status in ("running", "waiting", "paused") or again,
+            "$pause": child.turn == 1 and (run.status in ("running", "waiting") or again),
+            "$unpause": child.turn == 1 and (run.status == "paused" or "$pause" in waiting),
             "$retry": child.turn == 2 and (run.status == "parked" or (run.status == "failed" and not run.over)),
         }
         if name == "$retry" and run.status in UNFINISHED:  # it was let go on by hand, and counts again

@@ -252,7 +252,7 @@ SELECT made.id, field.hash, field.text
 -- name: tell_children
 -- The engine's own events to those children of a visit to whom each says something. The count of a visit that is left, or
 -- whose run has failed, is dropped; children whose turn has not come are cancelled here. One that is retried counts again,
--- and so does one that was let go on by hand.
+-- and so does one that was let go on by hand. One that has failed and has its turn is told to go on, and does not know yet.
 WITH told AS MATERIALIZED (
     SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::float8[])
                   AS told (run, state, visit, name, version, at)),
@@ -284,7 +284,10 @@ sent AS (
            ON child.parent = told.run AND child.parent_state = told.state AND child.parent_visit = told.visit
      WHERE CASE told.name
            WHEN '$cancel' THEN child.status IN ('running', 'waiting', 'paused')
-           WHEN '$pause' THEN turn = 1 AND child.status IN ('running', 'waiting')
+             OR (child.status IN ('failed', 'parked') AND EXISTS (
+                SELECT FROM fsm_events AS again
+                 WHERE again.run = child.id AND again.name = '$retry' AND again.status = 'waiting'))
+           WHEN '$pause' THEN turn = 1 AND child.status IN ('running', 'waiting', 'failed', 'parked')
            WHEN '$unpause' THEN turn = 1 AND (child.status = 'paused' OR EXISTS (
                 SELECT FROM fsm_events AS pause
                  WHERE pause.run = child.id AND pause.name = '$pause' AND pause.status = 'waiting'))

@@ -202,14 +202,16 @@ UPDATE fsm_runs SET status = 'cancelled', version = 1, due = NULL, actions = NUL
  WHERE parent = ? AND parent_state = ? AND parent_visit = ? AND turn = 0 AND version = 0 AND posted = 0 AND owner IS NULL;
 
 -- name: post_children
--- One of the engine's own events to those children of a visit to whom it says something.
+-- One of the engine's own events to those children of a visit to whom it says something. One that has failed and has its
+-- turn is told to go on, and does not know yet.
 INSERT INTO fsm_events (run, event_id, name, due, status, created)
 SELECT id, :event_id, :name, :now, 'waiting', :now
   FROM fsm_runs
  WHERE parent = :parent AND parent_state = :state AND parent_visit = :visit
    AND CASE :name
-       WHEN '$cancel' THEN status IN ('running', 'waiting', 'paused')
-       WHEN '$pause' THEN turn = 1 AND status IN ('running', 'waiting')
+       WHEN '$cancel' THEN status IN ('running', 'waiting', 'paused') OR (status IN ('failed', 'parked') AND EXISTS (
+            SELECT 1 FROM fsm_events AS again WHERE again.run = fsm_runs.id AND name = '$retry' AND again.status = 'waiting'))
+       WHEN '$pause' THEN turn = 1 AND status IN ('running', 'waiting', 'failed', 'parked')
        WHEN '$unpause' THEN turn = 1 AND (status = 'paused' OR EXISTS (
             SELECT 1 FROM fsm_events AS pause WHERE pause.run = fsm_runs.id AND name = '$pause' AND pause.status = 'waiting'))
        ELSE turn = 2 AND (status = 'parked' OR (status = 'failed' AND error IS NOT NULL AND undo ->> 'ends' IS NULL)) END
