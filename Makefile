@@ -74,8 +74,9 @@ $(BENCH_VENV)/.installed-%: pyproject.toml | $(BENCH_VENV)/bin/pip
 	    { $(PYTHON) -m venv --clear --without-pip $* && $(PYTHON) -m pip --python $*/bin/python install --quiet pip; }
 
 # Debian and Ubuntu only, and only for the tests and measurements that use them: gcc builds the slow disk, strace counts
-# calls of fsync, systemd checks the example of a unit, pgbouncer is what the doctor must recognise.
-SYSTEM_PROGRAMS := gcc strace systemd-analyze pgbouncer
+# calls of fsync, systemd checks the example of a unit, pgbouncer is what the doctor must recognise, chromium and dot
+# (of graphviz) draw what `fsmworkflow draw` writes.
+SYSTEM_PROGRAMS := gcc strace systemd-analyze pgbouncer chromium dot
 system-deps:
 	@PATH="$$PATH:/usr/sbin"; missing=; for one in $(SYSTEM_PROGRAMS); do \
 	    command -v $$one >/dev/null || missing="$$missing $$one"; done; \
@@ -83,7 +84,7 @@ system-deps:
 	elif ! command -v apt-get >/dev/null; then echo "install with this system's own tool:$$missing"; exit 1; \
 	else sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	    $$sudo apt-get update -q && $$sudo apt-get install -y -q --no-install-recommends \
-	        gcc libc6-dev strace systemd pgbouncer; fi
+	        gcc libc6-dev strace systemd pgbouncer chromium graphviz fonts-dejavu-core; fi
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

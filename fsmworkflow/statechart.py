@@ -84,7 +84,7 @@ class Chart:
         self._transitions, self._finals = workflow.transitions, workflow.finals
         self._every: dict[str, list[int]] = {}  # the transitions of "*", by trigger, and not once for each state
         for number, t in enumerate(workflow.transitions):
-            for trigger in _triggers(t) if t.source == "*" else ():
+            for trigger in triggers(t) if t.source == "*" else ():
                 self._every.setdefault(trigger, []).append(number)
         self._own = {
             (source, trigger): [one.number for one in found]
@@ -92,7 +92,7 @@ class Chart:
             for source, found in event.transitions.items()
         }
         self._arcs: dict[tuple[str, str], tuple[Arc, ...]] = {}  # made when first asked for, and not for all at once
-        named = (trigger for t in workflow.transitions for trigger in _triggers(t) if not trigger.startswith("$"))
+        named = (trigger for t in workflow.transitions for trigger in triggers(t) if not trigger.startswith("$"))
         self.triggers = tuple(dict.fromkeys(named))
         self._listening = {s for s, trigger in self._own if not trigger.startswith("$")} | self.delays.keys()
         if any(not trigger.startswith("$") for trigger in self._every):
@@ -225,7 +225,7 @@ def _build(workflow: Workflow) -> Any:
         # A transition whose dest is None ends the run where it is; in the library's table it leads back there.
         dest = "=" if t.dest is None else t.dest
         for source in sources_of(workflow, t):
-            for trigger in _triggers(t):
+            for trigger in triggers(t):
                 machine.add_transition(trigger, source, source if dest == "=" else dest, number=number)
     return machine
 
@@ -251,7 +251,7 @@ def _tree(workflow: Workflow) -> list[Any]:
     return below("")
 
 
-def _triggers(t: Transition) -> list[str]:
+def triggers(t: Transition) -> list[str]:
     if t.delay is not None:
         return [timer(t.delay)]
     if t.error is not None:

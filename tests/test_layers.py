@@ -43,7 +43,6 @@ FLOORS = {
     "children.py": 2,
     "codec.py": 1,
     "config.py": 2,
-    "diagram.py": 2,
     "__init__.py": 3,
     "store/__init__.py": 3,
     "store/sql.py": 3,
@@ -94,6 +93,7 @@ FLOORS = {
     "readers/": 4,
     "patterns/": 4,
     "contrib/": 4,
+    "diagram/": 4,
     "web/": 4,
 }
 # The libraries that floors 1 to 3 may use beside the standard one, and the files that may import them (None: all).
