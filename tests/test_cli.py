@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +19,7 @@ import pytest
 
 from fsmworkflow import Engine
 from fsmworkflow.cli import main
+from tests.terminal import command, plain, terminal
 from tests.test_systemd import Manager
 
 ROOT = Path(__file__).parent.parent
@@ -89,10 +85,6 @@ def schedule(name: str = "nightly") -> None:
             await asyncio.sleep(0.05)
 
     asyncio.run(put())
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "fsmworkflow", *words]
 
 
 @contextlib.contextmanager
@@ -204,7 +196,7 @@ def test_schedules_are_listed(capsys: Any) -> None:
 def test_a_schedule_is_steered_without_an_engine_that_works_and_nothing_is_driven_here(
     capsys: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("fsmworkflow.cli.TAKEN_SECONDS", 0.1)
+    monkeypatch.setattr("fsmworkflow.cli.schedules.TAKEN_SECONDS", 0.1)
     schedule()
     asyncio.run(_age())
     assert main(["schedule", "pause", "app:make", "nightly"]) == 0
@@ -234,7 +226,7 @@ def test_an_engine_that_works_takes_what_the_command_line_posts(capsys: Any) -> 
         (["health", "broken:engine"], 2, "ZeroDivisionError: division by zero"),
         (["health", "app:nothing"], 2, "has no attribute 'nothing'"),
         (["health", "app:number"], 2, "app:number is int, and no Engine"),
-        (["health", "app"], 2, "is neither MODULE:ENGINE"),
+        (["health", "app"], 2, "is neither MODULE:NAME"),
         (["health"], 2, "name MODULE:ENGINE, or a --file"),
         (["work", "app:engine", "--concurrency", "0"], 2, "--concurrency"),
         (["dance"], 2, "No such command 'dance'"),
@@ -330,32 +322,6 @@ def test_what_would_do_nothing_with_a_bare_url_is_refused(words: tuple[str, ...]
 
 
 # -- in a terminal ----------------------------------------------------------------------------------------------------
-
-
-def terminal(*words: str, columns: int = 80) -> tuple[int, str]:
-    """What a command shows in a terminal of that width, and its exit code."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environ = {**os.environ, "TERM": "xterm-256color"}
-    environ.pop("NO_COLOR", None)
-    child = subprocess.Popen(command(*words), stdin=slave, stdout=slave, stderr=slave, env=environ, close_fds=True)
-    os.close(slave)
-    shown = b""
-    while True:
-        ready, _, _ = select.select([master], [], [], 30)
-        try:
-            piece = os.read(master, 65_536) if ready else b""
-        except OSError:  # Linux's way to say that the other side is closed
-            piece = b""
-        if not piece:
-            break
-        shown += piece
-    os.close(master)
-    return child.wait(30), shown.decode().replace("\r\n", "\n")
-
-
-def plain(shown: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", shown)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,17 @@ EXPECTED = {
     "README.md 7": "taxed Invoice(net=100.0, tax=19.0)",
     "docs/children.md 1": "['dawn at 160', 'noon at 160', 'dusk at 160']\ndone",
     "docs/doctor.md 1": "store: memory:// keeps nothing when this process ends (fine for tests)",
+    "docs/drawing.md 1": (
+        "stateDiagram-v2\n"
+        '    state "review" as s1\n'
+        '    state "published" as s2\n'
+        '    state "expired" as s3\n'
+        "    [*] --> s1\n"
+        "    s1 --> s2 : approved\n"
+        "    s1 --> s3 : after 3d\n"
+        "    s2 --> [*]\n"
+        "    s3 --> [*]"
+    ),
     "docs/retention.md 1": "1\n[]",
     "docs/schedules.md 1": "report 3 True\n['paused']\n[]",
     "docs/transactions.md 1": "('lamp', 9)",

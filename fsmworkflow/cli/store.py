@@ -1,0 +1,59 @@
+"""Verbs for what keeps the runs: how large it is, and moving runs between stores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fsmworkflow.cli.answers import answer, size_of, table
+from fsmworkflow.cli.targets import there
+from fsmworkflow.cli.verbs import engine_given, verb
+
+__all__ = ["COMMANDS"]
+
+
+@verb("size")
+@engine_given
+async def show_size(engine: str, as_json: bool) -> int:
+    """Show the rows and bytes of each table and workflow."""
+    from fsmworkflow.upkeep import size
+
+    async with there(engine) as opened:
+        found = await size(opened.store)
+
+    def draw(console: Any) -> None:
+        table(
+            console,
+            ("table", "rows", "bytes"),
+            [*((t.name, f"{t.rows:,}", size_of(t.bytes)) for t in found.tables), ("all", "", size_of(found.bytes))],
+            ("rows", "bytes"),
+        )
+        rows = [(w.name, f"{w.runs:,}", f"{w.unfinished:,}", size_of(w.bytes)) for w in found.workflows]
+        console.print()
+        table(console, ("workflow", "runs", "unfinished", "text"), rows, ("runs", "unfinished", "text"))
+
+    answer(as_json, found, draw)
+    return 0
+
+
+@verb("vacuum")
+@engine_given
+async def give_back(engine: str, as_json: bool) -> int:
+    """Give the room of deleted runs back to the disk.
+
+    On SQLite everything that writes waits until it is done.
+    """
+    from fsmworkflow.upkeep import size, vacuum
+
+    async with there(engine) as opened:
+        before = await size(opened.store)
+        await vacuum(opened.store)
+        after = await size(opened.store)
+    found = {"before": before.bytes, "after": after.bytes}
+    answer(as_json, found, lambda console: console.print(f"{size_of(before.bytes)} before, {size_of(after.bytes)} now"))
+    return 0
+
+
+db = click.Group("db", help="Show how big the store is, and make it smaller.", commands=[show_size, give_back])
+COMMANDS = [db]

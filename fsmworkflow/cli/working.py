@@ -1,0 +1,126 @@
+"""Verbs that drive runs, and those that look after who drives them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from fsmworkflow.cli.answers import answer, table
+from fsmworkflow.cli.targets import knowing, there
+from fsmworkflow.cli.verbs import NOT_WELL, engine_given, verb
+
+__all__ = ["COMMANDS"]
+
+log = logging.getLogger("fsmworkflow")
+
+
+@verb("work", told=True)
+@engine_given
+@click.option("--concurrency", default=100, show_default=True, type=click.IntRange(1), help="So many runs at once.")
+@click.option("--grace", type=click.FloatRange(0), help="Seconds for running steps to end in; else the engine's own.")
+@click.option("--health", "file", type=click.Path(dir_okay=False), help="Write how it is into this file, every 2 s.")
+async def work(engine: str, concurrency: int, grace: float | None, file: str | None, as_json: bool) -> int:
+    """Drive all runs that are due, until SIGTERM or Ctrl-C.
+
+    Then it begins nothing new, waits up to --grace seconds for the steps that run, leaves the rest to other processes,
+    and exits with 0. A second signal ends it at once. Start as many of these as you like on one store.
+    """
+    from fsmworkflow.service import serve
+
+    working = knowing(engine)
+    working.grace = working.grace if grace is None else grace
+    await serve(working, concurrency, file, lambda event, text: _tell(as_json, event, text))
+    return 0
+
+
+def _tell(as_json: bool, event: str, text: str) -> None:
+    if as_json:
+        click.echo(json.dumps({"event": event, "at": time.time(), "pid": os.getpid(), "text": text}))
+        sys.stdout.flush()
+    else:
+        log.info("%s: %s", event, text)
+
+
+@verb("health")
+@click.argument("engine", metavar="[MODULE:ENGINE]", required=False)
+@click.option("--file", type=click.Path(dir_okay=False), help="The file that `work --health FILE` writes.")
+@click.option("--live", "only", flag_value="live", help="Only ask if its event loop turns: restart it if not.")
+@click.option("--ready", "only", flag_value="ready", help="Only ask if it can do its work now.")
+@click.option("--max-age", default=30.0, show_default=True, help="Seconds after which a --file is too old.")
+async def health(engine: str | None, file: str | None, only: str | None, max_age: float, as_json: bool) -> int:
+    """Say whether all is well; if not, exit with 1.
+
+    Given MODULE:ENGINE or a URL it opens the store here, and writes to it. Given --file it tells of the process that
+    writes that file: for the probes of Kubernetes.
+    """
+    if (engine is None) == (file is None):
+        raise click.UsageError("name MODULE:ENGINE, or a --file that `work --health` writes")
+    found = _read(Path(file), max_age) if file is not None else await _asked(str(engine))
+    well = bool(found[only or "ok"])
+
+    def draw(console: Any) -> None:
+        problems = found["problems"]
+        console.print(f"[{'green' if well else 'red'}]{'well' if well else 'not well'}[/]" + (":" if problems else ""))
+        for problem in problems:
+            console.print(f"  {problem}", markup=False)
+        table(console, ("", ""), [(name, value) for name, value in found.items() if name not in ("problems", "at")])
+
+    answer(as_json, found, draw)
+    return 0 if well else NOT_WELL
+
+
+async def _asked(target: str) -> dict[str, Any]:
+    async with there(target) as engine:
+        found: dict[str, Any] = msgspec.to_builtins(await engine.health())
+        return found
+
+
+def _read(file: Path, max_age: float) -> dict[str, Any]:
+    """The health of a working process. One that was not written for a while is of a process that is stuck or gone."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_bytes())
+        age = time.time() - file.stat().st_mtime
+    except (OSError, ValueError) as error:
+        return {"ok": False, "live": False, "ready": False, "problems": [f"{file} cannot be read: {error}"]}
+    if age > max_age:
+        problem = f"{file} was written {age:.0f} s ago: the process is stuck, or has ended"
+        found |= {"ok": False, "live": False, "ready": False, "problems": [problem]}
+    return found
+
+
+@verb("doctor")
+@engine_given
+async def doctor(engine: str, as_json: bool) -> int:
+    """Say what may be wrong, and what to do about it.
+
+    Looks at the store, the clocks, the processes and the runs, and changes none of them. Exits with 1 where it finds an
+    error.
+    """
+    from fsmworkflow.doctor import examine
+
+    async with there(engine) as opened:
+        found = await examine(opened)
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+
+    def draw(console: Any) -> None:
+        from rich.padding import Padding
+        from rich.text import Text
+
+        for one in found:
+            console.print(f"[{colours[one.level]}]{one.level:7}[/] [bold]{one.check}[/]")
+            for text in filter(None, (one.what, one.todo)):
+                console.print(Padding(Text(text), (0, 0, 0, 8), expand=False))
+
+    answer(as_json, found, draw)
+    return NOT_WELL if any(one.level == "error" for one in found) else 0
+
+
+COMMANDS = [work, health, doctor]
