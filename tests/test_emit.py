@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,9 @@ from fsmworkflow import (
 )
 from fsmworkflow.decide import begin
 from fsmworkflow.errors import UnknownEvent
-from fsmworkflow.store import open_store
+from fsmworkflow.store import Store, open_store
+from fsmworkflow.store.postgres import PostgresStore
+from fsmworkflow.store.sqlite import SQLiteStore
 from fsmworkflow.testing import Crash, CrashingStore
 
 QUICK = Retry(attempts=3, first_delay=0, max_delay=0)
@@ -220,6 +223,75 @@ async def test_an_event_for_another_engine_is_found_by_its_poll(durable_url: str
         await engine.run(flow, key="s")
         assert (await settled(other, box, "b")).status == "done"
         assert (await other.history(box, "b"))[-1].owner == other._worker.token
+
+
+def family(step: Callable[..., Any], *, begins: str = "tell") -> tuple[Workflow, Workflow]:
+    """A parent that counts what its children tell it, for as long as it waits for them."""
+    child, parent = Workflow("child"), Workflow("parent")
+    if begins == "asleep":
+        child.wait("asleep", initial=True, on={"wake": "tell"})
+    child.step("tell", initial=begins == "tell", then="end")(step)
+    child.final("end")
+
+    def add(data: Any, event: Any) -> None:
+        data["heard"] = [*data["heard"], event.payload]
+
+    hears = {"told": To("all", update=add, internal=True)}
+    parent.each("all", child, over="items", concurrency=4, initial=True, on=hears, then="end")
+    parent.final("end")
+    return parent, child
+
+
+async def test_what_children_emit_in_their_last_commit_reaches_the_parent_before_it_joins(store_url: str) -> None:
+    """Many end in one batch, at one time: then the number of `$joined`, that of its count, is the lowest."""
+
+    async def tell(ctx: Any) -> None:
+        await ctx.emit("parent", ctx.run.key.split("/")[0], "told", ctx.data["item"])
+
+    parent, child = family(tell)
+    async with Engine(store_url, workflows=[parent, child]) as engine:
+        runs = [engine.run(parent, {"items": list(range(6)), "heard": []}, key=str(n)) for n in range(30)]
+        for run in await asyncio.gather(*runs):
+            assert (run.state, sorted(run.data["heard"])) == ("end", list(range(6)))
+            assert taken(await engine.history(parent, run.key)) == ["$begin", *["told"] * 6, "$joined"]
+
+
+async def test_that_holds_where_another_process_has_a_clock_that_is_ahead(durable_url: str) -> None:
+    async def tell(ctx: Any) -> None:
+        await ctx.emit("parent", "p", "told", ctx.data["item"])
+
+    parent, child = family(tell, begins="asleep")
+    flows = [parent, child]
+    async with Engine(durable_url, workflows=flows) as engine:
+        await engine.run(parent, {"items": [0, 1], "heard": []}, key="p")
+        await engine.pause(parent, "p")
+    async with Engine(ahead(durable_url, 0.8), workflows=flows) as engine:
+        await engine.send(child, "p/all/0/0", "wake")
+        assert (await engine.result(child, "p/all/0/0")).status == "done"
+    async with Engine(durable_url, workflows=flows) as engine:
+        await engine.send(child, "p/all/0/1", "wake")
+        assert (await engine.result(child, "p/all/0/1")).status == "done"
+        told, last = (await engine.store.inbox(await engine.get(parent, "p")))[1][-2:]
+        assert (told.name, told.payload, last.name, last.due) == ("told", 0, "$joined", told.due)
+        await engine.unpause(parent, "p")
+        run = await settled(engine, parent, "p")
+        assert (run.status, run.data["heard"]) == ("done", [1, 0])
+
+
+def ahead(url: str, seconds: float) -> Store:
+    """A store whose clock is that of the machine, or the server, and so much more."""
+    if url.startswith("sqlite"):
+        return SQLiteStore(url.removeprefix("sqlite:///"), clock=lambda: time.time() + seconds)
+    store = Ahead(url)
+    store.ahead = seconds
+    return store
+
+
+class Ahead(PostgresStore):
+    ahead = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.ahead
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

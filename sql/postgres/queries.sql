@@ -354,7 +354,8 @@ RETURNING parent, parent_state, parent_visit, status <> 'done', had;
 
 -- name: count_down
 -- The last end, or the first failure where that is enough, makes `$joined` due; else the next in line have their turn,
--- as many as had it of those that ended. None before `next` is in line, and some after it may have ended there.
+-- as many as had it of those that ended. None before `next` is in line, and some after it may have ended there. What
+-- was posted before is due before `$joined`, also where the clock of who posted it is ahead by less than a second.
 WITH ended AS MATERIALIZED (
     SELECT run, state, visit, count(*) AS many, bool_or(failed) AS failed, sum(had)::bigint AS freed
       FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bool[], $5::bigint[])
@@ -362,8 +363,13 @@ WITH ended AS MATERIALIZED (
      GROUP BY run, state, visit),
 counted AS (
     UPDATE fsm_events
-       SET remaining = remaining - many, next = next + freed, due = $6, created = $6,
-           status = CASE WHEN remaining <= many OR (first = 1 AND failed) THEN 'waiting' ELSE 'joining' END
+       SET remaining = remaining - many, next = next + freed, created = $6,
+           status = CASE WHEN remaining <= many OR (first = 1 AND failed) THEN 'waiting' ELSE 'joining' END,
+           due = CASE WHEN remaining <= many OR (first = 1 AND failed)
+                      THEN (SELECT greatest($6, max(sent.due)) FROM fsm_events AS sent
+                             WHERE sent.run = ended.run AND sent.status = 'waiting' AND sent.due = sent.created
+                               AND sent.due < $6 + 1)
+                      ELSE $6 END
       FROM ended
      WHERE fsm_events.run = ended.run AND fsm_events.state = ended.state AND fsm_events.visit = ended.visit
        AND status = 'joining'
@@ -633,11 +639,12 @@ SELECT workflow AS to_workflow, key AS to_key, wanted, run.status AS run_status,
   LEFT JOIN fsm_events ON fsm_events.run = run.id AND fsm_events.event_id = wanted;
 
 -- name: inbox
--- How many events were ever posted, and those that wait, in one row where there are none.
+-- How many events were ever posted, and those that wait, in one row where there are none. The number of `$joined` is that
+-- of its count, and so says nothing of its place.
 SELECT posted, fsm_events.*
   FROM fsm_runs LEFT JOIN fsm_events ON run = fsm_runs.id AND fsm_events.status = 'waiting'
  WHERE fsm_runs.id = $1
- ORDER BY fsm_events.due, fsm_events.id;
+ ORDER BY fsm_events.due, fsm_events.name = '$joined', fsm_events.id;
 
 -- name: event
 SELECT * FROM fsm_events WHERE run = $1 AND event_id = $2;

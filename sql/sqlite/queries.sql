@@ -107,11 +107,12 @@ UPDATE fsm_runs
  WHERE id = ?1;
 
 -- name: inbox
--- How many events were ever posted, and those that wait, in one row where there are none.
+-- How many events were ever posted, and those that wait, in one row where there are none. The number of `$joined` is that
+-- of its count, and so says nothing of its place.
 SELECT posted, fsm_events.*
   FROM fsm_runs LEFT JOIN fsm_events ON run = fsm_runs.id AND fsm_events.status = 'waiting'
  WHERE fsm_runs.id = ?
- ORDER BY fsm_events.due, fsm_events.id;
+ ORDER BY fsm_events.due, fsm_events.name = '$joined', fsm_events.id;
 
 -- name: event
 SELECT * FROM fsm_events WHERE run = ? AND event_id = ?;
@@ -174,10 +175,16 @@ UPDATE fsm_runs SET turn = 2 WHERE id = ?;
 
 -- name: count_down
 -- The last end, or the first failure where that is enough, makes `$joined` due; else the next in line has its turn,
--- where the one that ended had it.
+-- where the one that ended had it. What was posted before is due before `$joined`, also where the clock of who posted it
+-- is ahead by less than a second.
 UPDATE fsm_events
-   SET remaining = remaining - 1, next = next + ?6, due = ?1, created = ?1,
-       status = CASE WHEN remaining = 1 OR (first = 1 AND ?2) THEN 'waiting' ELSE status END
+   SET remaining = remaining - 1, next = next + ?6, created = ?1,
+       status = CASE WHEN remaining = 1 OR (first = 1 AND ?2) THEN 'waiting' ELSE status END,
+       due = CASE WHEN remaining = 1 OR (first = 1 AND ?2)
+                  THEN (SELECT max(?1, coalesce(max(sent.due), ?1)) FROM fsm_events AS sent
+                         WHERE sent.run = ?3 AND sent.status = 'waiting' AND sent.due = sent.created
+                           AND sent.due < ?1 + 1)
+                  ELSE ?1 END
  WHERE run = ?3 AND state = ?4 AND visit = ?5 AND status = 'joining'
 RETURNING status, next - ?6;
 
