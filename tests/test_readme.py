@@ -23,6 +23,13 @@ EXPECTED = {
     "README.md 5": "5",
     "README.md 6": "print_it out of paper\ndone ['$start', '$done', '$error', '$retry', '$done']",
     "README.md 7": "taxed Invoice(net=100.0, tax=19.0)",
+    "docs/checks.md 1": (
+        "warning judge shadowed\n"
+        "   [score >= 8] to published is never taken: [score >= 5] to review stands before it, "
+        "and holds whenever it does\n"
+        "warning review no-timeout\n"
+        "   it waits for an event without a time-out"
+    ),
     "docs/children.md 1": "['dawn at 160', 'noon at 160', 'dusk at 160']\ndone",
     "docs/doctor.md 1": "store: memory:// keeps nothing when this process ends (fine for tests)",
     "docs/drawing.md 1": (

@@ -47,7 +47,7 @@ def colour(word: str) -> Any:
     """A level or a status in its colour."""
     from rich.text import Text
 
-    return Text(word, style=COLOURS.get(word, ""))
+    return Text(word, style=COLOURS.get(word.strip(), ""))
 
 
 def clock(at: float | None) -> str:

@@ -1,23 +1,69 @@
-"""Verbs for definitions: drawing a workflow."""
+"""Verbs for definitions: checking a workflow, and drawing it."""
 
 from __future__ import annotations
 
 import asyncio
 import webbrowser
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from fsmworkflow.cli.answers import answer
+from fsmworkflow.cli.answers import answer, colour
 from fsmworkflow.cli.targets import engine_of, workflow_in, workflows_of
-from fsmworkflow.cli.verbs import verb
+from fsmworkflow.cli.verbs import NOT_WELL, verb
 from fsmworkflow.engine import Engine
 from fsmworkflow.workflow import Workflow
+
+if TYPE_CHECKING:
+    from fsmworkflow.findings import Finding
 
 __all__ = ["COMMANDS"]
 
 ENDINGS = {".html": "html", ".htm": "html", ".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot"}
+
+
+@verb("check")
+@click.argument("targets", metavar="MODULE:NAME...", nargs=-1, required=True)
+@click.option("--strict", is_flag=True, help="Exit with 1 also where there are warnings.")
+async def check(targets: tuple[str, ...], strict: bool, as_json: bool) -> int:
+    """Say what is wrong with workflows, or may be.
+
+    NAME is a Workflow or an Engine. Exits with 1 where there is an error: with --strict also where there is a warning,
+    never for notes.
+    """
+    from fsmworkflow.findings import findings
+
+    named = [workflow for target in targets for workflow in workflows_of(target).values()]
+    workflows = {id(one): one for workflow in named for one in (workflow, *workflow.below.values())}
+    found = list(dict.fromkeys(finding for workflow in workflows.values() for finding in findings(workflow)))
+
+    def draw(console: Any) -> None:
+        from rich.padding import Padding
+        from rich.text import Text
+
+        for one in found:
+            place = " ".join(part for part in (one.workflow, one.state) if part)
+            console.print(Text.assemble(colour(f"{one.level:7}"), " ", (place, "bold"), f" {one.code}"))
+            for text in filter(None, (one.message, one.todo)):
+                console.print(Padding(Text(text), (0, 0, 0, 8), expand=False))
+        console.print(f"{_many(len(workflows), 'workflow')} checked: {_summed(found) or 'nothing was found'}")
+
+    answer(as_json, found, draw)
+    bad = {"error", "warning"} if strict else {"error"}
+    return NOT_WELL if any(one.level in bad for one in found) else 0
+
+
+def _summed(found: list[Finding]) -> str:
+    from fsmworkflow.findings import Level
+
+    many = Counter(one.level for one in found)
+    return ", ".join(_many(many[level], level) for level in get_args(Level) if many[level])
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 @verb("draw")
@@ -82,4 +128,4 @@ def _file_name(name: str) -> str:
     return "".join(sign if sign.isalnum() or sign in "-_." else "_" for sign in name)[:100].lstrip(".") or "workflow"
 
 
-COMMANDS = [draw]
+COMMANDS = [check, draw]
