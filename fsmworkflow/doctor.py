@@ -23,7 +23,7 @@ from fsmworkflow.workflow import Workflow
 if TYPE_CHECKING:
     from fsmworkflow.engine import Engine
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "census", "examine"]
 
 Level = Literal["ok", "warning", "error"]
 
@@ -80,7 +80,7 @@ class Group(NamedTuple):
 async def examine(engine: Engine) -> list[Finding]:
     """All findings about an open engine, the good ones too. Only reads, but for the write of `engine.health()`."""
     store = engine.store
-    groups = await _groups(store)
+    groups = await census(store)
     found = [*await _place(store), _clocks(store.now() - time.time())]
     found += owners(await store.owners(), groups, store.now())
     found += definitions(engine._workflows, groups)
@@ -92,7 +92,7 @@ async def examine(engine: Engine) -> list[Finding]:
     return found + (problems or [Finding("health", "ok", "the store takes writes, and nothing waits for a driver")])
 
 
-async def _groups(store: Store) -> list[Group]:
+async def census(store: Store) -> list[Group]:
     """What has not ended, by workflow, version, structure and owner."""
     if hasattr(store, "_read_rows"):
         return [Group(**dict(row)) for row in await store._read_rows("census")]

@@ -196,7 +196,7 @@ def test_schedules_are_listed(capsys: Any) -> None:
 def test_a_schedule_is_steered_without_an_engine_that_works_and_nothing_is_driven_here(
     capsys: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("fsmworkflow.cli.schedules.TAKEN_SECONDS", 0.1)
+    monkeypatch.setattr("fsmworkflow.cli.steering.TAKEN_SECONDS", 0.1)
     schedule()
     asyncio.run(_age())
     assert main(["schedule", "pause", "app:make", "nightly"]) == 0

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import click
 
-from fsmworkflow.cli import definitions, schedules, working
+from fsmworkflow.cli import definitions, runs, schedules, steering, working
 from fsmworkflow.cli import store as kept
 from fsmworkflow.cli.targets import line
 from fsmworkflow.errors import FSMWorkflowError
@@ -70,6 +70,6 @@ def cli() -> None:
     """
 
 
-for group in (working, kept, schedules, definitions):
+for group in (runs, steering, working, kept, schedules, definitions):
     for command in group.COMMANDS:
         cli.add_command(command)

@@ -1,10 +1,11 @@
-"""Verbs for definitions: checking a workflow, and drawing it."""
+"""Verbs for definitions: a project to begin with, checking a workflow, and drawing it."""
 
 from __future__ import annotations
 
 import asyncio
 import webbrowser
 from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -22,6 +23,38 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 ENDINGS = {".html": "html", ".htm": "html", ".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot"}
+
+
+@verb("init")
+@click.argument("directory", type=click.Path(file_okay=False))
+async def init(directory: str, as_json: bool) -> int:
+    """Make a small project that runs, to begin with.
+
+    It has a workflow, a test of it, and what to type. Nothing that is there is written over.
+    """
+    made = await asyncio.to_thread(_made, Path(directory))
+
+    def draw(console: Any) -> None:
+        for file in made:
+            console.print(file, markup=False)
+        console.print(f"now: cd {directory}, and see README.md", markup=False)
+
+    answer(as_json, {"files": made}, draw)
+    return 0
+
+
+def _made(directory: Path) -> list[str]:
+    """Copy the project. Raises BadParameter, and copies nothing, where a file of it is there."""
+    copied = [
+        one for one in files("fsmworkflow.cli").joinpath("project").iterdir() if one.name.endswith((".py", ".md"))
+    ]
+    project = {one.name: one.read_text(encoding="utf-8") for one in copied}
+    if there := sorted(name for name in project if (directory / name).exists()):
+        raise click.BadParameter(f"{directory / there[0]} is there already, and is left alone")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in project.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    return sorted(str(directory / name) for name in project)
 
 
 @verb("check")
@@ -128,4 +161,4 @@ def _file_name(name: str) -> str:
     return "".join(sign if sign.isalnum() or sign in "-_." else "_" for sign in name)[:100].lstrip(".") or "workflow"
 
 
-COMMANDS = [check, draw]
+COMMANDS = [init, check, draw]

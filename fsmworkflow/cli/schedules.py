@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 import uuid
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from fsmworkflow.cli.answers import answer, table
+from fsmworkflow.cli.steering import posted
 from fsmworkflow.cli.targets import knowing
-from fsmworkflow.cli.verbs import Verb, engine_given, verb
-from fsmworkflow.engine import Engine
+from fsmworkflow.cli.verbs import Verb, engine_given, given, verb
 from fsmworkflow.errors import ScheduleNotFound
 from fsmworkflow.records import PAUSE, RERUN, UNPAUSE, Event
+from fsmworkflow.schedule import Missed, Overlap
 
 __all__ = ["COMMANDS"]
-
-TAKEN_SECONDS = 3.0
-"""How long a steering verb waits for an engine that works to take its event."""
 
 
 @verb("list")
@@ -49,7 +45,11 @@ def _steering(what: str, event: str, payload: Any, done: str) -> Verb:
             found = [schedule for schedule in await opened.schedules() if schedule.name == name]
             if not found:
                 raise ScheduleNotFound(f"the workflows of this engine have no schedule {name!r}")
-            taken = [await _posted(opened, schedule.address, event, payload) for schedule in found]
+            events = [Event(name=event, payload=payload, id=uuid.uuid4().hex) for _ in found]
+            taken = [
+                (await posted(opened, schedule.address, one)).status != "waiting"
+                for schedule, one in zip(found, events, strict=True)
+            ]
         told = done if all(taken) else f"will be {done} as soon as an engine works"
         answer(
             as_json, {"name": name, "done": all(taken)}, lambda console: console.print(f"{name} {told}", markup=False)
@@ -60,24 +60,49 @@ def _steering(what: str, event: str, payload: Any, done: str) -> Verb:
     return steer
 
 
-async def _posted(engine: Engine, address: tuple[str, str], name: str, payload: Any) -> bool:
-    """Post an event, and wait a while for the engine that holds the run. Whether it was taken."""
-    event = await engine.store.post(*address, Event(name=name, payload=payload, id=uuid.uuid4().hex))
-    end = time.monotonic() + TAKEN_SECONDS
-    while event.status == "waiting" and time.monotonic() < end:
-        await asyncio.sleep(0.05)
-        event = await engine.event(*address, event.id)
-    return event.status != "waiting"
-
-
 STEERING = {
     "pause": _steering("Start no runs by this schedule until `unpause`", PAUSE, None, "paused"),
     "unpause": _steering("Let a paused schedule start runs again", UNPAUSE, None, "unpaused"),
     "remove": _steering("End a schedule for good; the runs that it started go on", RERUN, "removed", "removed"),
 }
+
+
+@verb("add")
+@engine_given
+@click.argument("name")
+@click.argument("workflow")
+@click.option("--cron", required=True, metavar="FIELDS", help="Minute hour day month weekday, as '0 3 * * *'.")
+@click.option("--timezone", default="UTC", show_default=True, help="Whose clock that is, as Europe/Berlin.")
+@click.option("--data", metavar="JSON", help="The data of its runs: JSON, @FILE, or - for stdin.")
+@click.option(
+    "--missed", default="one", show_default=True, type=click.Choice(get_args(Missed)), help="Ticks nobody saw."
+)
+@click.option(
+    "--overlap", default="skip", show_default=True, type=click.Choice(get_args(Overlap)), help="While one runs."
+)
+async def add(
+    engine: str, name: str, workflow: str, cron: str, timezone: str, data: str | None, missed: Any, overlap: Any,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Start a run of a workflow at each tick of a calendar.
+
+    The schedule of that name that is there is changed. An engine that knows the workflow and works starts them.
+    """
+    value = given(data, "--data")
+    async with knowing(engine) as opened:
+        try:
+            words = {"cron": cron, "timezone": timezone, "data": value, "missed": missed, "overlap": overlap}
+            made = await opened.schedule(name, workflow, **words)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+    tick = "never" if made.next is None else f"{made.next:%Y-%m-%d %H:%M %z}"
+    answer(as_json, made, lambda console: console.print(f"{name} starts {workflow} next at {tick}", markup=False))
+    return 0
+
+
 schedule = click.Group(
     "schedule",
-    help="List, pause, unpause and remove the calendars that start runs.",
-    commands=[listed, *(verb(name)(fn) for name, fn in STEERING.items())],
+    help="Add, list, pause and remove calendars that start runs.",
+    commands=[add, listed, *(verb(name)(fn) for name, fn in STEERING.items())],
 )
 COMMANDS = [schedule]

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from fsmworkflow.cli.answers import answer, size_of, table
-from fsmworkflow.cli.targets import there
-from fsmworkflow.cli.verbs import engine_given, verb
+from fsmworkflow.cli.answers import answer, progress, size_of, table
+from fsmworkflow.cli.targets import knowing, there
+from fsmworkflow.cli.verbs import NOT_WELL, engine_given, verb
 
 __all__ = ["COMMANDS"]
 
@@ -48,12 +48,42 @@ async def give_back(engine: str, as_json: bool) -> int:
 
     async with there(engine) as opened:
         before = await size(opened.store)
-        await vacuum(opened.store)
+        with progress("giving back room"):
+            await vacuum(opened.store)
         after = await size(opened.store)
     found = {"before": before.bytes, "after": after.bytes}
     answer(as_json, found, lambda console: console.print(f"{size_of(before.bytes)} before, {size_of(after.bytes)} now"))
     return 0
 
 
+@verb("migrate")
+@engine_given
+@click.option("--plan", "only", is_flag=True, help="Only say what would become of the runs.")
+async def migrate(engine: str, only: bool, as_json: bool) -> int:
+    """Bring the tables up to date, and say what fits no more.
+
+    Runs of an older version of their workflow go on in its new one by themselves, each with its next move. Exits with 1
+    where one is stuck.
+    """
+    async with knowing(engine) as opened:
+        plan = [one for one in await opened.plan_migration() if only or one.stuck or one.mapped]
+    stuck = sum(one.stuck for one in plan)
+
+    def draw(console: Any) -> None:
+        names = ("workflow", "version", "state", "becomes", "fit", "mapped", "stuck")
+        rows = [
+            (p.workflow, f"{p.version} -> {p.to}", p.state, p.becomes or "-", p.fits, p.mapped, p.stuck) for p in plan
+        ]
+        table(console, names, rows, names[4:]) if rows else console.print(
+            "there are no unfinished runs" if only else "the tables are up to date, and every run fits"
+        )
+        for one in plan:
+            for reason in one.reasons:
+                console.print(f"stuck in {one.state}: {reason}", markup=False)
+
+    answer(as_json, {"stuck": stuck, "plan": plan}, draw)
+    return NOT_WELL if stuck else 0
+
+
 db = click.Group("db", help="Show how big the store is, and make it smaller.", commands=[show_size, give_back])
-COMMANDS = [db]
+COMMANDS = [db, migrate]

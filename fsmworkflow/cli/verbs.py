@@ -27,14 +27,14 @@ def run_given(fn: Verb) -> Verb:
     return engine_given(fn)
 
 
-def verb(name: str, *, told: bool = False) -> Callable[[Verb], click.Command]:
-    """A coroutine function that returns the exit code, as a verb. With `told` it says in the log what it does."""
+def verb(name: str, *, level: int = logging.ERROR) -> Callable[[Verb], click.Command]:
+    """A coroutine function that returns the exit code, as a verb. `level` is what it shows of the log."""
 
     def made(fn: Verb) -> click.Command:
         def run(debug: bool, **words: Any) -> int:
-            level = logging.DEBUG if debug else logging.INFO if told else logging.ERROR
-            form = "%(asctime)s %(levelname)s %(message)s" if told else "%(levelname)s: %(message)s"
-            logging.basicConfig(level=level, format=form)
+            long = level == logging.INFO  # what works for hours says when it did what
+            form = "%(asctime)s %(levelname)s %(message)s" if long else "%(levelname)s: %(message)s"
+            logging.basicConfig(level=logging.DEBUG if debug else level, format=form)
             return asyncio.run(fn(**words))
 
         run.__doc__ = fn.__doc__

@@ -13,16 +13,19 @@ from typing import Any
 import click
 import msgspec
 
-from fsmworkflow.cli.answers import answer, table
+from fsmworkflow.cli.answers import answer, progress, table
 from fsmworkflow.cli.targets import knowing, there
 from fsmworkflow.cli.verbs import NOT_WELL, engine_given, verb
+from fsmworkflow.engine import Engine
+from fsmworkflow.hooks import Hook, Hooks
+from fsmworkflow.records import Move
 
 __all__ = ["COMMANDS"]
 
 log = logging.getLogger("fsmworkflow")
 
 
-@verb("work", told=True)
+@verb("work", level=logging.INFO)
 @engine_given
 @click.option("--concurrency", default=100, show_default=True, type=click.IntRange(1), help="So many runs at once.")
 @click.option("--grace", type=click.FloatRange(0), help="Seconds for running steps to end in; else the engine's own.")
@@ -39,6 +42,42 @@ async def work(engine: str, concurrency: int, grace: float | None, file: str | N
     working.grace = working.grace if grace is None else grace
     await serve(working, concurrency, file, lambda event, text: _tell(as_json, event, text))
     return 0
+
+
+@verb("resume")
+@engine_given
+@click.option("--concurrency", default=100, show_default=True, type=click.IntRange(1), help="So many runs at once.")
+async def resume(engine: str, concurrency: int, as_json: bool) -> int:
+    """Drive what is unfinished to its end or rest, and come back.
+
+    What another process drives is left to it. Ctrl-C leaves them where they are.
+    """
+    working = knowing(engine)
+    async with working:
+        total = await _unfinished(working)
+        with progress("driving", total) as more:
+            working._worker.hooks = Hooks([*working._worker.hooks._hooks, _Counting(more)])
+            many = await working.resume(concurrency=concurrency)
+    answer(as_json, {"driven": many}, lambda console: console.print(f"{many:,} run{'' if many == 1 else 's'} driven"))
+    return 0
+
+
+async def _unfinished(engine: Engine) -> int:
+    """How many runs of the engine's workflows have not ended."""
+    from fsmworkflow.doctor import census
+
+    return sum(group.many for group in await census(engine.store) if group.workflow in engine._workflows)
+
+
+class _Counting(Hook):
+    """Shows on the bar how many runs have come to an end or a rest."""
+
+    def __init__(self, more: Any) -> None:
+        self.more = more
+
+    def moved(self, move: Move) -> None:
+        if move.after.status not in ("running", "compensating"):
+            self.more()
 
 
 def _tell(as_json: bool, event: str, text: str) -> None:
@@ -123,4 +162,4 @@ async def doctor(engine: str, as_json: bool) -> int:
     return NOT_WELL if any(one.level == "error" for one in found) else 0
 
 
-COMMANDS = [work, health, doctor]
+COMMANDS = [work, resume, health, doctor]

@@ -1,10 +1,12 @@
 """A picture as one page in HTML, with the library that draws it inside. It opens without a network, and asks for none.
 
-The library is Mermaid's small edition, `@mermaid-js/tiny` 11.17.2, MIT, as it is published: see `mermaid.LICENSE`.
+The library is Mermaid's small edition, `@mermaid-js/tiny` 11.17.2, MIT, its file as it is published, compressed: see
+`mermaid.LICENSE`.
 """
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import time
@@ -57,7 +59,7 @@ def page(picture: Picture, run: Run | None, history: Sequence[Entry]) -> str:
     """The page of a picture, with the last moves of the run in a table."""
     text, taken = drawn(picture)
     title = picture.name if run is None else f"{picture.name}/{run.key}"
-    library = files("fsmworkflow.diagram").joinpath("mermaid.tiny.js").read_text(encoding="utf-8")
+    library = gzip.decompress(files("fsmworkflow.diagram").joinpath("mermaid.tiny.js.gz").read_bytes()).decode()
     parts = [
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
