@@ -201,6 +201,9 @@ class Drive:
             kept = self.hold and not self._acting.stopping and self.run.status in ("waiting", "paused")
             if self.run.owner is not None:
                 await self._rest(kept)
+        except Exception as error:
+            self.worker.set_aside(self.run.id, self.run.version, error)
+            raise
         finally:
             if self._peek is not None:
                 self._peek.cancel()

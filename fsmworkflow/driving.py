@@ -661,9 +661,6 @@ class Drives:
             if name in self._held and awaits(driving.run):
                 self._redrive(self._held.pop(name))
         except Exception as error:
-            run = driving.run if driving.drive is None else driving.drive.run
-            if self.worker.stuck.get(run.id) != run.version:
-                self.worker.set_aside(run.id, run.version)
             done.set_exception(error)
         finally:
             done.cancel()  # only where this task is being cancelled

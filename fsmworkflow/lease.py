@@ -59,13 +59,8 @@ class Lease:
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def lapsed(self) -> bool:
-        """Whether it has ended by this process's own clock, so that others may have claimed."""
-        return self.left <= 0
-
-    @property
     def left(self) -> float:
-        """For how many seconds it still holds."""
+        """For how many seconds it still holds by this process's own clock."""
         return self._until - time.monotonic()
 
     async def begin(self) -> None:

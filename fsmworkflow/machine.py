@@ -17,7 +17,7 @@ from fsmworkflow.decide import begin, decide
 from fsmworkflow.drive import LEFT_BEHIND, Drive
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import Event, Move, Run, replace
-from fsmworkflow.store import Store, open_store
+from fsmworkflow.store import Store
 from fsmworkflow.versions import shifted
 from fsmworkflow.worker import Use, Worker
 from fsmworkflow.workflow import Workflow, WorkflowDefinition, id_of, known_event, name_problem
@@ -46,7 +46,7 @@ class PersistentWorkflowStateMachine:
         self.steps: dict[str, Any] = {}
         self.key = key
         self.run: Run | None = None
-        self._db = db if hasattr(db, "acquire") else Home.of(db)
+        self._db = db if hasattr(db, "acquire") else Use.of(db)
         self._input = data
         self._hooks = Hooks(hooks)
         self._drive: Drive | None = None
@@ -411,32 +411,3 @@ def may_go_on(run: Run, now: float, *, retry: bool = True) -> bool:
     if retry and run.status == "failed" and not run.over:
         return True
     return run.due is not None and (run.status in ("running", "compensating") or run.due <= now)
-
-
-class Home:
-    """What the machines on one store share: it is opened for the first of them and closed after the last."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._use: Use | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    @classmethod
-    def of(cls, store: Any) -> Home:
-        """The home of a store, the same for every machine that is given it; each URL is a store of its own."""
-        if isinstance(store, str):
-            return cls(open_store(store))
-        home: Home | None = getattr(store, "_home", None)
-        if home is None:
-            home = store._home = cls(store)
-        return home
-
-    async def acquire(self) -> Worker:
-        loop = asyncio.get_running_loop()
-        if self._use is None or self._loop is not loop:  # what an ended one left here is of no use
-            self._loop, self._use = loop, Use(self._store)
-        return await self._use.acquire()
-
-    async def release(self) -> None:
-        if self._use is not None:
-            await self._use.release()

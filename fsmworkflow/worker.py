@@ -17,12 +17,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from fsmworkflow.errors import EngineClosed, FSMWorkflowError, Refused, TransactionError
+from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, Refused, TransactionError
 from fsmworkflow.flights import SUSPECT, Flights
 from fsmworkflow.hooks import Hooks
 from fsmworkflow.lease import Lease, machine_id, process_id
 from fsmworkflow.records import Owner, Post, Run, replace
-from fsmworkflow.store import Store, Versions
+from fsmworkflow.store import Limits, Store, Versions, open_store
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.memory import lost
 from fsmworkflow.store.writer import whole
@@ -140,7 +140,7 @@ class Worker:
     @property
     def lapsed(self) -> bool:
         """Whether the lease has ended by this process's own clock, so that others may have claimed."""
-        return self._lease is None or self._lease.lapsed
+        return self._lease is None or self._lease.left <= 0
 
     @property
     def left(self) -> float:
@@ -188,18 +188,29 @@ class Worker:
         self.check()
         limits = {name: w.concurrency for name, w in self.workflows.items() if w.concurrency is not None}
         while True:
-            claiming = self.store.claim(self.token, workflows, many, by, list(self.stuck.items()), limits)
             try:
-                return await self._taken(claiming, lambda runs: runs)
+                return await self._taken(self._claim(workflows, many, by, limits), lambda runs: runs)
             except Refused as error:
                 if not error.rows:
                     raise
                 for run, version in error.rows:
                     log.error("run %d cannot be claimed: %s", run, error)
-                    self.set_aside(run, version)
+                    self.set_aside(run, version, error)
 
-    def set_aside(self, run: int, version: int) -> None:
-        """Claim a run no more as it stands, for a while that doubles each time until it has been driven."""
+    async def _claim(self, workflows: Versions, many: int, by: float, limits: Limits) -> list[Run]:
+        runs = await self.store.claim(self.token, workflows, many, by, list(self.stuck.items()), limits)
+        if aside := [run for run in runs if self.stuck.get(run.id) == run.version]:  # while it was being claimed
+            self.unreleased += aside
+            await self.release_again()
+        return [run for run in runs if run not in aside]
+
+    def set_aside(self, run: int, version: int, error: BaseException) -> None:
+        """Claim a run no more as it stands, for a while that doubles each time until it has been driven.
+
+        To be said before it is released, so that no claim finds it meanwhile. Not of one that another owner has now.
+        """
+        if isinstance(error, LeaseLost) or self.stuck.get(run) == version:
+            return
         pause = self.pauses.get(run, ASIDE)
         self.pauses[run] = min(pause * 2, LONGEST_ASIDE)
         self.stuck[run] = version
@@ -210,7 +221,8 @@ class Worker:
         for run in self.unreleased.copy():
             with contextlib.suppress(Refused):
                 await self.store.release(run)
-                self.unreleased.remove(run)
+                if run in self.unreleased:
+                    self.unreleased.remove(run)
 
     async def claim_one(
         self, workflow: str, key: str, newest: int | None = None, limit: int | None = None
@@ -281,10 +293,22 @@ class Use:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._begin()
+
+    def _begin(self) -> None:
         self.worker: Worker | None = None
         self.opened = self.kept = False
         self.users = 0
         self.lock = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def of(cls, store: Any) -> Use:
+        """That of a store, the same for all who are given it; each URL is a store of its own."""
+        if isinstance(store, str):
+            return cls(open_store(store))
+        use: Use = vars(store).setdefault("_use", cls(store))
+        return use
 
     async def open(self) -> None:
         before = self.store.opened
@@ -295,6 +319,10 @@ class Use:
 
     async def acquire(self) -> Worker:
         """Open what is not open, and return the owner that all users share, until `release`."""
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):  # what an ended one left here is of no use
+            self._begin()
+        self._loop = loop
         async with self.lock:
             self.users += 1
             try:

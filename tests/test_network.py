@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fsmworkflow import open_store
-from fsmworkflow.store import postgres_watch
+from fsmworkflow import Engine, Workflow, open_store
+from fsmworkflow.store import postgres_lent, postgres_watch
 from tests.children import Child, Children
 from tests.network import Network
 from tests.test_outages import longest_silence, nothing_was_lost, walking
@@ -108,4 +110,73 @@ async def test_a_statement_that_takes_long_is_left_alone(network: Network, monke
         writing = store._writing_on  # type: ignore[attr-defined]
         assert await writing(lambda db: db.fetchval("SELECT pg_sleep(3) IS NOT NULL"))
     finally:
+        await store.close()
+
+
+PATIENCE = 15.0  # seconds: far below a statement's own time of 60
+
+
+async def test_a_transaction_that_the_network_swallowed_does_not_keep_its_rows_locked(network: Network) -> None:
+    """The server waits for the rest of it, and is never told that its client has gone."""
+    made = Workflow("made")
+    made.wait("open", initial=True, on={"go": "end"})
+    made.final("end")
+    async with Engine(network.server, workflows=[made]) as engine, asyncio.timeout(PATIENCE):
+        run = await engine.run(made, key="k")
+        store = open_store(network.url)
+        await store.open()
+
+        async def cut_off(db: Any) -> None:
+            async with store._transaction(db, several=True):  # type: ignore[attr-defined]
+                await db.execute("SELECT FROM fsm_runs WHERE key = 'k' FOR UPDATE")
+                network.swallow()
+                await db.execute("SELECT 1")
+
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await store._writing_on(cut_off)  # type: ignore[attr-defined]
+        network.heal()
+        await engine.send(made, "k", "go")
+        assert (await engine.result(made, "k")).version == run.version + 1
+        await store.close()
+
+
+async def test_a_step_whose_transaction_was_swallowed_in_its_commit_goes_on_soon(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, loop = postgres_lent.advance, asyncio.get_running_loop()
+
+    async def cut_off(db: Any, *more: Any) -> None:
+        await written(db, *more)
+        if not network.swallowed:
+            network.swallow()
+            loop.call_later(1, network.heal)
+
+    monkeypatch.setattr(postgres_lent, "advance", cut_off)
+    made = Workflow("made")
+
+    @made.step(initial=True, then="end")
+    async def step(ctx: Any) -> None:
+        async with ctx.transaction() as db:
+            await db.execute("SELECT 1")
+
+    made.final("end")
+    async with Engine(network.url, workflows=[made]) as engine, asyncio.timeout(PATIENCE):
+        assert (await engine.run(made, key="k")).status == "done"
+        assert network.swallowed
+
+
+async def test_a_reading_whose_network_is_gone_just_after_its_answer_is_over(network: Network) -> None:
+    store = open_store(network.url)
+    await store.open()
+    loop = asyncio.get_running_loop()
+
+    async def cut_off(db: Any) -> int:
+        found: int = await db.fetchval("SELECT 1")
+        network.swallow()
+        loop.call_later(1, network.heal)
+        return found
+
+    async with asyncio.timeout(PATIENCE):
+        assert await store._ask(cut_off) == 1  # type: ignore[attr-defined]
         await store.close()

@@ -326,6 +326,40 @@ async def test_where_not_even_the_failure_can_be_written_it_is_left_for_longer_a
     assert not any("flow/k" in record.getMessage() for record in caplog.records), "neighbours are not touched"
 
 
+async def test_a_claim_that_is_asked_for_just_before_a_run_is_left_alone_does_not_cut_its_pause_short(
+    law: Law, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "ASIDE", 0.1)
+    bodies: list[str] = []
+    released: list[str] = []
+    made = flow(bodies)
+    async with Engine(law.url, workflows=[made], poll=0.02) as engine, asyncio.timeout(SECONDS):
+        release, claim = engine.store.release, engine.store.claim
+
+        async def releases(run: Run) -> None:
+            await release(run)
+            released.append(run.key)
+
+        async def claims(*asked: Any) -> Any:  # what it is not to claim was said before
+            while len(bodies) > len(released):
+                await asyncio.sleep(0.002)
+            return await claim(*asked)
+
+        monkeypatch.setattr(engine.store, "release", releases)
+        monkeypatch.setattr(engine.store, "claim", claims)
+        await unowned(engine, made, "bad", {"bad": True})
+        await law.made(f"{EVERYTHING} AND NEW.version > 1")
+        began = time.monotonic()
+
+        async def tried_three_times() -> bool:
+            return len(bodies) >= 3
+
+        async with engine.working(concurrency=5):
+            await until(tried_three_times)
+            assert time.monotonic() - began >= 0.1 + 0.2
+            await law.repealed()
+
+
 async def test_a_run_that_cannot_even_be_claimed_keeps_nobody_waiting(
     law: Law, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

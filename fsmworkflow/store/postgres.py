@@ -62,8 +62,6 @@ class PostgresStore(Verbs):
         self._lends: asyncpg.Pool[asyncpg.Record] | None = None  # whose connections steps have for their transactions
         self._bell = Bell(self._connect)
         self._offset = 0.0
-        self._writer = Writer(in_task(self._apply))
-        self._writing, self._pooled = asyncio.Lock(), asyncio.Lock()
         self._watch = Watch(self._connect)
         self._write: asyncpg.Connection[asyncpg.Record] | None = None
         self._open = False
@@ -127,7 +125,11 @@ class PostgresStore(Verbs):
         """A pool as the user's, each of whose connections can be kept from ending its transaction."""
         async with self._pooled:
             if self._lends is None:
-                kind = type("Guarded", (Guarded, self._pooling.get("connection_class", asyncpg.Connection)), {})
+                kind = type(
+                    "Guarded",
+                    (Guarded, self._pooling.get("connection_class", asyncpg.Connection)),
+                    {"watch": self._watch},
+                )
                 self._lends = await self._make_pool({**server.POOL, **self._pooling, "connection_class": kind})
         return self._lends
 
@@ -214,9 +216,13 @@ class PostgresStore(Verbs):
             pool = await self._reading()
             with server.saying(self.url):
                 async with asyncio.timeout(self._patience), pool.acquire(timeout=self._patience) as connection:
-                    with self._watch.asking(connection):
-                        async with self._transaction(connection):
-                            return await function(connection)
+                    try:
+                        with self._watch.asking(connection):
+                            async with self._transaction(connection):
+                                return await function(connection)
+                    except (OSError, asyncio.CancelledError):  # the driver would wait as long again for its end
+                        connection.terminate()
+                        raise
 
         return await patiently(lambda: whole(attempt()))
 
@@ -225,7 +231,7 @@ class PostgresStore(Verbs):
         preparing and running it are two, and a pooler between might send them to two servers.
         """
         if several or self._in_transactions:
-            return connection.transaction(isolation="read_committed")
+            return server.transaction(connection)
         return contextlib.nullcontext()
 
     def _check(self) -> None:
@@ -280,7 +286,7 @@ class PostgresStore(Verbs):
         """Set the error of a move whose COMMIT may have been made, none where it was. Waits for one under way."""
 
         async def look(connection: Connection) -> None:
-            async with connection.transaction(isolation="read_committed"):
+            async with server.transaction(connection):
                 await connection.execute(SQL["lock"], [write.run.id], [], [], [], [], [])
                 await resolve(connection, [write])
 
@@ -317,7 +323,7 @@ class PostgresStore(Verbs):
             asked = True
             if before or not limits:
                 return before or await runs(db, SQL["claim"], owner, by, *values)
-            async with db.transaction(isolation="read_committed"):
+            async with server.transaction(db):
                 free = await rooms(db, limits)
                 return await runs(db, SQL["claim_within"], owner, by, *values, list(free), list(free.values()))
 
@@ -332,7 +338,7 @@ class PostgresStore(Verbs):
         async def attempt(db: Connection) -> Runs:
             if limit is None:
                 return await runs(db, SQL["claim_one"], owner, workflow, key, newest)
-            async with db.transaction(isolation="read_committed"):
+            async with server.transaction(db):
                 full = (await rooms(db, {workflow: limit}))[workflow] < 1
                 return [] if full else await runs(db, SQL["claim_one"], owner, workflow, key, newest)
 
@@ -352,7 +358,7 @@ class PostgresStore(Verbs):
         ids = [row["id"] for row in await self._read_rows("prunable", workflow, statuses, before, many)]
 
         async def go(db: Connection) -> int:
-            async with self._transaction(db, several=True):
+            async with server.transaction(db):
                 await db.execute(SQL["prune_lock"], ids)
                 gone: int = await db.fetchval(SQL["prune"], ids, statuses, before)
                 return gone

@@ -22,6 +22,7 @@ from fsmworkflow.store.writer import Write, patiently
 
 if TYPE_CHECKING:
     from fsmworkflow.store.postgres import PostgresStore
+    from fsmworkflow.store.postgres_watch import Watch
 
 log = logging.getLogger("fsmworkflow")
 
@@ -31,6 +32,8 @@ class Guarded:
 
     guarded: str | None = None
     """Whose step has it."""
+    watch: Watch
+    """Which ends it where somebody waits for an answer in vain."""
     coding = False
     """Whether a step has set how values are read and written, which the pool does not reset."""
 
@@ -45,6 +48,19 @@ class Guarded:
             return
         if ends_transaction(query) or not self.is_in_transaction():  # type: ignore[attr-defined]
             raise own_end(self.guarded)
+
+
+def _asking(name: str) -> Callable[..., Any]:
+    """A method that sends a query, watched; refused where that would end the transaction."""
+    inherited = getattr(asyncpg.Connection, name)
+
+    @functools.wraps(inherited)
+    async def call(self: Any, query: str, *args: Any, **kwargs: Any) -> Any:
+        self.refuse(query)
+        with self.watch.asking(self):
+            return await getattr(super(Guarded, self), name)(query, *args, **kwargs)
+
+    return call
 
 
 def _refusing(name: str, *, ends: bool = False, codes: bool = False) -> Callable[..., Any]:
@@ -62,7 +78,9 @@ def _refusing(name: str, *, ends: bool = False, codes: bool = False) -> Callable
     return call
 
 
-for _name in ("execute", "executemany", "fetch", "fetchval", "fetchrow", "fetchmany", "prepare", "cursor"):
+for _name in ("execute", "fetch", "fetchval", "fetchrow"):
+    setattr(Guarded, _name, _asking(_name))
+for _name in ("executemany", "fetchmany", "prepare", "cursor"):
     setattr(Guarded, _name, _refusing(_name))
 for _name in ("close", "reset"):
     setattr(Guarded, _name, _refusing(_name, ends=True))
@@ -125,6 +143,7 @@ class PostgresLent(Lent):
         if not connection.is_closed() and not connection.is_in_transaction():
             raise own_end(self.where)
         try:
+            await connection.execute(SQL["impatient"])
             parents, visits = kin_of([write.record] if rows.related(write.record) else [])
             if posts or parents or visits:
                 named = [(post.workflow, post.key) for post in posts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SQL = queries("postgres")
 CONNECT_SECONDS, ANSWER_SECONDS, OPEN_SECONDS, CLOSE_SECONDS, RESET_SECONDS = 3.0, 60.0, 3.0, 5.0, 3_600.0
 POOL = {"min_size": 0, "max_size": 10}
-READS = {"min_size": 0, "max_size": 4}
+READS = {"min_size": 0, "max_size": 4, "reset": lambda _: asyncio.sleep(0)}  # a reading leaves nothing to be reset
 POOL_ONLY = frozenset(inspect.signature(asyncpg.create_pool).parameters) - {"dsn", "loop", "connect_kwargs"}
 CONNECTION = frozenset(inspect.signature(asyncpg.connect).parameters) - {"dsn", "loop"}
 # The server may answer again: classes 08 (connection), 40 (rolled back), 53 (resources), 57 (shut down, starting) and
@@ -75,9 +75,28 @@ async def closed(one: asyncpg.Connection[asyncpg.Record] | asyncpg.Pool[asyncpg.
         raise
 
 
+@contextlib.asynccontextmanager
+async def transaction(connection: Connection) -> AsyncIterator[None]:
+    """A transaction, or that which is open. The server ends it where it hears nothing for five seconds.
+
+    A client that a network or a machine took away may never be told to be gone, and would keep its rows locked.
+    """
+    if connection.is_in_transaction():
+        yield
+        return
+    await connection.execute(SQL["begin"])
+    try:
+        yield
+    except Exception:  # who is cancelled gives the connection up
+        if not connection.is_closed():
+            await connection.execute("ROLLBACK;")
+        raise
+    await connection.execute("COMMIT;")
+
+
 async def migrate(connection: Connection) -> None:
     """What is missing is created, what is older upgraded, all in one transaction, one process after the other."""
-    async with connection.transaction(isolation="read_committed"):
+    async with transaction(connection):
         if not await _missing(connection):
             return
         await connection.execute(SQL["schema_lock"])

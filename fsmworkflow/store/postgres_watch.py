@@ -38,11 +38,8 @@ class Watch:
         self._asked[connection] = time.monotonic()
         try:
             yield
-        except (OSError, asyncio.CancelledError):  # its time is over; the driver would wait as long again for its end
-            connection.terminate()
-            raise
         finally:
-            del self._asked[connection]
+            self._asked.pop(connection, None)
 
     async def _look_now_and_then(self) -> None:
         while True:

@@ -167,20 +167,11 @@ def ends(move: Move) -> bool:
 
 def settle_values(before: Run, after: Run, now: float) -> tuple[Value, ...]:
     """The parameters of the block `settle`."""
+    error = None if after.error is None else text(after.error)
     return (
-        text(after.actions) if after.actions else None,
-        after.owner,
-        None if after.error is None else text(after.error),
-        before.posted,
-        after.due,
-        now,
-        now,
-        after.flight,
-        before.id,
-        before.version,
-        before.owner,
-        before.epoch,
-    )
+        text(after.actions) if after.actions else None, after.owner, error, before.posted, after.due, now, now,
+        after.flight, before.id, before.version, before.owner, before.epoch,
+    )  # fmt: skip
 
 
 def large_fields(run: Run, changes: Iterable[str]) -> list[tuple[int, str, str]]:
@@ -243,19 +234,14 @@ def posted(event: Event, number: int, now: float) -> Event:
     return replace(event, number=number, due=due, status="waiting", version=None)
 
 
+KEPT = ("name", "id", "state", "visit", "due", "status", "version", "number")
+"""What a store keeps of an event, beside its payload."""
+
+
 def opened(event: Event) -> Event:
     """A sealed event as one reads it: its payload a private copy, and nothing in it that is not stored."""
-    return Event(
-        name=event.name,
-        payload=None if event.payload is None else value_of(event.payload),
-        id=event.id,
-        state=event.state,
-        visit=event.visit,
-        due=event.due,
-        status=event.status,
-        version=event.version,
-        number=event.number,
-    )
+    payload = None if event.payload is None else value_of(event.payload)
+    return Event(payload=payload, **{name: getattr(event, name) for name in KEPT})
 
 
 def event_of(row: Row) -> Event:

@@ -13,7 +13,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -71,7 +71,7 @@ class SQLiteStore(Verbs):
             connection = await self._connect()
             self._writer = Writer(self._start)  # one that was left in the middle by an event loop that ended is no use
             try:
-                await _for_a_while(lambda: self._on(connection, _set_up))
+                await patiently(lambda: self._on(connection, _set_up), within=OPEN_SECONDS)
             except BaseException:
                 await whole(connection.close())
                 raise
@@ -253,18 +253,6 @@ class SQLiteStore(Verbs):
 
     async def reset(self) -> None:
         await self._do(lambda db: [db.execute(one) for one in statements(SQL["reset"])])
-
-
-async def _for_a_while(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Opening waits for a lock for a while, then says so: a program that starts must not hang unseen."""
-    end = time.monotonic() + OPEN_SECONDS
-    while True:
-        try:
-            return await attempt()
-        except StoreUnavailable:
-            if time.monotonic() > end:
-                raise
-        await asyncio.sleep(0.05)
 
 
 def _set_up(db: sqlite3.Connection) -> None:

@@ -433,6 +433,14 @@ SELECT workflow, definition, structure, owner, count(*) AS many
 -- The server process that answers, whatever stands between.
 SELECT pg_backend_pid();
 
+-- name: begin
+-- What may hold rows locked: the server ends it where it hears no more of it.
+BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = 5000;
+
+-- name: impatient
+-- From now on a transaction of a step's is as impatient as ours.
+SET LOCAL idle_in_transaction_session_timeout = 5000;
+
 -- name: lost
 -- Of these server processes those that have long had nothing to do, that cannot get rid of their answer, or that are gone:
 -- whoever still waits for one waits in vain. None where what answers is a pooler, whose numbers are its own.
