@@ -735,6 +735,24 @@ async def test_a_child_that_is_paused_in_line_goes_on_by_hand_once_its_turn_has_
         assert names(await e.result(flow, "k")) == [1, 4]
 
 
+async def test_run_rests_while_a_child_that_was_paused_in_line_has_its_turn(store: Store) -> None:
+    """It moves nothing, so it is due for nothing: not where it is held, and not for who would claim it."""
+    world = World()
+    world.holds = {1: asyncio.Event()}
+    flow = squares(world, concurrency=1)
+    async with engine(store, flow) as e:
+        await e.start(flow, {"items": [1, 2]}, key="k")
+        await until(lambda: asyncio.sleep(0, world.begun[1]))
+        await e.pause("square", "k/all/1/1")
+        world.holds[1].set()
+        run = await asyncio.wait_for(e.run(flow, key="k"), SOON)
+        assert (run.status, run.state) == ("waiting", "all")
+        child = await e.get("square", "k/all/1/1")
+        assert (child.status, child.due, child.in_line) == ("paused", None, False)
+        await e.unpause("square", "k/all/1/1")
+        assert names(await e.result(flow, "k")) == [1, 4]
+
+
 async def test_explain_says_how_many_children_are_left(store: Store) -> None:
     world = World()
     child, flow = approvals(world)
@@ -1109,6 +1127,25 @@ async def test_a_child_that_was_just_told_to_go_on_is_cancelled_with_its_parent(
         await asyncio.wait_for(e.resume(), SOON)
         await until(lambda: _with_status(e, "square", "k/all/1/0", "cancelled"))
         assert [entry.event for entry in await e.history("square", "k/all/1/0")][-2:] == ["$retry", "$cancel"]
+        assert world.begun[1] == 1
+
+
+@pytest.mark.parametrize("hand", ["$retry", "$rerun"])
+async def test_a_child_that_somebody_has_just_let_go_on_is_cancelled_with_its_parent(store: Store, hand: str) -> None:
+    world = World()
+    world.fails = {1}
+    flow = squares(world)
+    async with engine(store, flow) as e:
+        with pytest.raises(RunFailed):
+            await e.run(flow, {"items": [1]}, key="k")
+    await store.post("square", "k/all/1/0", Event(name=hand, id="by hand", payload="work"))
+    run = await store.claim_one("nobody", "squares", "k")
+    assert run is not None
+    await store.commit(await decide(flow, run, Event(name="$cancel"), now=store.now()))
+    async with engine(store, flow) as e:
+        await asyncio.wait_for(e.resume(), SOON)
+        await until(lambda: _with_status(e, "square", "k/all/1/0", "cancelled"))
+        assert [entry.event for entry in await e.history("square", "k/all/1/0")][-2:] == [hand, "$cancel"]
         assert world.begun[1] == 1
 
 

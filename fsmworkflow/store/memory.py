@@ -197,7 +197,7 @@ class MemoryStore:
             self._moves[run.id].append(_unbegun(cancelled, now))
             return False
         waiting = {event.name for event in self._waiting(run)}
-        again = run.status in ("failed", "parked") and "$retry" in waiting
+        again = run.status in ("failed", "parked") and not waiting.isdisjoint(("$retry", "$rerun"))
         if name == "$retry":
             name = "$retry" if child.turn == 2 else "$unpause"
         says = {
@@ -241,7 +241,8 @@ class MemoryStore:
         """The next in line has its turn."""
         number = count.line.pop()
         self._take_turn(number, 1)
-        run = self._runs[number] = replace(self._runs[number], due=now)
+        run = self._runs[number]
+        run = self._runs[number] = run if run.status == "paused" else replace(run, due=now)
         return run
 
     def _bring(self, visit: tuple[int, str, int], count: Count, now: float) -> list[Run]:

@@ -286,7 +286,7 @@ sent AS (
            WHEN '$cancel' THEN child.status IN ('running', 'waiting', 'paused')
              OR (child.status IN ('failed', 'parked') AND EXISTS (
                 SELECT FROM fsm_events AS again
-                 WHERE again.run = child.id AND again.name = '$retry' AND again.status = 'waiting'))
+                 WHERE again.run = child.id AND again.name IN ('$retry', '$rerun') AND again.status = 'waiting'))
            WHEN '$pause' THEN turn = 1 AND child.status IN ('running', 'waiting', 'failed', 'parked')
            WHEN '$unpause' THEN turn = 1 AND (child.status = 'paused' OR EXISTS (
                 SELECT FROM fsm_events AS pause
@@ -330,7 +330,7 @@ told AS (
      WHERE id = run
     RETURNING id AS parent, workflow, key, owner),
 turned AS (
-    UPDATE fsm_runs SET turn = 1, due = armed.due
+    UPDATE fsm_runs SET turn = 1, due = CASE WHEN fsm_runs.status = 'paused' THEN fsm_runs.due ELSE armed.due END
       FROM armed JOIN census ON census.event_id = armed.event_id AND census.run = armed.run CROSS JOIN LATERAL (
            SELECT id FROM fsm_runs AS child
             WHERE child.parent = armed.run AND child.parent_state = armed.state AND child.parent_visit = armed.visit
@@ -380,7 +380,7 @@ told AS (
      WHERE id = one.run
     RETURNING id AS parent, workflow, key, owner, true AS rings),
 turned AS (
-    UPDATE fsm_runs SET turn = 1, due = $6
+    UPDATE fsm_runs SET turn = 1, due = CASE WHEN fsm_runs.status = 'paused' THEN due ELSE $6 END
       FROM counted CROSS JOIN LATERAL (
            SELECT id FROM fsm_runs AS child
             WHERE child.parent = counted.run AND child.parent_state = counted.state

@@ -158,8 +158,9 @@ VALUES (?, ?, '$joined', ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT DO NOTHING;
 
 -- name: turns
--- So many children in line get their turn. None before `ordinal` is in line, and some after it may have ended there.
-UPDATE fsm_runs SET turn = 1, due = ?
+-- So many children in line get their turn. None before `ordinal` is in line, and some after it may have ended there. One
+-- that was paused there is due for nothing.
+UPDATE fsm_runs SET turn = 1, due = CASE WHEN status = 'paused' THEN due ELSE ? END
  WHERE id IN (SELECT id FROM fsm_runs
                WHERE parent = ? AND parent_state = ? AND parent_visit = ? AND ordinal >= ? AND turn = 0
                ORDER BY ordinal LIMIT ?)
@@ -217,7 +218,8 @@ SELECT id, :event_id, :name, :now, 'waiting', :now
  WHERE parent = :parent AND parent_state = :state AND parent_visit = :visit
    AND CASE :name
        WHEN '$cancel' THEN status IN ('running', 'waiting', 'paused') OR (status IN ('failed', 'parked') AND EXISTS (
-            SELECT 1 FROM fsm_events AS again WHERE again.run = fsm_runs.id AND name = '$retry' AND again.status = 'waiting'))
+            SELECT 1 FROM fsm_events AS again
+             WHERE again.run = fsm_runs.id AND name IN ('$retry', '$rerun') AND again.status = 'waiting'))
        WHEN '$pause' THEN turn = 1 AND status IN ('running', 'waiting', 'failed', 'parked')
        WHEN '$unpause' THEN turn = 1 AND (status = 'paused' OR EXISTS (
             SELECT 1 FROM fsm_events AS pause WHERE pause.run = fsm_runs.id AND name = '$pause' AND pause.status = 'waiting'))
