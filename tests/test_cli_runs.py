@@ -396,3 +396,17 @@ def test_init_makes_a_project_that_runs_and_writes_over_nothing(capsys: Any, mon
         if " show " in line:
             assert "article/a-1 is done in published" in done.stdout
     assert Path("article.html").exists()
+
+
+def test_the_documentation_names_every_verb_and_what_it_says_to_type_works(monkeypatch: Any) -> None:
+    from fsmworkflow.cli import cli
+
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    for name in cli.commands:
+        assert re.search(rf"`{name}\b|\b{name}`", page), name
+    shell = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[0].replace(
+        "fsmworkflow", f"{sys.executable} -m fsmworkflow"
+    )
+    done = subprocess.run(["bash", "-e", "-c", shell], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "articles/" in done.stdout

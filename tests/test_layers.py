@@ -90,6 +90,7 @@ FLOORS = {
     "sources.py": 4,
     "testing.py": 4,
     "upkeep.py": 4,
+    "transfer.py": 4,
     "cli/": 4,
     "service.py": 4,
     "__main__.py": 4,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import click
 
 from fsmworkflow.cli.answers import answer, progress, size_of, table
-from fsmworkflow.cli.targets import knowing, there
-from fsmworkflow.cli.verbs import NOT_WELL, engine_given, verb
+from fsmworkflow.cli.targets import engine_of, knowing, there
+from fsmworkflow.cli.verbs import NOT_WELL, engine_given, run_given, verb
 
 __all__ = ["COMMANDS"]
 
@@ -56,6 +58,49 @@ async def give_back(engine: str, as_json: bool) -> int:
     return 0
 
 
+@verb("export")
+@run_given
+@click.option("--output", "-o", type=click.Path(dir_okay=False), help="The file; else stdout.")
+async def export(engine: str, workflow: str, key: str, output: str | None, as_json: bool) -> int:
+    """Write a run, with all that is its own, as one JSON file.
+
+    The runs below it go with it. The store keeps them: pause the run first, or it goes on here and there.
+    """
+    from fsmworkflow.transfer import exported, written
+
+    async with there(engine) as opened:
+        document = await exported(opened.store, workflow, key)
+    text = written(document)
+    if output is None:
+        click.echo(text, nl=False)
+        return 0
+    await asyncio.to_thread(Path(output).write_bytes, text)
+    moves = sum(len(kept.moves) for kept in document.runs)
+    said = {"file": output, "runs": len(document.runs), "moves": moves, "bytes": len(text)}
+    answer(as_json, said, lambda console: console.print(f"{output} was written", markup=False))
+    return 0
+
+
+@verb("import")
+@engine_given
+@click.argument("file", type=click.File("rb"))
+async def import_(engine: str, file: Any, as_json: bool) -> int:
+    """Put a run that was exported into a store; - is stdin.
+
+    It is nobody's there, and goes on when an engine works. Nothing is written over: where it is there already, as it
+    stands in the file, nothing is done.
+    """
+    from fsmworkflow.transfer import imported, read
+
+    document = read(file.read())
+    async with engine_of(engine) as opened:
+        run, made = await imported(opened.store, document)
+    what = f"was {'imported' if made else 'there already'}, {run.status} in {run.state}"
+    said = {"imported": made, "runs": len(document.runs), "workflow": run.workflow, "key": run.key}
+    answer(as_json, said, lambda console: console.print(f"{run.workflow}/{run.key} {what}", markup=False))
+    return 0
+
+
 @verb("migrate")
 @engine_given
 @click.option("--plan", "only", is_flag=True, help="Only say what would become of the runs.")
@@ -86,4 +131,4 @@ async def migrate(engine: str, only: bool, as_json: bool) -> int:
 
 
 db = click.Group("db", help="Show how big the store is, and make it smaller.", commands=[show_size, give_back])
-COMMANDS = [db, migrate]
+COMMANDS = [db, export, import_, migrate]

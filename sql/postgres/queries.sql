@@ -869,3 +869,48 @@ SELECT workflow_id::text AS key, workflow_name AS workflow, current_state AS sta
  WHERE completed IS NOT TRUE
    AND NOT EXISTS (SELECT FROM fsm_runs WHERE workflow = old.workflow_name AND key = old.workflow_id::text)
  ORDER BY created_at NULLS FIRST, workflow_id;
+
+-- name: run_children
+-- The children of a run, on one level, for an export.
+SELECT * FROM fsm_runs WHERE parent = $1 ORDER BY id;
+
+-- name: run_events
+-- All events of a run in the order of their posting.
+SELECT * FROM fsm_events WHERE run = $1 ORDER BY id;
+
+-- name: run_calls
+SELECT * FROM fsm_calls WHERE run = $1;
+
+-- name: run_fields
+SELECT * FROM fsm_fields WHERE run = $1;
+
+-- name: import_run
+-- A run of another store, as nobody's.
+INSERT INTO fsm_runs
+       (workflow, key, definition, structure, status, state, active, data, version, due, epoch, posted, error, actions,
+        undo, input, parent, parent_state, parent_visit, ordinal, joining, deadline, deaths, created, updated, turn, depth)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
+        $25, $26, $27)
+    ON CONFLICT (workflow, key) DO NOTHING
+RETURNING id;
+
+-- name: import_move
+INSERT INTO fsm_moves
+       (run, version, at, began, event, trigger, source, dest, status, attempt, owner, epoch, changes, removed, asked, error,
+        detail)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17);
+
+-- name: import_event
+INSERT INTO fsm_events
+       (run, event_id, name, payload, due, state, visit, status, version, remaining, created, next, first)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13);
+
+-- name: import_call
+INSERT INTO fsm_calls
+       (run, state, visit, name, nth, result)
+VALUES ($1, $2, $3, $4, $5, $6);
+
+-- name: import_field
+INSERT INTO fsm_fields
+       (run, hash, text)
+VALUES ($1, $2, $3);

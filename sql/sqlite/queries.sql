@@ -477,3 +477,47 @@ INSERT INTO fsm_migrations (version, name, at) VALUES (?, ?, ?);
 
 -- name: reset
 DELETE FROM fsm_runs; DELETE FROM fsm_events; DELETE FROM fsm_moves; DELETE FROM fsm_calls; DELETE FROM fsm_fields;
+
+-- name: run_children
+-- The children of a run, on one level, for an export.
+SELECT * FROM fsm_runs WHERE parent = ? ORDER BY id;
+
+-- name: run_events
+-- All events of a run in the order of their posting.
+SELECT * FROM fsm_events WHERE run = ? ORDER BY id;
+
+-- name: run_calls
+SELECT * FROM fsm_calls WHERE run = ?;
+
+-- name: run_fields
+SELECT * FROM fsm_fields WHERE run = ?;
+
+-- name: import_run
+-- A run of another store, as nobody's.
+INSERT INTO fsm_runs
+       (workflow, key, definition, structure, status, state, active, data, version, due, epoch, posted, error, actions,
+        undo, input, parent, parent_state, parent_visit, ordinal, joining, deadline, deaths, created, updated, turn, depth)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (workflow, key) DO NOTHING
+RETURNING id;
+
+-- name: import_move
+INSERT INTO fsm_moves
+       (run, version, at, began, event, trigger, source, dest, status, attempt, owner, epoch, changes, removed, asked, error,
+        detail)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: import_event
+INSERT INTO fsm_events
+       (run, event_id, name, payload, due, state, visit, status, version, remaining, created, next, first)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: import_call
+INSERT INTO fsm_calls
+       (run, state, visit, name, nth, result)
+VALUES (?, ?, ?, ?, ?, ?);
+
+-- name: import_field
+INSERT INTO fsm_fields
+       (run, hash, text)
+VALUES (?, ?, ?);
