@@ -20,7 +20,7 @@ from fsmworkflow.errors import ConditionError
 from fsmworkflow.operators import OPERATORS, unknown
 
 __all__ = ["Condition", "Function", "Guard", "Joined", "Not", "Operand", "Seen", "View"]
-__all__ += ["as_guard", "cut", "field", "payload"]
+__all__ += ["as_guard", "cut", "field", "payload", "uncallable"]
 
 log = logging.getLogger("fsmworkflow")
 
@@ -148,6 +148,15 @@ def _refuse(value: object) -> NoReturn:
     )
 
 
+def uncallable(function: Callable[..., Any], arguments: int = 1) -> str:
+    """Why a function cannot be called with so many arguments; nothing where it can be, as far as it says."""
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except (TypeError, ValueError) as error:  # ValueError: it is written in C, without a signature to read
+        return str(error) if isinstance(error, TypeError) else ""
+    return ""
+
+
 class Joined(Guard):
     """Parts joined by "and" or by "or"; asks no further than the first that decides. Without parts "and" holds."""
 
@@ -221,12 +230,8 @@ class Function(Guard):
 
     def problems(self, lenient: bool = False) -> list[str]:
         found = [] if self.of is None else self.of.problems()
-        try:
-            inspect.signature(self.function).bind(None)
-        except ValueError:  # written in C, without a signature to read
-            pass
-        except TypeError as error:
-            found.append(f"it is no function that can be called with one argument: {error}")
+        if why := uncallable(self.function):
+            found.append(f"it is no function that can be called with one argument: {why}")
         return [f"condition `{self}`: {problem}" for problem in found]
 
     def fields(self) -> set[str]:

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import Any, cast, get_args
 
 from fsmworkflow import workflow as words
-from fsmworkflow.conditions import Guard, Operand, as_guard, cut
+from fsmworkflow.conditions import Guard, Operand, as_guard, cut, uncallable
 from fsmworkflow.records import ENDED
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.versions import names, steps_from
 from fsmworkflow.workflow import Children, Migration, OnFailure, Outcome, State, Transition, Workflow
 
-__all__ = ["problems_of"]
+__all__ = ["place_of", "problems_of"]
 
 COMPOSITE = frozenset({"state", "parallel", "region"})
 HINTS = 100
@@ -50,9 +50,8 @@ def problems_of(workflow: Workflow) -> list[str]:
 def _initial_problems(workflow: Workflow) -> list[str]:
     """Every scope but a parallel state has one initial state; a parallel state has regions, and enters them all."""
     problems = []
-    inside: dict[str, list[State]] = {"": []}
+    inside = words.inside_of(workflow)
     for state in workflow.states.values():
-        inside.setdefault(str(state.name).rpartition(".")[0], []).append(state)
         if state.kind in COMPOSITE:
             inside.setdefault(state.name, [])
     for path, inner in inside.items():
@@ -131,13 +130,8 @@ def _plain_problems(what: str, fn: Any, many: int) -> list[str]:
         return [f"{what} {cut(fn)} is no function" + (", field or path" if what == "over" else "")]
     if inspect.iscoroutinefunction(fn):
         return [f"{what}: its function is async, and a decision awaits nothing: read what it needs in a step before"]
-    try:
-        inspect.signature(fn).bind(*[None] * many)
-    except ValueError:  # written in C, without a signature to read
-        return []
-    except TypeError as error:
-        return [f"{what}: its function must take {'data' if many == 1 else 'data, item, index'}: {error}"]
-    return []
+    why = uncallable(fn, many)
+    return [f"{what}: its function must take {'data' if many == 1 else 'data, item, index'}: {why}"] if why else []
 
 
 def _function_problems(where: str, function: Any, given: str = "the context") -> list[str]:
@@ -145,19 +139,14 @@ def _function_problems(where: str, function: Any, given: str = "the context") ->
         return [f"{where} has no function: give its step one"]
     if inspect.isclass(function):
         return [f"{where}: its function is a class"]
-    try:
-        inspect.signature(function).bind(None)
-    except ValueError:  # written in C, without a signature to read
-        return []
-    except TypeError as error:
-        return [f"{where}: its function cannot be called with one argument, {given}: {error}"]
-    return []
+    why = uncallable(function)
+    return [f"{where}: its function cannot be called with one argument, {given}: {why}"] if why else []
 
 
 def _action_problems(workflow: Workflow) -> list[str]:
     """Two actions of one name would be taken for each other, as the row holds only the name."""
     known = dict(workflow.actions)
-    named = [(f"transition {_by(t)} of {t.source!r}", t.after) for t in workflow.transitions]
+    named = [(place_of(t), t.after) for t in workflow.transitions]
     named += [(f"state {s.name!r}", hook) for s in workflow.states.values() for hook in (s.enter, s.exit)]
     return [
         f"{where}: there is another action {words.action_name(action)!r}: give one of them a name of its own, with def"
@@ -166,13 +155,14 @@ def _action_problems(workflow: Workflow) -> list[str]:
     ]
 
 
-def _by(t: Transition) -> str:
-    """What takes a transition, for messages."""
+def place_of(t: Transition) -> str:
+    """A transition in messages: what takes it, and out of which state."""
+    by = repr(t.trigger or "then")
     if t.delay is not None:
-        return f"after {t.delay!r}"
-    if t.error is not None:
-        return f"on_error {getattr(t.error, '__name__', t.error)}"
-    return repr(t.trigger or "then")
+        by = f"after {t.delay!r}"
+    elif t.error is not None:
+        by = f"on_error {getattr(t.error, '__name__', t.error)}"
+    return f"transition {by} of {t.source!r}"
 
 
 def _migration_problems(workflow: Workflow) -> list[str]:
@@ -212,14 +202,13 @@ def _mapping_problems(workflow: Workflow, one: Migration) -> Iterable[str]:
 
 
 def _transition_problems(workflow: Workflow, t: Transition, near: Iterable[str]) -> list[str]:
-    where = f"transition {_by(t)} of {t.source!r}"
     problems = words.place_problems(t)
     if not problems:
         problems += _end_problems(workflow, t, near) + _way_problems(t)
         if isinstance(t.after, str) and t.after != words.ENDS and t.after not in workflow.actions:
             problems.append(f"there is no action {t.after!r}: give a function, or a method of the machine")
         problems += _guard_problems(t.conditions, workflow.lenient)
-    return [f"{where}: {p}" for p in problems]
+    return [f"{place_of(t)}: {p}" for p in problems]
 
 
 def _end_problems(workflow: Workflow, t: Transition, near: Iterable[str]) -> list[str]:
@@ -280,9 +269,7 @@ class _Paths:
         self.workflow = workflow
         self.states = workflow.states
         self.finals = {state.name for state in workflow.states.values() if state.kind == "final"}
-        self.inside: dict[str, list[State]] = {}
-        for state in workflow.states.values():
-            self.inside.setdefault(state.name.rpartition(".")[0], []).append(state)
+        self.inside = words.inside_of(workflow)
         self.arcs: dict[str, list[tuple[Transition, str | None]]] = {name: [] for name in workflow.states}
         self.arcs[ANY] = []
         for t in workflow.transitions:

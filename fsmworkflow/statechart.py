@@ -16,7 +16,7 @@ from transitions.extensions.nesting import HierarchicalMachine, NestedState, Nes
 
 from fsmworkflow.conditions import Guard, as_guard
 from fsmworkflow.retry import seconds
-from fsmworkflow.workflow import ENDS, State, Transition, action_name, sources_of
+from fsmworkflow.workflow import ENDS, State, Transition, action_name, inside_of, sources_of
 
 if TYPE_CHECKING:
     from fsmworkflow.workflow import Workflow
@@ -100,7 +100,7 @@ class Chart:
         steps = (s.name for s in workflow.states.values() if s.kind == "step" and self.flat)
         self.quiet = frozenset(step for step in steps if not self.listens(step))
         self.initial = self.entered((workflow.initial,))
-        self.structure = _hash(workflow)
+        self.structure = _hash(workflow, self.order)
 
     def _read(self, states: Mapping[str, Any], prefix: str) -> None:
         for name, state in states.items():
@@ -223,18 +223,15 @@ def _build(workflow: Workflow) -> Any:
         if t.source == "*":
             continue  # the Chart keeps those itself
         # A transition whose dest is None ends the run where it is; in the library's table it leads back there.
-        dest = "=" if t.dest is None else t.dest
         for source in sources_of(workflow, t):
             for trigger in triggers(t):
-                machine.add_transition(trigger, source, source if dest == "=" else dest, number=number)
+                machine.add_transition(trigger, source, source if t.dest is None else t.dest, number=number)
     return machine
 
 
 def _tree(workflow: Workflow) -> list[Any]:
     """The states as the library takes them: each with what it holds, and with what it enters at first."""
-    inside: dict[str, list[State]] = {}
-    for state in workflow.states.values():
-        inside.setdefault(state.name.rpartition(".")[0], []).append(state)
+    inside = inside_of(workflow)
 
     def below(path: str) -> list[Any]:
         return [described(state) for state in inside.get(path, ())]
@@ -276,9 +273,10 @@ def _delays(workflow: Workflow) -> dict[str, tuple[tuple[str, float], ...]]:
     return {state: tuple(sorted(timers.items(), key=lambda one: one[1])) for state, timers in found.items()}
 
 
-def _hash(workflow: Workflow) -> str:
+def _hash(workflow: Workflow, order: Iterable[str]) -> str:
     others = {name: f" {children.workflow.name}" for name, children in workflow.families.items()}
-    states = [(s.name, s.kind + others.get(s.name, ""), s.initial, s.outcome, s.ends) for s in workflow.states.values()]
+    every = (workflow.states[name] for name in order)
+    states = [(s.name, s.kind + others.get(s.name, ""), s.initial, s.outcome, s.ends) for s in every]
     transitions = [
         (
             t.trigger,

@@ -20,6 +20,8 @@ from fsmworkflow.records import ENDED
 from fsmworkflow.retry import Retry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fsmworkflow.records import Run
     from fsmworkflow.statechart import Chart
 
@@ -428,6 +430,7 @@ class Workflow(Scope):
         self.migrations: list[Migration] = []
         self.lenient = False
         self.actions: dict[str, Callable[..., Any]] = {}
+        self.code: dict[str, Any] = {}  # by the names that a definition gave it
         self.asynchronous: dict[str, bool] = {}  # which steps are coroutine functions, as they are met
         self._checked = False
 
@@ -485,12 +488,40 @@ class Workflow(Scope):
 
         return declare
 
+    @classmethod
+    def load(cls, path: str | Path, *, functions: Targets | None = None, modules: Iterable[str] = ()) -> Workflow:
+        """The workflow that a file describes, in YAML (`.yaml`, `.yml`) or JSON (`.json`), checked. See docs/files.md.
+
+        Code is named in the file, never written: `functions` are functions and classes by their names, and
+        `package.module:name` is looked up in those `modules` alone that are named here. Raises DefinitionError, which
+        lists the problems, each with file, line, column and path; OSError; FSMWorkflowError where PyYAML is missing.
+        """
+        from fsmworkflow.config import Source, built  # as below: a program without files need not pay for it
+
+        return built(Source.of_file(path), functions, modules)
+
+    @classmethod
+    def from_dict(cls, config: Targets, *, functions: Targets | None = None, modules: Iterable[str] = ()) -> Workflow:
+        """The workflow that plain values describe, checked: see `load`. Raises DefinitionError, with paths."""
+        from fsmworkflow.config import Source, built
+
+        return built(Source.of(config), functions, modules)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole as plain values, code by names, of which `from_dict` makes the same workflow again.
+
+        Raises DefinitionError where the check fails, or where a condition has no plain form.
+        """
+        from fsmworkflow.config import written
+
+        return written(self)[0]
+
     def check(self) -> Workflow:
         """Check the whole once, and make it immutable. Raises DefinitionError, which lists every problem."""
         if not self._checked:
             from fsmworkflow.problems import problems_of  # which asks this file for its words
 
-            unchecked = self._unchecked()
+            unchecked = [workflow for workflow in self.family if not workflow._checked]
             for workflow in unchecked:
                 if problems := [*workflow._problems, *problems_of(workflow)]:
                     raise DefinitionError(workflow.name, problems)
@@ -498,13 +529,14 @@ class Workflow(Scope):
                 workflow._close()
         return self
 
-    def _unchecked(self) -> list[Workflow]:
+    @property
+    def family(self) -> list[Workflow]:
         """This workflow and those of its children, and of theirs, of which it may be one itself."""
         found, todo = {id(self): self}, [self]
         while todo:
-            new = [other for other in todo.pop().others if not other._checked and id(other) not in found]
-            found.update((id(other), other) for other in new)
-            todo += new
+            new = {id(other): other for other in todo.pop().others if id(other) not in found}
+            found |= new
+            todo += new.values()
         return list(found.values())
 
     def _close(self) -> None:
@@ -529,14 +561,7 @@ class Workflow(Scope):
     @cached_property
     def below(self) -> dict[str, Workflow]:
         """The workflows of its children and of theirs, on every level, by their names."""
-        found: dict[str, Workflow] = {}
-        todo = self.others
-        while todo:
-            workflow = todo.pop()
-            if workflow.name not in found:
-                found[workflow.name] = workflow
-                todo += workflow.others
-        return found
+        return {other.name: other for workflow in self.family for other in workflow.others}
 
     @cached_property
     def chart(self) -> Chart:
@@ -691,6 +716,14 @@ def resolved(workflow: Workflow, t: Transition) -> Transition:
     """The transition with the full path of its target."""
     source = t.source if isinstance(t.source, str) else t.source[0]
     return t if t.dest is None else msgspec.structs.replace(t, dest=resolve(workflow.states, source, t.dest))
+
+
+def inside_of(workflow: Workflow) -> dict[str, list[State]]:
+    """The states by what holds them, in their order: those of the workflow itself under ""."""
+    inside: dict[str, list[State]] = {"": []}
+    for state in workflow.states.values():
+        inside.setdefault(str(state.name).rpartition(".")[0], []).append(state)
+    return inside
 
 
 def sources_of(workflow: Workflow, t: Transition) -> list[str]:

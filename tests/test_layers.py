@@ -42,7 +42,8 @@ FLOORS = {
     "typed.py": 1,
     "children.py": 2,
     "codec.py": 1,
-    "config.py": 2,
+    "config/": 2,
+    "expressions.py": 2,
     "__init__.py": 3,
     "store/__init__.py": 3,
     "store/sql.py": 3,
@@ -108,12 +109,13 @@ LIBRARIES = {
     "asyncpg": {f"store/postgres{part}.py" for part in ("", "_server", "_statements", "_lent")},
     "dotenv": {"settings.py"},
     "pydantic": {"codec.py"},
-    "re2": {"conditions.py"},
-    "yaml": {"config.py"},
+    "re2": {"config/reading.py"},
+    "yaml": {"config/text.py"},
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
 LOWER_FLOORS_LINES = 9_400
+FILES_LINES = 1_250  # a workflow as data, which no program without files loads: config/ and expressions.py
 TOP_FLOOR_LINES = 400
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
@@ -213,7 +215,9 @@ def code_lines(file: str) -> int:
 
 def test_floors_one_to_three_stay_small() -> None:
     lines = {file: code_lines(file) for file in FILES if floor_of(file) != 4}
+    as_data = [lines.pop(file) for file in list(lines) if file.startswith(("config/", "expressions."))]
     assert sum(lines.values()) < LOWER_FLOORS_LINES, sorted(lines.items(), key=lambda entry: -entry[1])
+    assert sum(as_data) < FILES_LINES
 
 
 def test_a_file_of_floor_four_stays_small() -> None:

@@ -1,0 +1,278 @@
+"""Text to plain values, strictly: YAML 1.2 or JSON, with the place of every value, within limits on size and depth.
+
+PyYAML gives the events of its parser in C, and nothing else of it is used: no constructor, no resolver of YAML 1.1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fsmworkflow.conditions import cut
+from fsmworkflow.errors import DefinitionError, FSMWorkflowError
+
+__all__ = ["Items", "Place", "Source", "Table", "placed"]
+
+LIMIT, DEPTH, VALUES = 4 * 2**20, 64, 400_000
+"""The most that a file may hold: bytes, levels, and values."""
+
+Place = tuple[Any, str | int, Any] | None
+"""Where a value stands: (the place of what it is in, its key or index, what it is in). None is the whole."""
+Mark = tuple[int, int]
+
+
+class Table(dict[str, Any]):
+    """A mapping that was read, with the line and column of each key; `twice` is a key that it had twice."""
+
+    def __init__(self) -> None:
+        self.marks: dict[Any, Mark] = {}
+        self.twice: str | None = None
+
+
+class Items(list[Any]):
+    """A list that was read, with the line and column of each item."""
+
+    def __init__(self) -> None:
+        self.marks: dict[Any, Mark] = {}
+
+
+class Source:
+    """What a definition is read from: its `name` in messages, and its `value`.
+
+    Every problem raises DefinitionError, which names the place: the file, line and column where there are any, and the
+    path.
+    """
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.name = name
+        self.value = value
+
+    @classmethod
+    def of(cls, config: Any) -> Source:
+        """Plain values, as a program has them."""
+        name = config.get("name") if isinstance(config, dict) else None
+        source = cls(cut(name) if isinstance(name, str) else "workflow", config)
+        source.bounded()
+        return source
+
+    @classmethod
+    def of_file(cls, path: str | Path) -> Source:
+        """A file whose name ends in .yaml, .yml or .json. Raises OSError where it cannot be read."""
+        file = Path(path)
+        kind = {".yaml": "yaml", ".yml": "yaml", ".json": "json"}.get(file.suffix.lower())
+        if kind is None:
+            raise DefinitionError(str(path), [f"{file.name!r} ends neither in .yaml or .yml nor in .json"])
+        with file.open("rb") as opened:
+            return cls.of_text(opened.read(LIMIT + 1), kind, str(path))
+
+    @classmethod
+    def of_text(cls, text: bytes | str, kind: str, name: str) -> Source:
+        """The text of a file, whose `kind` is yaml or json."""
+        source = cls(name, None)
+        if len(text) > LIMIT:
+            source.refuse(f"it has more than {LIMIT:,} bytes")
+        try:
+            decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        except UnicodeDecodeError as error:
+            source.refuse(f"it is no UTF-8 text: {error.reason} at byte {error.start}")
+        source.value = _yaml(decoded, source) if kind == "yaml" else _json(decoded, source)
+        source.bounded()
+        return source
+
+    def refuse(self, what: str, place: Place = None, mark: Mark | None = None) -> NoReturn:
+        raise DefinitionError(self.name, [self.at(what, place, mark)])
+
+    def at(self, what: str, place: Place = None, mark: Mark | None = None) -> str:
+        """A problem with its place before it."""
+        mark = mark or _mark(place)
+        line = f"{self.name}:{mark[0]}:{mark[1]}: " if mark else ""
+        path = placed(place)
+        return f"{line}{path}: {what}" if path else f"{line}{what}"
+
+    def bounded(self) -> None:
+        """Refuse what is too deep, too many or too long, and what is no plain value, before anything is built of it."""
+        values = size = 0
+        todo: list[tuple[Any, Place, int]] = [(self.value, None, 0)]
+        while todo:
+            value, place, depth = todo.pop()
+            values, size = values + 1, size + (len(value) if isinstance(value, str) else 1)
+            if depth > DEPTH or values > VALUES or size > LIMIT:
+                self.refuse(f"at most {DEPTH} levels, {VALUES:,} values and {LIMIT:,} characters are allowed", place)
+            if isinstance(value, dict):
+                if (twice := getattr(value, "twice", None)) is not None:
+                    self.refuse(f"the key {twice[:100]!r} stands there twice", place)
+                for key in value:
+                    self._plain(key, place, "a key")
+                    size += len(key)
+                todo += [(inner, (place, key, value), depth + 1) for key, inner in value.items()]
+            elif isinstance(value, (list, tuple)):
+                todo += [(inner, (place, number, value), depth + 1) for number, inner in enumerate(value)]
+            elif not (value is None or isinstance(value, (bool, int)) or _finite(value)):
+                self._plain(value, place, "a value")
+
+    def _plain(self, text: Any, place: Place, what: str) -> None:
+        if not isinstance(text, str):
+            told = "number that is not finite" if isinstance(text, float) else type(text).__qualname__
+            self.refuse(f"{what} is text, not a {told}" if what == "a key" else f"a {told} is no plain value", place)
+        if "\0" in text or not (text.isascii() or _unicode(text)):
+            self.refuse(f"{what} holds NUL or a lone surrogate, which no store keeps", place)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _unicode(text: str) -> bool:
+    return not re.search("[\ud800-\udfff]", text)
+
+
+def _mark(place: Place) -> Mark | None:
+    """The line and column of a place, or of the nearest one around it that has one."""
+    while place is not None:
+        if mark := getattr(place[2], "marks", {}).get(place[1]):
+            found: Mark = mark
+            return found
+        place = place[0]
+    return None
+
+
+def placed(place: Place) -> str:
+    """A place as one reads it: `states[3].retry`."""
+    parts: list[str] = []
+    while place is not None:
+        part = place[1]
+        parts.insert(0, f"[{part}]" if isinstance(part, int) else f".{part[:100]}")
+        place = place[0]
+    return "".join(parts).removeprefix(".")
+
+
+# -- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _json(text: str, source: Source) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_table)
+    except json.JSONDecodeError as error:
+        source.refuse(error.msg, mark=(error.lineno, error.colno))
+    except (ValueError, RecursionError) as error:  # a number of too many digits, or nested too deeply
+        source.refuse(f"it cannot be read: {error}"[:200])
+
+
+def _table(pairs: list[tuple[str, Any]]) -> Table:
+    table = Table()
+    table.update(pairs)
+    if len(table) < len(pairs):
+        met: set[str] = set()
+        table.twice = next(key for key, _ in pairs if key in met or met.add(key))  # type: ignore[func-returns-value]
+    return table
+
+
+# -- YAML -------------------------------------------------------------------------------------------------------------
+
+_WORDS = {
+    word: value
+    for spelled, value in (("true", True), ("false", False), ("null", None))
+    for word in (spelled, spelled.title(), spelled.upper())
+} | {"": None, "~": None}
+_NUMBERS: tuple[tuple[str, Callable[[str], Any]], ...] = (
+    (r"[-+]?[0-9]+", int),
+    (r"0o[0-7]+", lambda text: int(text[2:], 8)),
+    (r"0x[0-9a-fA-F]+", lambda text: int(text[2:], 16)),
+    (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", float),
+    (r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", lambda text: float(text.replace(".", ""))),
+)
+
+
+def _resolved(text: str) -> Any:
+    """A plain scalar by the core schema of YAML 1.2.2, section 10.3: `on` and `yes` are text."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if text[0] in "+-.0123456789":
+        for pattern, read in _NUMBERS:
+            if re.fullmatch(pattern, text):
+                return read(text)
+    return text
+
+
+def _yaml(text: str, source: Source) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise FSMWorkflowError("YAML files need the library PyYAML: pip install 'fsmworkflow[yaml]'") from error
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C, ten times as fast, where it was built
+    try:
+        return _Composer(source).composed(yaml.parse(text, Loader=loader))
+    except yaml.MarkedYAMLError as error:
+        at = error.problem_mark or error.context_mark
+        source.refuse(str(error.problem or error.context), mark=(at.line + 1, at.column + 1) if at else None)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a character, or a number of too many digits
+        source.refuse(f"it cannot be read: {error}"[:200])
+
+
+class _Composer:
+    """Values from the events of a YAML parser, one after the other: what is not taken is refused where it is met."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.root = Items()
+        self.open: list[Any] = [self.root]
+        self.keys: list[str | None] = [None]
+        self.met = 0
+
+    def composed(self, events: Iterable[Any]) -> Any:
+        for event in events:
+            mark = (event.start_mark.line + 1, event.start_mark.column + 1)
+            self._take(type(event).__name__, event, mark)
+        if not self.root:
+            self.source.refuse("it is empty")
+        return self.root[0]
+
+    def _take(self, kind: str, event: Any, mark: Mark) -> None:
+        if kind in ("MappingEndEvent", "SequenceEndEvent"):
+            self.open.pop()
+            self.keys.pop()
+        elif kind == "AliasEvent" or getattr(event, "anchor", None) is not None:
+            self.source.refuse("anchors and aliases are refused: write the value where it is meant", mark=mark)
+        elif getattr(event, "tag", None) is not None or getattr(event, "tags", None):
+            self.source.refuse("tags are refused: a definition is plain data", mark=mark)
+        elif kind == "DocumentStartEvent" and self.root:
+            self.source.refuse("a file holds one document", mark=mark)
+        elif kind == "ScalarEvent":
+            self._scalar(event, mark)
+        elif kind in ("MappingStartEvent", "SequenceStartEvent"):
+            made: Any = Table() if kind == "MappingStartEvent" else Items()
+            self._put(made, mark)
+            self.open.append(made)
+            self.keys.append(None)
+            if len(self.open) > DEPTH + 2:
+                self.source.refuse(f"at most {DEPTH} levels are allowed", mark=mark)
+
+    def _scalar(self, event: Any, mark: Mark) -> None:
+        inside = self.open[-1]
+        if not isinstance(inside, Table) or self.keys[-1] is not None:
+            self._put(_resolved(event.value) if event.implicit[0] and not event.style else event.value, mark)
+        elif event.value == "<<" and not event.style:
+            self.source.refuse("merge keys are refused: write the keys where they are meant", mark=mark)
+        elif event.value in inside:
+            self.source.refuse(f"the key {event.value[:100]!r} stands there twice", mark=mark)
+        else:
+            self.keys[-1] = event.value
+            inside.marks[event.value] = mark
+
+    def _put(self, value: Any, mark: Mark) -> None:
+        inside, key = self.open[-1], self.keys[-1]
+        self.met += 1
+        if self.met > VALUES:
+            self.source.refuse(f"at most {VALUES:,} values are allowed", mark=mark)
+        if isinstance(inside, Items):
+            inside.marks[len(inside)] = mark
+            inside.append(value)
+        elif key is None:
+            self.source.refuse("a key is text, not a list or mapping", mark=mark)
+        else:
+            inside[key] = value
+            self.keys[-1] = None
