@@ -8,19 +8,18 @@ from typing import Any, Literal
 
 import msgspec
 
-from fsmworkflow.conditions import Condition, Guard, Joined
 from fsmworkflow.errors import DefinitionError
 from fsmworkflow.flow import asked, typed_fields, unwritten
+from fsmworkflow.shadows import implies
 from fsmworkflow.sources import emitted, returned
 from fsmworkflow.statechart import Arc, triggers
 from fsmworkflow.workflow import State, Workflow, nearest, sources_of
 
-__all__ = ["Finding", "Level", "findings"]
+__all__ = ["Finding", "Level", "findings", "refused"]
 
 Level = Literal["error", "warning", "note"]
 REFUSED = {"cannot be reached": "unreachable", "leads to no end": "no-end"}
 """Errors of `check()` that have a code of their own; all others are "definition"."""
-LESS, MORE = frozenset({"lt", "le"}), frozenset({"gt", "ge"})
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -46,16 +45,21 @@ def findings(workflow: Workflow) -> list[Finding]:
     try:
         workflow.check()
     except DefinitionError as error:
-        return [_refused(error.workflow, problem) for problem in error.problems]
+        return refused(error)
     found = [finding for rule in RULES for finding in rule(workflow)]
     order = {name: number for number, name in enumerate(workflow.states)}
     return sorted(found, key=lambda one: order.get(one.state, -1))
 
 
-def _refused(workflow: str, problem: str) -> Finding:
+def refused(error: DefinitionError) -> list[Finding]:
+    """What was refused, as findings: that of a check, or of a file that was read."""
+    return [_error(error.workflow, problem) for problem in error.problems]
+
+
+def _error(workflow: str, problem: str) -> Finding:
     code = next((code for said, code in REFUSED.items() if said in problem), "definition")
-    place = re.match(r"state '([^']*)'", problem)
-    return Finding("error", code, workflow, "" if place is None else place[1], problem, "")
+    place = re.search(r"\bstate '([^']*)'", problem)
+    return Finding("error", code, workflow, "" if place is None else place[1], problem)
 
 
 # -- what is never taken ----------------------------------------------------------------------------------------------
@@ -94,56 +98,7 @@ def _covers(first: Arc, later: Arc) -> bool:
     """Whether an earlier transition is taken whenever a later one could be."""
     if first.error is not None and not issubclass(later.error, first.error):
         return False
-    return first.guard is None or (later.guard is not None and _implies(later.guard, first.guard))
-
-
-def _implies(one: Guard, other: Guard) -> bool:
-    """Whether the second condition surely holds when the first one does."""
-    if one is other:
-        return True
-    if isinstance(one, Joined) and one.word == "and" and any(_implies(part, other) for part in one.parts):
-        return True
-    if isinstance(one, Joined) and one.word == "or":
-        return bool(one.parts) and all(_implies(part, other) for part in one.parts)
-    if isinstance(other, Joined) and other.parts:
-        return (all if other.word == "and" else any)(_implies(one, part) for part in other.parts)
-    return isinstance(one, Condition) and isinstance(other, Condition) and _narrower(one, other)
-
-
-def _narrower(one: Condition, other: Condition) -> bool:
-    if one.parts or other.parts or one._left.text != other._left.text:
-        return False
-    if one._right is not None or other._right is not None or one.operator == other.operator:
-        if str(one) == str(other) and type(one.value) is type(other.value) and len(str(one)) < 200:
-            return True
-        if one._right is not None or other._right is not None:
-            return False
-    if one.operator == "eq" and one.value is not None:
-        return _answers(other, one.value)
-    if one.operator == "in" and isinstance(one.value, (list, tuple, set, frozenset)) and one.value:
-        return all(value is not None and _answers(other, value) for value in one.value)
-    return _tighter(one, other)
-
-
-def _answers(condition: Condition, value: Any) -> bool:
-    """Whether a condition surely holds of a value."""
-    try:
-        return condition._operator is not None and condition._operator.answer(value, condition.value)
-    except Exception:  # the value's own operators, and kinds that do not go together
-        return False
-
-
-def _tighter(one: Condition, other: Condition) -> bool:
-    """Whether one bound lies within another, of numbers."""
-    low, high = one.value, other.value
-    if any(type(value) not in (int, float) for value in (low, high)):
-        return False
-    strict = one.operator in ("gt", "lt") or other.operator in ("ge", "le")
-    if {one.operator, other.operator} <= MORE:
-        return bool(low > high or (low == high and strict))
-    if {one.operator, other.operator} <= LESS:
-        return bool(low < high or (low == high and strict))
-    return False
+    return first.guard is None or (later.guard is not None and implies(later.guard, first.guard))
 
 
 # -- what never ends --------------------------------------------------------------------------------------------------

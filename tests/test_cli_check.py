@@ -109,6 +109,61 @@ def test_findings_are_told_in_json(capsys: Any) -> None:
     }  # fmt: skip
 
 
+ORDER = """\
+name: order
+initial: paid
+states:
+  - {name: paid, step: pay, then: asked}
+  - name: asked
+    on:
+      answered:
+        - {conditions: n > 1, dest: done}
+        - {conditions: n > 1, dest: lost}
+  - {name: done, final: true}
+  - {name: lost, final: true}
+"""
+
+
+def test_a_file_is_checked_with_the_code_that_it_names(capsys: Any) -> None:
+    Path("order.yaml").write_text(ORDER)
+    Path("file_code.py").write_text("def pay(ctx):\n    return 'odd'\n")
+    assert main(["check", "order.yaml", "--code", "file_code", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["state"], one["code"]) for one in found] == [
+        ("paid", "unhandled"), ("asked", "shadowed"), ("asked", "no-timeout"),
+    ]  # fmt: skip
+    assert main(["check", "order.yaml", "--code", "file_code", "--strict"]) == 1
+    assert main(["draw", "order.yaml", "--code", "file_code", "--format", "mermaid"]) == 0
+    assert "answered [n #62; 1]" in capsys.readouterr().out
+
+
+def test_a_file_that_is_wrong_is_an_error_with_its_line(capsys: Any) -> None:
+    Path("order.yaml").write_text(ORDER.replace("then: asked", "thenn: asked"))
+    assert main(["check", "order.yaml", "checked_app:odd"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("error   order.yaml definition\n        order.yaml:4:")
+    assert "thenn" in out
+    assert out.endswith("1 workflow checked: 1 error, 2 warnings\n")
+    Path("order.yaml").write_text(ORDER)
+    assert main(["check", "order.yaml"]) == 1
+    assert "there is no function 'pay'" in capsys.readouterr().out
+    for words, says in (
+        (["check", "order.yaml", "--code", "nowhere"], "nowhere cannot be loaded"),
+        (["check", "none.yaml"], "none.yaml cannot be read: No such file or directory"),
+    ):
+        assert main(words) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_the_schema_of_files_is_printed_or_written(capsys: Any) -> None:
+    assert main(["schema"]) == 0
+    text = capsys.readouterr().out
+    assert json.loads(text)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert main(["schema", "-o", "order.schema.json"]) == 0
+    assert Path("order.schema.json").read_text() == text
+    assert main(["schema", "--json"]) == 0
+
+
 def test_in_a_terminal_they_fit_in_eighty_columns_and_have_colours() -> None:
     code, shown = terminal("check", "checked_app:engine", "--strict")
     assert code == 1

@@ -14,6 +14,7 @@ import pytest
 
 from examples import approval, article, order, parcel, thumbs, trip
 from fsmworkflow import Retry, To, Workflow, field, payload
+from fsmworkflow.expressions import Expression
 from fsmworkflow.findings import REFUSED, Finding, findings
 
 
@@ -93,6 +94,10 @@ def test_the_examples_are_free_of_errors_and_shadows(workflow: Workflow) -> None
         (field("n") > 0, (field("n") > 1) | (field("n") == 7)),
         (field("n") > field("m"), field("n") > field("m")),
         (field("n").is_none(), field("n").is_none()),
+        (Expression("n >= 3"), Expression("n >= 8 and m == 1")),
+        (Expression("len(a) > 3"), Expression("m == 1 and len(a) > 3")),
+        (Expression("event.n in [1, 2]"), Expression("event.n == 2")),
+        (field("a.b") > 1, Expression("a.b > 2")),
     ],
 )
 def test_a_condition_that_holds_only_where_one_before_it_does_is_shadowed(first: Any, later: Any) -> None:
@@ -117,6 +122,11 @@ def test_a_condition_that_holds_only_where_one_before_it_does_is_shadowed(first:
         (field("n").in_([1, 2]), field("n").in_([2, 3])),
         (field("n") > 3, (field("n") > 5) | (field("m") == 1)),
         (~(field("n") > 3), field("n") > 5),
+        (Expression("n >= 8"), Expression("n >= 3")),
+        (Expression("not n >= 3"), Expression("n >= 8")),
+        (Expression("1 < n < 9"), Expression("n == 10")),
+        (Expression("event.n > 1"), Expression("n > 2")),
+        (Expression("len(a) > 3"), Expression("len(b) > 3")),
     ],
 )
 def test_a_condition_that_may_hold_alone_is_not_shadowed(first: Any, later: Any) -> None:

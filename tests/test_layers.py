@@ -89,6 +89,7 @@ FLOORS = {
     "findings.py": 4,
     "flow.py": 4,
     "sources.py": 4,
+    "shadows.py": 4,
     "testing.py": 4,
     "upkeep.py": 4,
     "transfer.py": 4,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import webbrowser
 from collections import Counter
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -15,6 +17,7 @@ from fsmworkflow.cli.answers import answer, colour
 from fsmworkflow.cli.targets import engine_of, workflow_in, workflows_of
 from fsmworkflow.cli.verbs import NOT_WELL, verb
 from fsmworkflow.engine import Engine
+from fsmworkflow.errors import DefinitionError
 from fsmworkflow.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -23,6 +26,27 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 ENDINGS = {".html": "html", ".htm": "html", ".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot"}
+
+
+code_given = click.option(
+    "--code", metavar="MODULE", multiple=True, help="Where a file's functions are; may be given again."
+)
+
+
+@verb("schema")
+@click.option("--output", "-o", type=click.Path(dir_okay=False), help="The file; else stdout.")
+async def schema(output: str | None, as_json: bool) -> int:
+    """Print the JSON Schema of workflows as files, for editors."""
+    from fsmworkflow.config import schema as described
+
+    text = json.dumps(described(), indent=2) + "\n"
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        await asyncio.to_thread(Path(output).write_text, text, encoding="utf-8")
+        said = {"file": output}
+        answer(as_json, said, lambda console: console.print(f"{output} was written", markup=False))
+    return 0
 
 
 @verb("init")
@@ -58,19 +82,27 @@ def _made(directory: Path) -> list[str]:
 
 
 @verb("check")
-@click.argument("targets", metavar="MODULE:NAME...", nargs=-1, required=True)
+@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@code_given
 @click.option("--strict", is_flag=True, help="Exit with 1 also where there are warnings.")
-async def check(targets: tuple[str, ...], strict: bool, as_json: bool) -> int:
+async def check(targets: tuple[str, ...], code: tuple[str, ...], strict: bool, as_json: bool) -> int:
     """Say what is wrong with workflows, or may be.
 
-    NAME is a Workflow or an Engine. Exits with 1 where there is an error: with --strict also where there is a warning,
-    never for notes.
+    TARGET is a file in YAML or JSON, or MODULE:NAME of a Workflow or an Engine. Exits with 1 where there is an error:
+    with --strict also where there is a warning, never for notes.
     """
-    from fsmworkflow.findings import findings
+    from fsmworkflow.findings import findings, refused
 
-    named = [workflow for target in targets for workflow in workflows_of(target).values()]
-    workflows = {id(one): one for workflow in named for one in (workflow, *workflow.below.values())}
-    found = list(dict.fromkeys(finding for workflow in workflows.values() for finding in findings(workflow)))
+    workflows: dict[int, Workflow] = {}
+    found: dict[Finding, None] = {}
+    for target in targets:
+        try:
+            named = workflows_of(target, code)
+        except DefinitionError as error:
+            found.update(dict.fromkeys(refused(error)))
+        else:
+            workflows.update((id(one), one) for workflow in named.values() for one in workflow.family)
+    found.update((finding, None) for workflow in workflows.values() for finding in findings(workflow))
 
     def draw(console: Any) -> None:
         from rich.padding import Padding
@@ -83,12 +115,12 @@ async def check(targets: tuple[str, ...], strict: bool, as_json: bool) -> int:
                 console.print(Padding(Text(text), (0, 0, 0, 8), expand=False))
         console.print(f"{_many(len(workflows), 'workflow')} checked: {_summed(found) or 'nothing was found'}")
 
-    answer(as_json, found, draw)
+    answer(as_json, list(found), draw)
     bad = {"error", "warning"} if strict else {"error"}
     return NOT_WELL if any(one.level in bad for one in found) else 0
 
 
-def _summed(found: list[Finding]) -> str:
+def _summed(found: Iterable[Finding]) -> str:
     from fsmworkflow.findings import Level
 
     many = Counter(one.level for one in found)
@@ -100,27 +132,28 @@ def _many(number: int, what: str) -> str:
 
 
 @verb("draw")
-@click.argument("target", metavar="MODULE:NAME")
+@click.argument("target")
+@code_given
 @click.option("--workflow", metavar="NAME", help="Which workflow, where the engine knows several.")
 @click.option("--run", "key", metavar="KEY", help="Draw the way of this run as well.")
-@click.option("--store", metavar="URL", help="Where the run is, if MODULE:NAME is a workflow.")
+@click.option("--store", metavar="URL", help="Where the run is, if TARGET is a workflow.")
 @click.option(
     "--output", "-o", type=click.Path(dir_okay=False), help="The file; else WORKFLOW.html, or stdout for text."
 )
 @click.option("--format", "form", type=click.Choice(["html", "mermaid", "dot"]), help="Else as the file's name ends.")
 @click.option("--open", "shown", is_flag=True, help="Show the page in a browser.")
 async def draw(
-    target: str, workflow: str | None, key: str | None, store: str | None, output: str | None, form: str | None,
-    shown: bool, as_json: bool,
+    target: str, code: tuple[str, ...], workflow: str | None, key: str | None, store: str | None, output: str | None,
+    form: str | None, shown: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Draw a workflow, and where a run of it is.
 
-    NAME is a Workflow or an Engine. It is drawn as one page in HTML that opens without a network, or as text for
-    Mermaid or Graphviz.
+    TARGET is a file in YAML or JSON, or MODULE:NAME of a Workflow or an Engine. It is drawn as one page in HTML that
+    opens without a network, or as text for Mermaid or Graphviz.
     """
     from fsmworkflow.diagram import Format, diagram
 
-    found = workflow_in(workflows_of(target), workflow)
+    found = workflow_in(workflows_of(target, code), workflow)
     kind: Format = form or ENDINGS.get(Path(output or "x.html").suffix, "html")  # type: ignore[assignment]
     if shown and kind != "html":
         raise click.UsageError("--open shows a page: leave --format out, or say html")
@@ -161,4 +194,4 @@ def _file_name(name: str) -> str:
     return "".join(sign if sign.isalnum() or sign in "-_." else "_" for sign in name)[:100].lstrip(".") or "workflow"
 
 
-COMMANDS = [init, check, draw]
+COMMANDS = [init, check, draw, schema]

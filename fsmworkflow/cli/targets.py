@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -13,6 +14,9 @@ from fsmworkflow.engine import Engine
 from fsmworkflow.errors import StoreError
 from fsmworkflow.schedule import PREFIX
 from fsmworkflow.workflow import Workflow, nearest
+
+FILES = (".yaml", ".yml", ".json")
+"""How the name of a file ends that describes a workflow."""
 
 __all__ = ["engine_of", "knowing", "line", "there", "workflow_in", "workflows_of"]
 
@@ -28,9 +32,8 @@ def loaded(target: str) -> Any:
     module, colon, name = target.partition(":")
     if not (module and colon and name):
         raise click.BadParameter(f"{target!r} is neither MODULE:NAME, as in app:engine, nor the URL of a store")
-    sys.path.insert(0, os.getcwd())
+    found = _imported(module)
     try:
-        found = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
         made: Any = found if isinstance(found, (Engine, Workflow)) or not callable(found) else found()
@@ -66,14 +69,41 @@ def knowing(target: str) -> Engine:
     return engine
 
 
-def workflows_of(target: str) -> dict[str, Workflow]:
-    """The workflows that MODULE:NAME names: one, or those of an engine, without its schedules."""
+def workflows_of(target: str, code: Sequence[str] = ()) -> dict[str, Workflow]:
+    """The workflows of a target: one of a file or of MODULE:NAME, or those of an engine, without its schedules.
+
+    What a file names is looked up in the modules `code`. Raises DefinitionError for a file that describes none.
+    """
+    if target.lower().endswith(FILES):
+        functions = {name: found for module in code for name, found in _code(module).items()}
+        try:
+            made = Workflow.load(target, functions=functions, modules=code)
+        except OSError as error:
+            raise click.BadParameter(f"{target} cannot be read: {error.strerror}") from error
+        return {made.name: made}
     made = loaded(target)
     if isinstance(made, Workflow):
         return {made.name: made}
     if isinstance(made, Engine):
         return {name: one for name, one in made._workflows.items() if not name.startswith(PREFIX)}
     raise click.BadParameter(f"{target} is {type(made).__name__}, and neither a Workflow nor an Engine")
+
+
+def _code(module: str) -> dict[str, Any]:
+    """The public names of a module, and what it has registered by name."""
+    from fsmworkflow.config import Functions
+
+    own = {name: one for name, one in vars(_imported(module)).items() if not name.startswith("_")}
+    registered = [one for one in own.values() if isinstance(one, Functions)]
+    return own | {name: one for functions in registered for name, one in functions.items()}
+
+
+def _imported(module: str) -> Any:
+    sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise click.BadParameter(f"{module} cannot be loaded: {type(error).__name__}: {line(error)}") from error
 
 
 def workflow_in(found: dict[str, Workflow], name: str | None) -> Workflow:
