@@ -175,14 +175,14 @@ def _unknown_fields(workflow: Workflow) -> Iterator[Finding]:
     for state, path in asked(workflow) if fields else ():
         name = path.partition(".")[0]
         if not {path, name} & fields.keys() and not hasattr(workflow.codec.kind, name):
-            what = f"its condition asks for {path!r}, and the data has no such field: it reads as None"
+            what = f"it asks for {path!r}, and the data has no such field: it reads as None"
             todo = f"the data has {', '.join(list(fields)[:20])}{nearest(name, fields)}"
             yield Finding("error", "unknown-field", workflow.name, state, what, todo)
 
 
 def _unwritten(workflow: Workflow) -> Iterator[Finding]:
     for state, name in unwritten(workflow):
-        what = f"its condition asks for {name!r}, which nothing has written on any way there: it may be None"
+        what = f"it asks for {name!r}, which nothing has written on any way there: it may be None"
         todo = "write it before, give it a default that is not None, or require it at the start"
         yield Finding("warning", "unwritten", workflow.name, state, what, todo)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from fsmworkflow.conditions import as_guard
+from fsmworkflow.conditions import Operand, as_guard
 from fsmworkflow.sources import touched
 from fsmworkflow.statechart import Chart
 from fsmworkflow.workflow import State, Transition, Workflow, sources_of
@@ -29,8 +29,11 @@ def typed_fields(kind: Any) -> dict[str, bool]:
 
 
 def asked(workflow: Workflow) -> Iterator[tuple[str, str]]:
-    """The states whose transitions ask for a field of the data, with its path."""
+    """The states that ask for a field of the data, by a condition or by `over=`, with its path."""
     found: dict[tuple[str, str], None] = {}
+    for name, children in workflow.families.items():
+        over = children.over.path if isinstance(children.over, Operand) else children.over
+        found.update({(name, over): None} if isinstance(over, str) else {})
     for t in workflow.transitions:
         guard = None if t.conditions in (None, [], ()) else as_guard(t.conditions)
         for path in () if guard is None else sorted(guard.fields()):

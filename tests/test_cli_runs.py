@@ -370,6 +370,17 @@ def test_in_a_terminal_there_is_a_bar_that_goes_when_it_is_done() -> None:
     assert (done.stdout, done.stderr) == ("3 runs driven\n", "")
 
 
+def test_what_others_wrote_cannot_steer_the_terminal(capsys: Any) -> None:
+    evil = "\x1b]0;taken\x07\x1b[2Jred\u202e\x9b31m"
+    Path("runs_app.py").write_text(APP.replace("nothing to write about", evil))
+    say("run", "article", "--key", "a-1", *data(topic="none", said=evil), code=1)
+    for words in (["show", "article", "a-1"], ["history", "article", "a-1", "--data"], ["explain", "article", "a-1"]):
+        _, shown = terminal(words[0], ENGINE, *words[1:])
+        assert not set(plain(shown)) & set(evil) - set("]0;taken[2Jred31m"), repr(shown)
+    _, shown = terminal("show", ENGINE, "article", evil.encode("utf-8", "replace").decode())
+    assert not set(plain(shown)) & {"\x1b", "\x07", "\x9b", "\u202e"}
+
+
 def test_no_password_of_a_url_is_shown(capsys: Any) -> None:
     url = "postgresql://ann:s3cret@127.0.0.1:1/x"
     for words in (["list", url], ["show", url, "w", "k"], ["health", url], ["list", url, "--debug"]):

@@ -14,10 +14,11 @@ import pytest
 from examples.order import order
 from examples.parcel import parcel
 from examples.trip import trip
-from fsmworkflow import Engine, Retry, To, Workflow, field
+from fsmworkflow import Engine, Retry, To, Workflow, field, open_store
 from fsmworkflow.diagram import diagram
 from fsmworkflow.diagram.picture import END, Picture, picture
 from tests.browser import seen
+from tests.scenarios import SCENARIOS, Ledger, Scenario, by_run
 from tests.tools import program
 
 HOSTILE = [
@@ -291,3 +292,43 @@ def test_a_workflow_of_a_thousand_states_is_drawn_in_a_second() -> None:
     began = time.process_time()
     assert diagram(flow).count(" --> ") == 2_001
     assert time.process_time() - began < 1.0
+
+
+# -- every durable feature --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", [one for one in SCENARIOS if not one.connected], ids=str)
+async def test_every_move_that_leads_on_is_found_in_the_picture(scenario: Scenario) -> None:
+    ledger, store = Ledger(), open_store("memory://")
+    await store.open()
+    run = await by_run(store, scenario, ledger)
+    history = await store.history(run)
+    flow = scenario.make(ledger).check()
+    known, before = picture(flow, run, history), 0
+    for number, entry in enumerate(history[1:], 2):
+        taken = sum(arrow.taken for arrow in picture(flow, run, history[:number]).arrows)
+        undoing = "compensating" in (entry.status, history[number - 2].status)
+        if entry.source != entry.dest and not undoing:
+            assert taken > before, (entry, history[number - 2])
+        before = taken
+    if not run.undo.ends:
+        visits = {node.path: node.place for node in known.all()}
+        assert all(visits[state] for state in scenario.visits)
+
+
+def test_a_browser_draws_every_scenario(tmp_path: Path) -> None:
+    flows = [scenario.make(Ledger()) for scenario in SCENARIOS]
+    page = tmp_path / "all.html"
+    head, _, _ = diagram(flows[0], format="html").rpartition("</body>")
+    texts = json.dumps([diagram(flow) for flow in flows]).replace("<", "\\u003c")
+    draw = """
+        const texts = TEXTS, told = [];
+        (async () => {
+            for (const [number, text] of texts.entries())
+                try { await mermaid.render(`p${number}`, text); }
+                catch (error) { told.push(`${number}: ${error.message}`); }
+            document.body.dataset.told = told.join("; ") || "all";
+        })();
+    """.replace("TEXTS", texts)
+    page.write_text(f"{head}<script>{draw}</script></body></html>", encoding="utf-8")
+    assert 'data-told="all"' in seen(page)

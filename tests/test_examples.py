@@ -57,6 +57,14 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the small ones
 
 
+def test_a_claim_is_checked_and_drawn_with_the_way_that_it_went(start: Start, tmp_path: Path) -> None:
+    told = start("drawn.py").splitlines()
+    assert [line.partition(":")[0] for line in told[:2]] == ["warning in estimate", "warning in review"]
+    assert told[2] == "stateDiagram-v2"
+    assert "    s1 --> s2 : [else] #10003; 2 times" in told
+    assert "claim/claim-1" in (tmp_path / "claim-1.html").read_text(encoding="utf-8")
+
+
 def test_an_article_is_drafted_again_until_the_judge_likes_it(start: Start) -> None:
     assert start("article.py").splitlines() == [
         "article-1 is published: [Write about databases, draft 2], score 9",

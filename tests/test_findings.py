@@ -354,6 +354,18 @@ def test_a_field_that_the_data_does_not_have_is_an_error(kind: Any) -> None:
     assert "did you mean 'score'?" in found.todo
 
 
+@each_kind
+def test_the_list_that_children_are_made_of_is_asked_for_too(kind: Any) -> None:
+    made = Workflow("family", data=kind)
+    made.each("all", receiver, over="score", initial=True, then="end")
+    made.final("end")
+    assert codes(made) == [("warning", "unwritten", "all")]
+    made = Workflow("family", data=kind)
+    made.each("all", receiver, over=field("scores"), initial=True, then="end")
+    made.final("end")
+    assert codes(made) == [("error", "unknown-field", "all")]
+
+
 def test_of_data_that_may_have_any_field_nothing_is_said() -> None:
     made = [flow([(field("any") > 1, "end"), "other"], data=kind) for kind in (None, dict, Open)]
     assert [findings(one) for one in made] == [[], [], []]

@@ -91,12 +91,15 @@ def site_packages(environment: Path) -> Path:
     return next(environment.glob("lib/python*/site-packages"))
 
 
-def test_the_wheel_holds_the_package_its_types_and_the_sql(wheel: Path) -> None:
+def test_the_wheel_holds_the_package_its_types_the_sql_and_what_it_ships(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     sql = {f"fsmworkflow/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("sql/**/*.sql")}
     modules = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("fsmworkflow/**/*.py")}
     assert {"fsmworkflow/sql/sqlite/queries.sql", "fsmworkflow/sql/postgres/queries.sql"} <= sql
-    assert {"fsmworkflow/py.typed"} | sql | modules <= held
+    project = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("fsmworkflow/cli/project/*.*")}
+    drawing = {f"fsmworkflow/diagram/{name}" for name in ("mermaid.tiny.js.gz", "mermaid.LICENSE")}
+    assert len(project) == 3
+    assert {"fsmworkflow/py.typed"} | sql | modules | project | drawing <= held
     assert {name.split("/")[0] for name in held} == {"fsmworkflow", "fsmworkflow-0.1.0.dist-info"}
 
 

@@ -17,6 +17,7 @@ import click
 
 from fsmworkflow.cli import definitions, runs, schedules, steering, working
 from fsmworkflow.cli import store as kept
+from fsmworkflow.cli.answers import clean
 from fsmworkflow.cli.targets import line
 from fsmworkflow.errors import FSMWorkflowError
 
@@ -57,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {text}", err=True)
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {clean(text)}", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

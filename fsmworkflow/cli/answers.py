@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import click
 import msgspec
 
-__all__ = ["answer", "clock", "colour", "progress", "size_of", "table"]
+__all__ = ["answer", "clean", "clock", "colour", "findings", "progress", "say", "size_of", "table"]
 
 COLOURS = {
     "ok": "green", "warning": "yellow", "error": "red", "note": "cyan", "done": "green", "failed": "red",
@@ -19,15 +19,37 @@ COLOURS = {
 }  # fmt: skip
 
 
-def answer(as_json: bool, value: Any, draw: Callable[[Any], None]) -> None:
-    """Print a value as JSON, or have it drawn on a console."""
+def answer(as_json: bool, value: Any, shown: str | Callable[[Any], None]) -> None:
+    """Print a value as JSON, or, for a reader, a text or what is drawn on a console."""
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
         return
     from rich.console import Console  # takes long to import, which a probe need not wait for
 
     terminal = sys.stdout.isatty()
-    draw(Console(highlight=False, width=None if terminal else 400, soft_wrap=not terminal))
+    console = Console(highlight=False, width=None if terminal else 400, soft_wrap=not terminal)
+    say(console, shown) if isinstance(shown, str) else shown(console)
+
+
+def clean(text: str) -> str:
+    """A text of somebody else's: what could steer the terminal is replaced."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
+def say(console: Any, text: str) -> None:
+    """Print a text as it is."""
+    console.print(clean(text), markup=False)
+
+
+def findings(console: Any, found: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+    """Print what was found: a level, a head, and below it some texts, those that are empty left out."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    for level, head, texts in found:
+        console.print(Text.assemble(colour(f"{level:7}"), " ", (clean(head), "bold")))
+        for text in filter(None, texts):
+            console.print(Padding(Text(clean(text)), (0, 0, 0, 8), expand=False))
 
 
 def table(console: Any, names: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[str] = ()) -> None:
@@ -39,7 +61,8 @@ def table(console: Any, names: Sequence[str], rows: Sequence[Sequence[object]], 
     for name in names:
         made.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for row in rows:
-        made.add_row(*[cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row])
+        cells = (cell if isinstance(cell, Text) else Text("" if cell is None else clean(str(cell))) for cell in row)
+        made.add_row(*cells)
     console.print(made)
 
 

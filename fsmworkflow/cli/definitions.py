@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from fsmworkflow.cli.answers import answer, colour
+from fsmworkflow.cli import answers
+from fsmworkflow.cli.answers import answer, say
 from fsmworkflow.cli.targets import engine_of, workflow_in, workflows_of
 from fsmworkflow.cli.verbs import NOT_WELL, verb
 from fsmworkflow.engine import Engine
@@ -45,7 +46,7 @@ async def schema(output: str | None, as_json: bool) -> int:
     else:
         await asyncio.to_thread(Path(output).write_text, text, encoding="utf-8")
         said = {"file": output}
-        answer(as_json, said, lambda console: console.print(f"{output} was written", markup=False))
+        answer(as_json, said, f"{output} was written")
     return 0
 
 
@@ -60,8 +61,8 @@ async def init(directory: str, as_json: bool) -> int:
 
     def draw(console: Any) -> None:
         for file in made:
-            console.print(file, markup=False)
-        console.print(f"now: cd {directory}, and see README.md", markup=False)
+            say(console, file)
+        say(console, f"now: cd {directory}, and see README.md")
 
     answer(as_json, {"files": made}, draw)
     return 0
@@ -105,15 +106,10 @@ async def check(targets: tuple[str, ...], code: tuple[str, ...], strict: bool, a
     found.update((finding, None) for workflow in workflows.values() for finding in findings(workflow))
 
     def draw(console: Any) -> None:
-        from rich.padding import Padding
-        from rich.text import Text
-
-        for one in found:
-            place = " ".join(part for part in (one.workflow, one.state) if part)
-            console.print(Text.assemble(colour(f"{one.level:7}"), " ", (place, "bold"), f" {one.code}"))
-            for text in filter(None, (one.message, one.todo)):
-                console.print(Padding(Text(text), (0, 0, 0, 8), expand=False))
-        console.print(f"{_many(len(workflows), 'workflow')} checked: {_summed(found) or 'nothing was found'}")
+        heads = (" ".join(filter(None, (one.workflow, one.state, one.code))) for one in found)
+        rows = ((one.level, head, (one.message, one.todo)) for one, head in zip(found, heads, strict=True))
+        answers.findings(console, rows)
+        say(console, f"{_many(len(workflows), 'workflow')} checked: {_summed(found) or 'nothing was found'}")
 
     answer(as_json, list(found), draw)
     bad = {"error", "warning"} if strict else {"error"}
@@ -165,7 +161,7 @@ async def draw(
     file = output or f"{_file_name(found.name)}.html"
     place = await asyncio.to_thread(_written, Path(file), text)
     said = {"workflow": found.name, "format": kind, "file": file}
-    answer(as_json, said, lambda console: console.print(f"{file} was written", markup=False))
+    answer(as_json, said, f"{file} was written")
     if shown and not webbrowser.open(place):
         raise click.ClickException(f"no browser could be started: open {file} yourself")
     return 0

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from fsmworkflow.cli.answers import answer, clock, colour, progress, table
+from fsmworkflow.cli.answers import answer, clean, clock, colour, progress, table
 from fsmworkflow.cli.steering import REJECTED, posted
 from fsmworkflow.cli.targets import knowing, there
 from fsmworkflow.cli.verbs import NOT_WELL, engine_given, given, run_given, verb
@@ -93,7 +93,7 @@ async def start(engine: str, workflow: str, data: str | None, key: str | None, d
         tell(found, fresh, value, refuse=different == "refuse")
     what = "was started" if made else f"was there, {found.status} in {found.state}"
     said = {"started": made, **_value(found)}
-    answer(as_json, said, lambda console: console.print(f"{found.workflow}/{found.key} {what}", markup=False))
+    answer(as_json, said, f"{found.workflow}/{found.key} {what}")
     return 0
 
 
@@ -124,7 +124,7 @@ async def send(
     by = "" if found.version is None else f" by version {found.version}"
     told = f"{event} was {found.status}{by}" if found.status != "waiting" else f"{event} waits in the inbox"
     said = {"event": event, "id": found.id, "status": found.status, "version": found.version, "due": found.due}
-    answer(as_json, said, lambda console: console.print(told, markup=False))
+    answer(as_json, said, told)
     return NOT_WELL if found.status == REJECTED else 0
 
 
@@ -156,7 +156,8 @@ def _value(found: Run) -> dict[str, Any]:
 def _draw(console: Any, found: Run, inbox: list[Event]) -> None:
     from rich.text import Text
 
-    head = Text.assemble((f"{found.workflow}/{found.key}", "bold"), " is ", colour(found.status), f" in {found.state}")
+    place = f"{found.workflow}/{found.key}"
+    head = Text.assemble((clean(place), "bold"), " is ", colour(found.status), clean(f" in {found.state}"))
     console.print(head)
     rows: list[tuple[str, object]] = [
         ("version", found.version), ("since", clock(found.updated)), ("started", clock(found.created))
@@ -198,11 +199,11 @@ async def listed(
         names = ("workflow", "key", "status", "state", "moves", "since")
         rows = [(r.workflow, r.key, colour(r.status), r.state, r.version, clock(r.updated)) for r in found]
         skip = 0 if workflow is None else 1
-        table(console, names[skip:], [row[skip:] for row in rows], ("moves",)) if rows else console.print("no runs")
+        table(console, names[skip:], [row[skip:] for row in rows], ("moves",))
         if len(found) == limit:
             console.print(f"there may be more: --after {found[-1].id}")
 
-    answer(as_json, [_value(run) for run in found], draw)
+    answer(as_json, [_value(run) for run in found], draw if found else "no runs")
     return 0
 
 
@@ -252,7 +253,7 @@ async def explain(engine: str, workflow: str, key: str, as_json: bool) -> int:
     """Say in words why a run is where it is, and what it waits for."""
     async with knowing(engine) as opened:
         text = await opened.explain(workflow, key)
-    answer(as_json, {"text": text}, lambda console: console.print(text, markup=False))
+    answer(as_json, {"text": text}, text)
     return 0
 
 

@@ -28,10 +28,7 @@ async def listed(engine: str, as_json: bool) -> int:
     rows = [(s.name, s.workflow, s.cron, s.timezone, tick, s.status) for s, tick in zip(found, ticks, strict=True)]
     names = ("name", "workflow", "cron", "time zone", "next", "status")
 
-    def draw(console: Any) -> None:
-        table(console, names, rows) if rows else console.print("there are no schedules")
-
-    answer(as_json, found, draw)
+    answer(as_json, found, (lambda console: table(console, names, rows)) if rows else "there are no schedules")
     return 0
 
 
@@ -51,9 +48,7 @@ def _steering(what: str, event: str, payload: Any, done: str) -> Verb:
                 for schedule, one in zip(found, events, strict=True)
             ]
         told = done if all(taken) else f"will be {done} as soon as an engine works"
-        answer(
-            as_json, {"name": name, "done": all(taken)}, lambda console: console.print(f"{name} {told}", markup=False)
-        )
+        answer(as_json, {"name": name, "done": all(taken)}, f"{name} {told}")
         return 0
 
     steer.__doc__ = f"{what}.\n\nA process that works does it; where none does, it is kept for the next one."
@@ -96,7 +91,7 @@ async def add(
         except ValueError as error:
             raise click.BadParameter(str(error)) from error
     tick = "never" if made.next is None else f"{made.next:%Y-%m-%d %H:%M %z}"
-    answer(as_json, made, lambda console: console.print(f"{name} starts {workflow} next at {tick}", markup=False))
+    answer(as_json, made, f"{name} starts {workflow} next at {tick}")
     return 0
 
 

@@ -71,7 +71,7 @@ async def _steer(
     }.get(event.status, f"is {run.status} in {run.state}: it cannot be {done}")
     said = {"done": event.status == "accepted", "answer": event.status, "status": run.status, "state": run.state}
     said = {"workflow": workflow, "key": key, **said}
-    answer(as_json, said, lambda console: console.print(f"{workflow}/{key} {told}", markup=False))
+    answer(as_json, said, f"{workflow}/{key} {told}")
     return 0 if event.status in ("accepted", "waiting") else NOT_WELL
 
 
@@ -111,7 +111,7 @@ async def fork(
         tell(found, made, made, refuse=True)
     what = "was made" if fresh else "was there"
     said = {"made": fresh, "workflow": workflow, "key": new_key, "state": found.state, "status": found.status}
-    answer(as_json, said, lambda console: console.print(f"{workflow}/{new_key} {what}, in {found.state}", markup=False))
+    answer(as_json, said, f"{workflow}/{new_key} {what}, in {found.state}")
     return 0
 
 

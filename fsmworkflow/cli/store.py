@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fsmworkflow.cli.answers import answer, progress, size_of, table
+from fsmworkflow.cli.answers import answer, progress, say, size_of, table
 from fsmworkflow.cli.targets import engine_of, knowing, there
 from fsmworkflow.cli.verbs import NOT_WELL, engine_given, run_given, verb
 
@@ -22,7 +22,8 @@ async def show_size(engine: str, as_json: bool) -> int:
     from fsmworkflow.upkeep import size
 
     async with there(engine) as opened:
-        found = await size(opened.store)
+        with progress("weighing"):
+            found = await size(opened.store)
 
     def draw(console: Any) -> None:
         table(
@@ -54,7 +55,7 @@ async def give_back(engine: str, as_json: bool) -> int:
             await vacuum(opened.store)
         after = await size(opened.store)
     found = {"before": before.bytes, "after": after.bytes}
-    answer(as_json, found, lambda console: console.print(f"{size_of(before.bytes)} before, {size_of(after.bytes)} now"))
+    answer(as_json, found, f"{size_of(before.bytes)} before, {size_of(after.bytes)} now")
     return 0
 
 
@@ -69,7 +70,8 @@ async def export(engine: str, workflow: str, key: str, output: str | None, as_js
     from fsmworkflow.transfer import exported, written
 
     async with there(engine) as opened:
-        document = await exported(opened.store, workflow, key)
+        with progress(f"{workflow}/{key}"):
+            document = await exported(opened.store, workflow, key)
     text = written(document)
     if output is None:
         click.echo(text, nl=False)
@@ -77,7 +79,7 @@ async def export(engine: str, workflow: str, key: str, output: str | None, as_js
     await asyncio.to_thread(Path(output).write_bytes, text)
     moves = sum(len(kept.moves) for kept in document.runs)
     said = {"file": output, "runs": len(document.runs), "moves": moves, "bytes": len(text)}
-    answer(as_json, said, lambda console: console.print(f"{output} was written", markup=False))
+    answer(as_json, said, f"{output} was written")
     return 0
 
 
@@ -97,7 +99,7 @@ async def import_(engine: str, file: Any, as_json: bool) -> int:
         run, made = await imported(opened.store, document)
     what = f"was {'imported' if made else 'there already'}, {run.status} in {run.state}"
     said = {"imported": made, "runs": len(document.runs), "workflow": run.workflow, "key": run.key}
-    answer(as_json, said, lambda console: console.print(f"{run.workflow}/{run.key} {what}", markup=False))
+    answer(as_json, said, f"{run.workflow}/{run.key} {what}")
     return 0
 
 
@@ -111,7 +113,8 @@ async def migrate(engine: str, only: bool, as_json: bool) -> int:
     where one is stuck.
     """
     async with knowing(engine) as opened:
-        plan = [one for one in await opened.plan_migration() if only or one.stuck or one.mapped]
+        with progress("looking at every unfinished run"):
+            plan = [one for one in await opened.plan_migration() if only or one.stuck or one.mapped]
     stuck = sum(one.stuck for one in plan)
 
     def draw(console: Any) -> None:
@@ -119,14 +122,13 @@ async def migrate(engine: str, only: bool, as_json: bool) -> int:
         rows = [
             (p.workflow, f"{p.version} -> {p.to}", p.state, p.becomes or "-", p.fits, p.mapped, p.stuck) for p in plan
         ]
-        table(console, names, rows, names[4:]) if rows else console.print(
-            "there are no unfinished runs" if only else "the tables are up to date, and every run fits"
-        )
+        table(console, names, rows, names[4:])
         for one in plan:
             for reason in one.reasons:
-                console.print(f"stuck in {one.state}: {reason}", markup=False)
+                say(console, f"stuck in {one.state}: {reason}")
 
-    answer(as_json, {"stuck": stuck, "plan": plan}, draw)
+    nothing = "there are no unfinished runs" if only else "the tables are up to date, and every run fits"
+    answer(as_json, {"stuck": stuck, "plan": plan}, draw if plan else nothing)
     return NOT_WELL if stuck else 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import msgspec
 
-from fsmworkflow.cli.answers import answer, progress, table
+from fsmworkflow.cli.answers import answer, findings, progress, say, table
 from fsmworkflow.cli.targets import knowing, there
 from fsmworkflow.cli.verbs import NOT_WELL, engine_given, verb
 from fsmworkflow.engine import Engine
@@ -58,7 +58,7 @@ async def resume(engine: str, concurrency: int, as_json: bool) -> int:
         with progress("driving", total) as more:
             working._worker.hooks = Hooks([*working._worker.hooks._hooks, _Counting(more)])
             many = await working.resume(concurrency=concurrency)
-    answer(as_json, {"driven": many}, lambda console: console.print(f"{many:,} run{'' if many == 1 else 's'} driven"))
+    answer(as_json, {"driven": many}, f"{many:,} run{'' if many == 1 else 's'} driven")
     return 0
 
 
@@ -109,7 +109,7 @@ async def health(engine: str | None, file: str | None, only: str | None, max_age
         problems = found["problems"]
         console.print(f"[{'green' if well else 'red'}]{'well' if well else 'not well'}[/]" + (":" if problems else ""))
         for problem in problems:
-            console.print(f"  {problem}", markup=False)
+            say(console, f"  {problem}")
         table(console, ("", ""), [(name, value) for name, value in found.items() if name not in ("problems", "at")])
 
     answer(as_json, found, draw)
@@ -147,18 +147,8 @@ async def doctor(engine: str, as_json: bool) -> int:
 
     async with there(engine) as opened:
         found = await examine(opened)
-    colours = {"ok": "green", "warning": "yellow", "error": "red"}
-
-    def draw(console: Any) -> None:
-        from rich.padding import Padding
-        from rich.text import Text
-
-        for one in found:
-            console.print(f"[{colours[one.level]}]{one.level:7}[/] [bold]{one.check}[/]")
-            for text in filter(None, (one.what, one.todo)):
-                console.print(Padding(Text(text), (0, 0, 0, 8), expand=False))
-
-    answer(as_json, found, draw)
+    rows = [(one.level, one.check, (one.what, one.todo)) for one in found]
+    answer(as_json, found, lambda console: findings(console, rows))
     return NOT_WELL if any(one.level == "error" for one in found) else 0
 
 
