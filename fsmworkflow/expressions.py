@@ -13,6 +13,7 @@ import operator as python
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, NoReturn, get_type_hints
 
 from fsmworkflow.conditions import Guard, Seen, View, cut
@@ -52,7 +53,11 @@ class Expression(Guard):
             raise ValueError(f"an expression is text of at most {TEXT:,} characters")
         self._text, self.kind = text.strip(), kind
         self._fields: set[str] = set()
-        self._answer = self._read(_parsed(self._text), 0)
+        self._read(_parsed(self._text), 0)  # which refuses what is none; its closures are many, and made when asked
+
+    @cached_property
+    def _answer(self) -> Read:
+        return self._read(_parsed(self._text), 0)
 
     async def ask(self, view: View) -> bool:
         read: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fsmworkflow.config.code import Functions
-from fsmworkflow.config.keys import schema
+from fsmworkflow.config.keys import Reading, schema
 from fsmworkflow.config.reading import built
 from fsmworkflow.config.text import Source
 from fsmworkflow.config.writing import written
@@ -16,7 +16,7 @@ from fsmworkflow.config.writing import written
 if TYPE_CHECKING:
     from fsmworkflow.workflow import Workflow
 
-__all__ = ["Functions", "Source", "built", "functions_of", "schema", "written"]
+__all__ = ["Functions", "Reading", "Source", "built", "functions_of", "schema", "written"]
 
 
 def functions_of(workflow: Workflow) -> dict[str, Any]:

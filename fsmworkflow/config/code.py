@@ -60,9 +60,13 @@ class Code:
             raise LookupError(f"module {module[:100]!r} is not allowed: name it in modules=")
         return self._imported(module, inner)
 
+    def known(self, name: str) -> bool:
+        """Whether a name stands for an error of Python's own, or of this package."""
+        return name in _ERRORS and name not in self.given
+
     def error(self, name: str) -> Any:
         """A class of errors: a given one, one of Python's own, or one of this package. Raises LookupError."""
-        if name not in self.given and name in _ERRORS:
+        if self.known(name):
             return _ERRORS[name]
         try:
             return self.find(name)

@@ -1,264 +1,140 @@
-"""The keys of the format, in one table: the reader checks by it, and the JSON Schema is made of it."""
+"""The keys of the format: the JSON Schema that ships with the package, by which a source is checked and read.
+
+The reader knows no other list of keys. Of JSON Schema it takes $ref, type, anyOf, enum, properties, required,
+additionalProperties and items.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import islice
-from typing import Any, get_args
-
-import msgspec
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
 
 from fsmworkflow.conditions import cut
-from fsmworkflow.config.text import Place, Source
-from fsmworkflow.operators import OPERATORS
-from fsmworkflow.records import ENDED
-from fsmworkflow.workflow import OnFailure, Outcome, nearest
+from fsmworkflow.config.text import Items, Place, Source, Table
+from fsmworkflow.errors import DefinitionError
+from fsmworkflow.workflow import nearest
 
-__all__ = ["TABLES", "Key", "checked", "schema"]
+__all__ = ["Make", "Reading", "Row", "schema"]
 
 TOLD = 100
 """How many problems are told of one file."""
 
-Kind = Any
-"""What a value may be: the name of a simple kind or of a table, a `frozenset` of texts, a tuple of kinds of which any
-will do, a list of the kind of its items, or `{"": kind}` for a mapping of names of the user's own."""
+Make = Callable[[Any, Place], Any]
+"""What becomes of a value that the schema calls by a name. LookupError and ValueError are problems at its place."""
+
+_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {  # in messages, and as Python has it
+    "string": ("text", (str,)), "boolean": ("true or false", (bool,)), "integer": ("a whole number", (int,)),
+    "number": ("a number", (int, float)), "null": ("null", (type(None),)), "array": ("a list", (list, tuple, Items)),
+    "object": ("a mapping", (dict, Table)),
+}  # fmt: skip
+_Kind = tuple[frozenset[type], Any, tuple[str, ...]]
+_ANYTHING: dict[str, Any] = {}
 
 
-class Key(msgspec.Struct, frozen=True):
-    """One key of a table: what its value may be, and what it says."""
+class Row(dict[str, Any]):
+    """A mapping that was read, and where it stands."""
 
-    kind: Kind
-    doc: str
-    required: bool = False
+    __slots__ = ("place",)
 
-
-_SPAN = ("number", "text")
-_CODE = "code"
-_GUARD = ("text", "condition", ["guard"])
-_TARGET = ("text", "null", "target", [("text", "null", "target")])
-_LEADS = {
-    "then": Key(_TARGET, "Where it leads by itself: when its step or what it holds has ended, or as soon as it holds."),
-    "on": Key({"": _TARGET}, "Where an event leads, by its name."),
-    "after": Key({"": _TARGET}, 'Where it leads after a time, as "30m" or "3d", that it has been active.'),
-    "on_error": Key({"": _TARGET}, "Where an error leads, by the name of its class, once nothing is tried again."),
-}
-_WAY = {
-    "dest": Key(("text", "null"), "The state that is entered; null ends the run where it is."),
-    "conditions": Key(_GUARD, "What must hold: an expression, the name of a function, or a list of which all must."),
-    "unless": Key(_GUARD, "What must not hold: of a list, none."),
-    "update": Key(_CODE, "A function (data, event) that changes the data in the same commit."),
-    "internal": Key("boolean", "Whether it stays in the state and its visit."),
-    "after": Key(_CODE, "An action, run after the commit, at least once."),
-}
-_CHILD = {
-    "workflow": Key("text", "The name of the other workflow: this one, one of `workflows`, or a given one.", True),
-    "data": Key(_CODE, "A function that gives the child its input."),
-    "into": Key("text", "The field to which the child's final data is written."),
-}
-
-TABLES: dict[str, dict[str, Key]] = {
-    "workflow": {
-        "name": Key("text", "Its name, which stands on every run.", True),
-        "version": Key("whole", "Its version, from 1."),
-        "data": Key(_CODE, "The type of its data; without one it is a plain mapping."),
-        "initial": Key("text", "The state in which every run begins.", True),
-        "states": Key([("text", "state")], "Its states. A text is one that waits for an event.", True),
-        "transitions": Key(["transition"], "Transitions beside those that the states name themselves."),
-        "merge": Key({"": _CODE}, "How two changes of one field become one: functions (old, new) by fields."),
-        "payload": Key(frozenset({"merge"}), "Whether the payload of every event that is taken goes into the data."),
-        "deadline": Key(_SPAN, "After what time a run that has not ended fails."),
-        "on_failure": Key(frozenset({"park"}), "Whether a failed run is parked before its undoing begins."),
-        "keep": Key((*_SPAN, {"": _SPAN}), f"How long runs are kept after their end: {', '.join(sorted(ENDED))}."),
-        "concurrency": Key("whole", "How many of its runs are driven at once."),
-        "limit": Key("whole", "The largest JSON text of its data, in bytes."),
-        "migrations": Key(["migration"], "How runs of an older version become runs of a newer one."),
-        "lenient": Key("boolean", "Whether a condition without an answer is false, as in a WorkflowDefinition."),
-        "workflows": Key(["workflow"], "Other workflows, whose runs are its children."),
-    },
-    "state": {
-        "name": Key("text", "Its name, without a dot.", True),
-        "step": Key(_CODE, "What it does: a function of the context."),
-        "retry": Key("retry", "How the step is tried again."),
-        "timeout": Key(_SPAN, "How long one attempt may take."),
-        "compensate": Key(_CODE, "A function that undoes the step when the run fails for good."),
-        "undo": Key("retry", "How the undoing is tried again."),
-        "ends": Key("boolean", "Whether the run ends here when the step returns no trigger."),
-        "child": Key("child", "The run of another workflow that it starts, and whose end it waits for."),
-        "each": Key("each", "The runs of another workflow, one for each item of a list."),
-        "choice": Key("boolean", "Whether it only chooses where to go on."),
-        "final": Key(("boolean", frozenset(get_args(Outcome))), "Whether it is an end, and how the run ends there."),
-        "initial": Key("text", "The child that is entered at first."),
-        "children": Key([("text", "state")], "The states that it holds."),
-        "parallel": Key(["region"], "Its regions, all active together."),
-        "enter": Key(_CODE, "An action, run after the commit that entered it."),
-        "exit": Key(_CODE, "An action, run after the commit that left it."),
-        **_LEADS,
-    },
-    "region": {
-        "name": Key("text", "Its name, without a dot.", True),
-        "initial": Key("text", "The child that is entered at first.", True),
-        "children": Key([("text", "state")], "The states that it holds.", True),
-    },
-    "transition": {
-        "trigger": Key("text", "The event that takes it, or the text that a step returns; else it is automatic."),
-        "source": Key(("text", ["text"]), 'The state that it leads out of, several, or "*" for every one.', True),
-        **_WAY,
-        "automatic": Key("boolean", "Whether it is taken by itself, too, or, without a trigger, is not."),
-        "delay": Key(_SPAN, "Takes it when the source has been active for that long."),
-        "error": Key(_CODE, "Takes it when the step has failed for good with an error of that class."),
-    },
-    "target": _WAY,
-    "condition": {
-        "function": Key(_CODE, "A function of the context."),
-        "field": Key("text", "The field of the data that is looked at."),
-        "payload": Key("text", "The part of the payload that is looked at; an empty text is the whole."),
-        "operator": Key(frozenset(OPERATORS), "How it is compared; else `eq`."),
-        "value": Key("anything", "What it is compared with."),
-        "value_field": Key("text", "The field that it is compared with."),
-        "value_payload": Key("text", "The part of the payload that it is compared with."),
-        "custom": Key(_CODE, "A function that is given the value, in place of an operator."),
-        "all": Key(["guard"], "Conditions that must all hold."),
-        "any": Key(["guard"], "Conditions of which one must hold."),
-        "not": Key("guard", "A condition that must not hold."),
-    },
-    "retry": {
-        "attempts": Key(("whole", "null"), "How often in all; null is without bound."),
-        "first_delay": Key(_SPAN, "The longest pause after the first attempt."),
-        "factor": Key("number", "By what it grows with each further one."),
-        "max_delay": Key(_SPAN, "What it never exceeds."),
-        "jitter": Key("boolean", "Whether each pause is drawn evenly between nothing and that."),
-        "on": Key((_CODE, [_CODE]), "On which errors, by the names of their classes."),
-        "never_on": Key((_CODE, [_CODE]), "On which not."),
-    },
-    "child": _CHILD,
-    "each": {
-        **_CHILD,
-        "over": Key(("text", "call"), "The field that holds the list, or the function that gives it.", True),
-        "concurrency": Key("whole", "How many at once."),
-        "on_failure": Key(frozenset(get_args(OnFailure)), "Whether the first failure leads on, or all are collected."),
-    },
-    "call": {"function": Key(_CODE, "A function of the data.", True)},
-    "migration": {
-        "version": Key("whole", "From which version.", True),
-        "to": Key("whole", "To which version.", True),
-        "states": Key({"": "text"}, "The new names of states, by the old ones."),
-        "data": Key(_CODE, "A function that changes the data, as a plain mapping."),
-    },
-}
-_ALIASES: dict[str, Kind] = {"guard": ("text", "condition")}
-_SIMPLE: dict[str, tuple[str, Any, dict[str, Any]]] = {  # in messages, as a test, and in JSON Schema
-    "text": ("text", lambda v: isinstance(v, str), {"type": "string"}),
-    _CODE: ("the name of a function or class", lambda v: isinstance(v, str), {"type": "string", "minLength": 1}),
-    "boolean": ("true or false", lambda v: isinstance(v, bool), {"type": "boolean"}),
-    "whole": ("a whole number", lambda v: type(v) is int, {"type": "integer"}),
-    "number": ("a number", lambda v: type(v) in (int, float), {"type": "number"}),
-    "null": ("null", lambda v: v is None, {"type": "null"}),
-    "anything": ("anything", lambda v: True, {}),
-}
-
-
-# -- checking ---------------------------------------------------------------------------------------------------------
-
-
-def checked(source: Source, kind: str = "workflow", tables: Mapping[str, Mapping[str, Key]] = TABLES) -> list[str]:
-    """What is wrong with the keys and kinds of a source, each with its place; a reader of its own gives its tables."""
-    return list(islice(_Check(source, tables).problems(source.value, kind, None), TOLD))
-
-
-class _Check:
-    def __init__(self, source: Source, tables: Mapping[str, Mapping[str, Key]]) -> None:
-        self.source = source
-        self.tables = tables
-
-    def problems(self, value: Any, kind: Kind, place: Place) -> Iterator[str]:
-        fitting = next((one for one in self._any(kind) if self._fits(value, one)), None)
-        if fitting is None:
-            yield self.source.at(f"{cut(value)[:60]} must be {self._spoken(kind)}", place)
-        elif isinstance(value, dict) and isinstance(fitting, str) and fitting in self.tables:
-            yield from self._table(value, self.tables[fitting], place)
-        elif isinstance(fitting, dict):
-            for key, inner in value.items():
-                yield from self.problems(inner, fitting[""], (place, key, value))
-        elif isinstance(fitting, list):
-            for number, inner in enumerate(value):
-                yield from self.problems(inner, fitting[0], (place, number, value))
-
-    def _table(self, value: dict[str, Any], keys: Mapping[str, Key], place: Place) -> Iterator[str]:
-        for key, inner in value.items():
-            if key in keys:
-                yield from self.problems(inner, keys[key].kind, (place, key, value))
-            else:
-                hint = nearest(key, keys) or "; there are " + ", ".join(keys)
-                yield self.source.at(f"unknown key {key[:100]!r}{hint}", (place, key, value))
-        for key, entry in keys.items():
-            if entry.required and key not in value:
-                yield self.source.at(f"the key {key!r} is missing", place)
-
-    def _any(self, kind: Kind) -> Iterator[Kind]:
-        """The kinds of which one will do."""
-        for one in kind if isinstance(kind, tuple) else (kind,):
-            if isinstance(one, str) and one in _ALIASES:
-                yield from self._any(_ALIASES[one])
-            elif isinstance(one, tuple):
-                yield from self._any(one)
-            else:
-                yield one
-
-    def _fits(self, value: Any, kind: Kind) -> bool:
-        if isinstance(kind, frozenset):
-            return isinstance(value, str) and value in kind
-        if isinstance(kind, list):
-            return isinstance(value, (list, tuple))
-        if isinstance(kind, dict) or kind in self.tables:
-            return isinstance(value, dict)
-        return bool(_SIMPLE[kind][1](value))
-
-    def _spoken(self, kind: Kind) -> str:
-        """A kind in messages."""
-        spoken: list[str] = []
-        for one in self._any(kind):
-            if isinstance(one, frozenset):
-                spoken.append(" or ".join(map(repr, sorted(one))))
-            elif isinstance(one, list):
-                spoken.append("a list")
-            elif isinstance(one, dict) or one in self.tables:
-                spoken.append("a mapping" if isinstance(one, dict) else f"a mapping, a {one}")
-            else:
-                spoken.append(_SIMPLE[one][0])
-        return " or ".join(dict.fromkeys(spoken))
-
-
-# -- schema -----------------------------------------------------------------------------------------------------------
+    def __init__(self, place: Place, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.place = place
 
 
 def schema() -> dict[str, Any]:
-    """The format as JSON Schema (draft 2020-12): editors complete and check by it. Values, for `json.dumps`."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A workflow of fsmworkflow",
-        "$ref": "#/$defs/workflow",
-        "$defs": {name: _object(keys) for name, keys in TABLES.items()},
-    }
+    """The format as JSON Schema (draft 2020-12): editors complete and check by it. A copy, for `json.dumps`."""
+    found: dict[str, Any] = json.loads(files(__package__).joinpath("schema.json").read_text(encoding="utf-8"))
+    return found
 
 
-def _object(keys: Mapping[str, Key]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {name: {**_described(key.kind), "description": key.doc} for name, key in keys.items()},
-        "required": [name for name, key in keys.items() if key.required],
-        "additionalProperties": False,
-    }
+_schema = cache(schema)
 
 
-def _described(kind: Kind) -> dict[str, Any]:
-    if isinstance(kind, tuple):
-        return {"anyOf": [_described(one) for one in kind]}
-    if isinstance(kind, frozenset):
-        return {"enum": sorted(kind)}
-    if isinstance(kind, list):
-        return {"type": "array", "items": _described(kind[0])}
-    if isinstance(kind, dict):
-        return {"type": "object", "additionalProperties": _described(kind[""])}
-    if kind in TABLES:
-        return {"$ref": f"#/$defs/{kind}"}
-    return _described(_ALIASES[kind]) if kind in _ALIASES else dict(_SIMPLE[kind][2])
+class Reading:
+    """The values of a source, read by a schema. `makes` are functions by the names of definitions in the schema: what
+    such a value holds is made first, and it itself only where nothing in it is wrong.
+    """
+
+    def __init__(self, source: Source, makes: Mapping[str, Make], by: Mapping[str, Any] | None = None) -> None:
+        self.source, self.makes, self.schema = source, makes, by or _schema()
+        self.problems: list[str] = []
+        self._kinds: dict[int, list[_Kind]] = {}
+
+    def whole(self) -> Any:
+        """All that the source says. Raises DefinitionError, which lists the problems, each with its place."""
+        found = self.read(self.source.value, self.schema, None)
+        self.close()
+        return found
+
+    def close(self) -> None:
+        """Raise DefinitionError where there are problems."""
+        if self.problems:
+            raise DefinitionError(self.source.name, self.problems)
+
+    def problem(self, what: str, place: Place) -> None:
+        """Note a problem. Of a source that has very many, only the first are told."""
+        self.problems.append(self.source.at(what, place))
+        if len(self.problems) >= TOLD:
+            self.close()
+
+    def read(self, value: Any, kind: Any, place: Place) -> Any:
+        kinds = self._kinds.get(id(kind)) or self._kinds.setdefault(id(kind), list(self._flat(kind, ())))
+        fitting, names = next(((one, names) for types, one, names in kinds if _fits(value, types, one)), (None, ()))
+        before, made = len(self.problems), value
+        if fitting is None:
+            spoken = dict.fromkeys(word for _, one, _ in kinds for word in _spoken(one))
+            self.problem(f"{cut(value)[:60]} must be {' or '.join(spoken)}", place)
+        elif isinstance(value, dict):
+            made = self._row(value, fitting, place)
+        elif isinstance(value, (list, tuple)) and "items" in fitting:
+            made = [self.read(inner, fitting["items"], (place, number, value)) for number, inner in enumerate(value)]
+        for name in names if len(self.problems) == before else ():
+            try:
+                made = self.makes[name](made, place) if name in self.makes else made
+            except (LookupError, ValueError) as error:
+                self.problem(str(error.args[0]), place)
+        return made
+
+    def _flat(self, kind: Any, names: tuple[str, ...]) -> Iterator[_Kind]:
+        """The schemas of which one must fit: its Python types, itself, and its names, from inside outwards."""
+        if "$ref" in kind:
+            name = kind["$ref"].rpartition("/")[2]
+            yield from self._flat(self.schema["$defs"][name], (name, *names))
+        for one in kind.get("anyOf", ()):
+            yield from self._flat(one, names)
+        if "anyOf" not in kind and "$ref" not in kind:
+            yield frozenset(one for name in _types(kind) for one in _TYPES[name][1]), kind, names
+
+    def _row(self, value: dict[str, Any], kind: Any, place: Place) -> Row:
+        known, others = kind.get("properties", _ANYTHING), kind.get("additionalProperties", _ANYTHING)
+        for key in kind.get("required", ()):
+            if key not in value:
+                self.problem(f"the key {key!r} is missing", place)
+        made = Row(place, {})
+        for key, inner in value.items():
+            if key in known or others is not False:
+                made[key] = self.read(inner, known.get(key, others), (place, key, value))
+            else:
+                hint = nearest(key, known) or "; there are " + ", ".join(known)
+                self.problem(f"unknown key {key[:100]!r}{hint}", (place, key, value))
+        return made
+
+
+def _types(kind: Any) -> list[str]:
+    named = kind.get("type", list(_TYPES))
+    return [named] if isinstance(named, str) else named
+
+
+def _fits(value: Any, types: frozenset[type], kind: Any) -> bool:
+    fits = type(value) in types or (type(value) is not bool and isinstance(value, tuple(types)))
+    return fits and ("enum" not in kind or value in kind["enum"])
+
+
+def _spoken(kind: Any) -> list[str]:
+    """A kind in messages."""
+    if "enum" in kind:
+        return [repr(one) for one in kind["enum"]]
+    return [kind["title"]] if "title" in kind else [_TYPES[name][0] for name in _types(kind)]

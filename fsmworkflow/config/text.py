@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,27 +18,29 @@ from fsmworkflow.errors import DefinitionError, FSMWorkflowError
 
 __all__ = ["Items", "Place", "Source", "Table", "placed"]
 
-LIMIT, DEPTH, VALUES = 4 * 2**20, 64, 400_000
+LIMIT, DEPTH, VALUES = 4 * 2**20, 64, 250_000
 """The most that a file may hold: bytes, levels, and values."""
 
 Place = tuple[Any, str | int, Any] | None
 """Where a value stands: (the place of what it is in, its key or index, what it is in). None is the whole."""
-Mark = tuple[int, int]
+Mark = int
+"""A line and a column, both from 1: line * COLUMNS + column. One number, as there are very many."""
+COLUMNS = 10_000_000
 
 
 class Table(dict[str, Any]):
-    """A mapping that was read, with the line and column of each key; `twice` is a key that it had twice."""
+    """A mapping that was read: the line and column of each key, where they are known, and a key that it had twice."""
 
-    def __init__(self) -> None:
-        self.marks: dict[Any, Mark] = {}
-        self.twice: str | None = None
+    __slots__ = ("marks", "twice")
+    marks: dict[Any, Mark]
+    twice: str
 
 
 class Items(list[Any]):
     """A list that was read, with the line and column of each item."""
 
-    def __init__(self) -> None:
-        self.marks: dict[Any, Mark] = {}
+    __slots__ = ("marks",)
+    marks: dict[Any, Mark]
 
 
 class Source:
@@ -83,13 +86,13 @@ class Source:
         source.bounded()
         return source
 
-    def refuse(self, what: str, place: Place = None, mark: Mark | None = None) -> NoReturn:
+    def refuse(self, what: str, place: Place = None, mark: Mark = 0) -> NoReturn:
         raise DefinitionError(self.name, [self.at(what, place, mark)])
 
-    def at(self, what: str, place: Place = None, mark: Mark | None = None) -> str:
+    def at(self, what: str, place: Place = None, mark: Mark = 0) -> str:
         """A problem with its place before it."""
         mark = mark or _mark(place)
-        line = f"{self.name}:{mark[0]}:{mark[1]}: " if mark else ""
+        line = f"{self.name}:{mark // COLUMNS}:{mark % COLUMNS}: " if mark else ""
         path = placed(place)
         return f"{line}{path}: {what}" if path else f"{line}{what}"
 
@@ -130,14 +133,13 @@ def _unicode(text: str) -> bool:
     return not re.search("[\ud800-\udfff]", text)
 
 
-def _mark(place: Place) -> Mark | None:
+def _mark(place: Place) -> Mark:
     """The line and column of a place, or of the nearest one around it that has one."""
     while place is not None:
         if mark := getattr(place[2], "marks", {}).get(place[1]):
-            found: Mark = mark
-            return found
+            return int(mark)
         place = place[0]
-    return None
+    return 0
 
 
 def placed(place: Place) -> str:
@@ -157,18 +159,17 @@ def _json(text: str, source: Source) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_table)
     except json.JSONDecodeError as error:
-        source.refuse(error.msg, mark=(error.lineno, error.colno))
+        source.refuse(error.msg, mark=error.lineno * COLUMNS + error.colno)
     except (ValueError, RecursionError) as error:  # a number of too many digits, or nested too deeply
         source.refuse(f"it cannot be read: {error}"[:200])
 
 
-def _table(pairs: list[tuple[str, Any]]) -> Table:
-    table = Table()
-    table.update(pairs)
-    if len(table) < len(pairs):
-        met: set[str] = set()
-        table.twice = next(key for key, _ in pairs if key in met or met.add(key))  # type: ignore[func-returns-value]
-    return table
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # told with its place, which is not known yet
+        found = Table(found)
+        found.twice = next(key for key, many in Counter(key for key, _ in pairs).items() if many > 1)
+    return found
 
 
 # -- YAML -------------------------------------------------------------------------------------------------------------
@@ -205,74 +206,81 @@ def _yaml(text: str, source: Source) -> Any:
         raise FSMWorkflowError("YAML files need the library PyYAML: pip install 'fsmworkflow[yaml]'") from error
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C, ten times as fast, where it was built
     try:
-        return _Composer(source).composed(yaml.parse(text, Loader=loader))
+        return _Composer(yaml.parse(text, Loader=loader), source).document()
     except yaml.MarkedYAMLError as error:
-        at = error.problem_mark or error.context_mark
-        source.refuse(str(error.problem or error.context), mark=(at.line + 1, at.column + 1) if at else None)
+        source.refuse(str(error.problem or error.context), mark=_mark_of(error.problem_mark or error.context_mark))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a character, or a number of too many digits
         source.refuse(f"it cannot be read: {error}"[:200])
 
 
 class _Composer:
-    """Values from the events of a YAML parser, one after the other: what is not taken is refused where it is met."""
+    """One value from the events of a YAML parser: what is not taken is refused where it is met."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.root = Items()
-        self.open: list[Any] = [self.root]
-        self.keys: list[str | None] = [None]
+    def __init__(self, events: Iterator[Any], source: Source) -> None:
+        self.events, self.source = events, source
         self.met = 0
 
-    def composed(self, events: Iterable[Any]) -> Any:
-        for event in events:
-            mark = (event.start_mark.line + 1, event.start_mark.column + 1)
-            self._take(type(event).__name__, event, mark)
-        if not self.root:
+    def document(self) -> Any:
+        """The only document of a stream."""
+        kinds = [type(next(self.events)).__name__ for _ in range(2)]
+        if kinds[1] != "DocumentStartEvent":
             self.source.refuse("it is empty")
-        return self.root[0]
+        found = self._value(next(self.events), 0)
+        last = [next(self.events) for _ in range(2)][1]
+        if type(last).__name__ != "StreamEndEvent":
+            self.source.refuse("a file holds one document", mark=_mark_of(last.start_mark))
+        return found
 
-    def _take(self, kind: str, event: Any, mark: Mark) -> None:
-        if kind in ("MappingEndEvent", "SequenceEndEvent"):
-            self.open.pop()
-            self.keys.pop()
-        elif kind == "AliasEvent" or getattr(event, "anchor", None) is not None:
-            self.source.refuse("anchors and aliases are refused: write the value where it is meant", mark=mark)
-        elif getattr(event, "tag", None) is not None or getattr(event, "tags", None):
-            self.source.refuse("tags are refused: a definition is plain data", mark=mark)
-        elif kind == "DocumentStartEvent" and self.root:
-            self.source.refuse("a file holds one document", mark=mark)
-        elif kind == "ScalarEvent":
-            self._scalar(event, mark)
-        elif kind in ("MappingStartEvent", "SequenceStartEvent"):
-            made: Any = Table() if kind == "MappingStartEvent" else Items()
-            self._put(made, mark)
-            self.open.append(made)
-            self.keys.append(None)
-            if len(self.open) > DEPTH + 2:
-                self.source.refuse(f"at most {DEPTH} levels are allowed", mark=mark)
-
-    def _scalar(self, event: Any, mark: Mark) -> None:
-        inside = self.open[-1]
-        if not isinstance(inside, Table) or self.keys[-1] is not None:
-            self._put(_resolved(event.value) if event.implicit[0] and not event.style else event.value, mark)
-        elif event.value == "<<" and not event.style:
-            self.source.refuse("merge keys are refused: write the keys where they are meant", mark=mark)
-        elif event.value in inside:
-            self.source.refuse(f"the key {event.value[:100]!r} stands there twice", mark=mark)
-        else:
-            self.keys[-1] = event.value
-            inside.marks[event.value] = mark
-
-    def _put(self, value: Any, mark: Mark) -> None:
-        inside, key = self.open[-1], self.keys[-1]
+    def _value(self, event: Any, depth: int) -> Any:
         self.met += 1
-        if self.met > VALUES:
-            self.source.refuse(f"at most {VALUES:,} values are allowed", mark=mark)
-        if isinstance(inside, Items):
-            inside.marks[len(inside)] = mark
-            inside.append(value)
-        elif key is None:
-            self.source.refuse("a key is text, not a list or mapping", mark=mark)
-        else:
-            inside[key] = value
-            self.keys[-1] = None
+        self._taken(event, depth)
+        kind = type(event).__name__
+        if kind == "ScalarEvent":
+            return _resolved(event.value) if event.implicit[0] and not event.style else event.value
+        return self._table(depth) if kind == "MappingStartEvent" else self._items(depth)
+
+    def _taken(self, event: Any, depth: int) -> None:
+        """Refuse what no definition needs."""
+        what = None
+        if type(event).__name__ == "AliasEvent" or event.anchor is not None:
+            what = "anchors and aliases are refused: write the value where it is meant"
+        elif event.tag is not None:
+            what = "tags are refused: a definition is plain data"
+        elif depth > DEPTH or self.met > VALUES:
+            what = f"at most {DEPTH} levels and {VALUES:,} values are allowed"
+        if what is not None:
+            self.source.refuse(what, mark=_mark_of(event.start_mark))
+
+    def _items(self, depth: int) -> Items:
+        items, marks = Items(), {}
+        while type(event := next(self.events)).__name__ != "SequenceEndEvent":
+            marks[len(items)] = _mark_of(event.start_mark)
+            items.append(self._value(event, depth + 1))
+        items.marks = marks
+        return items
+
+    def _table(self, depth: int) -> Table:
+        table, marks = Table(), {}
+        while type(event := next(self.events)).__name__ != "MappingEndEvent":
+            key, mark = self._key(event, table), _mark_of(event.start_mark)
+            table[key] = self._value(next(self.events), depth + 1)
+            marks[key] = mark
+        table.marks = marks
+        return table
+
+    def _key(self, event: Any, table: Table) -> str:
+        self._taken(event, 0)
+        what = None
+        if type(event).__name__ != "ScalarEvent":
+            what = "a key is text, not a list or mapping"
+        elif event.value == "<<" and not event.style:
+            what = "merge keys are refused: write the keys where they are meant"
+        elif event.value in table:
+            what = f"the key {event.value[:100]!r} stands there twice"
+        if what is not None:
+            self.source.refuse(what, mark=_mark_of(event.start_mark))
+        return str(event.value)
+
+
+def _mark_of(at: Any) -> Mark:
+    return 0 if at is None else (at.line + 1) * COLUMNS + at.column + 1
