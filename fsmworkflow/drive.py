@@ -39,6 +39,8 @@ AGAIN, LONGEST = 0.05, 5.0
 """Seconds before a step is run again whose transaction had no effect, at first and at the most; it is doubled."""
 PIECE = 0.25
 """Seconds of one piece of a wait for which no step runs."""
+ACTS = frozenset({"running", "waiting", "compensating"})
+"""The statuses in which a run does what its last move named."""
 STOPPING = frozenset({records.CANCEL, records.RERUN})
 """What stops a running step, also one that accepts no event."""
 
@@ -234,7 +236,7 @@ class Drive:
             if state in self.workflow.chart.quiet and stay is not None and stay.again is None and run.deadline is None:
                 await self._quietly(state)
                 return True
-        if run.actions and run.due is not None:
+        if run.actions and run.due is not None and (run.over or run.status in ACTS):
             await self._after()
             return True
         if self._acting.stopping and not self._steps:
@@ -291,7 +293,7 @@ class Drive:
         """Too many processes died while it was in flight. Where it had ended, its actions did it, and stay listed."""
         error = poisoned(self.run)
         log.error("%s", error)
-        if self.run.status in records.ENDED:
+        if self.run.over:
             await self._ended_acting(self.run, error)
         else:
             leaf = next(reversed(self.run.active))
@@ -661,7 +663,7 @@ class Drive:
         before = self.run
         await self.worker.hold(before)
         failed = await act_after(self.workflow, before, self.worker)
-        if before.status in ("running", "waiting", "compensating"):
+        if not before.over:
             if failed is None:
                 self.run = replace(before, actions=())
             else:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fsmworkflow import Engine, Retry, Run, To, Workflow, open_store
-from fsmworkflow.decide import begin
+from fsmworkflow import Engine, Event, Retry, Run, To, Workflow, open_store
+from fsmworkflow.decide import begin, decide
 from fsmworkflow.records import Owner, replace
 from fsmworkflow.store import Store
 from fsmworkflow.testing import CrashingStore
@@ -282,6 +282,69 @@ async def test_where_the_actions_of_an_ended_run_are_at_fault_it_keeps_its_statu
     assert (run.status, len(run.actions), run.due) == ("done", 1, None)
     assert run.error is not None
     assert run.error.code == "poisoned"
+
+
+async def with_an_action_left(store: Store, done: list[str]) -> Workflow:
+    """work -> rest; a run that is in `rest`, with the action of that move not done yet."""
+    flow = Workflow("task")
+
+    def act(ctx: Any) -> None:
+        done.append(ctx.run.status)
+
+    flow.step("work", initial=True, then=To("rest", after=act))(nothing)
+    flow.wait("rest", on={"go": "over"})
+    flow.final("over")
+    crashing = CrashingStore(store, at=2, when="after")  # the move, and nothing after it
+    with pytest.raises(BaseException, match="crashed"):
+        async with Engine(crashing, workflows=[flow]) as engine:
+            await engine.run(flow, key="a")
+    await crashing.bury_the_dead()
+    run = await store.load("task", "a")
+    assert run is not None
+    assert (run.state, len(run.actions), done) == ("rest", 1, [])
+    return flow
+
+
+async def test_the_actions_of_a_parked_run_are_done_when_it_goes_on_and_not_for_what_is_posted(store: Store) -> None:
+    done: list[str] = []
+    flow = await with_an_action_left(store, done)
+    run = await made(store, flow, "a")
+    await died_with(store, run, 2)
+    await died_with(store, run, 1, flying=True)
+    async with Engine(store, workflows=[flow], poll=0.02) as engine, engine.working():
+        await until(engine, flow, "parked")
+        await engine.send(flow, "a", "go")
+        await until(engine, flow, "parked", due=None)
+        assert done == []
+        await engine.retry(flow, "a")
+        assert (await until(engine, flow, "done")).actions == ()
+    assert done == ["waiting"]
+
+
+async def test_the_actions_of_a_run_that_is_paused_before_them_are_done_when_it_goes_on(store: Store) -> None:
+    """A suspect that waits for its turn takes a pause before it has acted."""
+    done: list[str] = []
+    flow = await with_an_action_left(store, done)
+    run = await store.claim_one("nobody", "task", "a")
+    assert run is not None
+    await store.commit(await decide(flow, run, Event(name="$pause"), now=store.now()))
+    async with Engine(store, workflows=[flow], poll=0.02) as engine, engine.working():
+        await engine.send(flow, "a", "go")
+        await until(engine, flow, "paused", due=None)
+        assert done == []
+        await asyncio.wait_for(engine.unpause(flow, "a"), 5)
+        await until(engine, flow, "done")
+    assert done == ["waiting"]
+
+
+async def until(engine: Engine, flow: Workflow, status: str, **facts: Any) -> Run:
+    """The run, once it is so."""
+    async with asyncio.timeout(5):
+        while True:
+            run = await engine.get(flow, "a")
+            if run.status == status and all(getattr(run, name) == value for name, value in facts.items()):
+                return run
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("deaths", [0, 1, 2])
