@@ -24,7 +24,7 @@ from fsmworkflow.hooks import Hooks
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.store import Keys
 from fsmworkflow.store.lent import Lent
-from fsmworkflow.versions import Shift, shifted
+from fsmworkflow.versions import Shift, of_this, shifted
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
@@ -39,8 +39,6 @@ AGAIN, LONGEST = 0.05, 5.0
 """Seconds before a step is run again whose transaction had no effect, at first and at the most; it is doubled."""
 PIECE = 0.25
 """Seconds of one piece of a wait for which no step runs."""
-ACTS = frozenset({"running", "waiting", "compensating"})
-"""The statuses in which a run does what its last move named."""
 STOPPING = frozenset({records.CANCEL, records.RERUN})
 """What stops a running step, also one that accepts no event."""
 
@@ -193,11 +191,14 @@ class Drive:
         kept = False
         try:
             await self._settled()
-            self._fit()
-            if self.retry and self.run.status == "failed" and not self.run.over:
-                await self._take(Event(name=records.RETRY))
+            failed = self.retry and self.run.status == "failed" and not self.run.over
+            suspect = self.run.deaths >= SUSPECT and not failed
             self.retry = False
-            more = self.run.deaths < SUSPECT or self.run.status == "parked" or await self._as_suspect()
+            if not suspect:
+                self._fit()
+            if failed:
+                await self._take(Event(name=records.RETRY))
+            more = not suspect or self.run.status == "parked" or await self._as_suspect()
             while more:
                 more = await self._turn()
             kept = self.hold and not self._acting.stopping and self.run.status in ("waiting", "paused")
@@ -236,13 +237,15 @@ class Drive:
             if state in self.workflow.chart.quiet and stay is not None and stay.again is None and run.deadline is None:
                 await self._quietly(state)
                 return True
-        if run.actions and run.due is not None and (run.over or run.status in ACTS):
+        if run.actions and run.due is not None and (run.over or run.status in ("running", "waiting", "compensating")):
             await self._after()
             return True
         if self._acting.stopping and not self._steps:
             return False
         event = await self._next(self.store.now())
         if event is not None:
+            if run.status == "parked":  # only now, lest a migration that ends processes do so for whatever is posted
+                self._fit()
             await self._take(event)
             return True
         if self._steps or self._again() is not None:
@@ -262,6 +265,7 @@ class Drive:
             while more and self.run.deaths >= SUSPECT:
                 if not self._steps and self.run.due is not None and self.run.due > self.store.now():
                     flights.land(self)  # a pause may be long
+                    self._fit()
                     more = await self._turn()
                 elif flights.take(self):
                     await self._take_off()
@@ -273,17 +277,19 @@ class Drive:
         return more
 
     async def _take_off(self) -> None:
+        """Say that it flies, and only then see it as this definition has it, which may be what ends processes."""
         if self.run.flight != self.run.epoch:
             after = replace(self.run, flight=self.run.epoch)
             await self.store.settle(self.run, after)
             self.run = after
+        self._fit()
 
     async def _grounded(self) -> bool:
         """Wait for the turn of this suspect, open only to who steers it by hand."""
         if self._unread:
             await self._look()
         steering = next((event for event in self.inbox if event.name in records.STEERING and not self.run.over), None)
-        if steering is None:
+        if steering is None or not of_this(self.workflow, self.run):
             await self._wait()
             return not self._acting.stopping
         await self._take(steering)
@@ -663,13 +669,12 @@ class Drive:
         before = self.run
         await self.worker.hold(before)
         failed = await act_after(self.workflow, before, self.worker)
-        if not before.over:
-            if failed is None:
-                self.run = replace(before, actions=())
-            else:
-                await self._fail(failed)
-            return
-        await self._ended_acting(before, failed)
+        if before.over:
+            await self._ended_acting(before, failed)
+        elif failed is None:
+            self.run = replace(before, actions=())
+        else:
+            await self._fail(failed)
 
     async def _reject(self, event: Event, error: Refused) -> None:
         """What somebody sends stops no run, also where the database does not take what comes of it."""
@@ -682,10 +687,8 @@ class Drive:
         """The run fails where it is, and no step is at fault: an action failed, or the store does not take a move."""
         run = self.run
         leaf = next(reversed(run.active))
-        event = Event(name=records.ERROR, state=leaf, failure=failure(error, run, leaf))
-        move = await decide(self.workflow, run, event, now=self.store.now())
         await self._stop(list(self._steps))
-        await self.commit(move)
+        await self._take(Event(name=records.ERROR, state=leaf, failure=failure(error, run, leaf)))
         self.error = error
 
     async def _ended_acting(self, before: Run, failed: BaseException | None) -> None:

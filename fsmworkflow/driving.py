@@ -348,17 +348,15 @@ class Drives:
                     f"a step of run {name[0]}/{name[1]} waits for its own run, which waits for the step"
                 )
             return driving
-        if name in self._held and awaits(self._held[name].run):
+        if name not in self._held:
+            return self.start(definition, fresh, retry=retry)
+        if awaits(self._held[name].run):
             self._redrive(self._held.pop(name))
             return self._drives[name]
-        if name in self._held:
-            driving = Driving(definition, fresh, retry)
-            driving.run = self._held[name].run
-            driving.started.set_result(driving.run)
-            driving.done = asyncio.get_running_loop().create_future()
-            driving.done.set_result(driving.run)
-        else:
-            return self.start(definition, fresh, retry=retry)
+        driving = Driving(definition, self._held[name].run, retry)
+        driving.started.set_result(driving.run)
+        driving.done = asyncio.get_running_loop().create_future()
+        driving.done.set_result(driving.run)
         return driving
 
     async def rested(self, driving: Driving) -> Run:
@@ -657,7 +655,6 @@ class Drives:
                 await self._drive(driving, driving.run)
             self.worker.pauses.pop(driving.run.id, None)
             done.set_result(driving.run)
-            name = (driving.run.workflow, driving.run.key)
             if name in self._held and awaits(driving.run):
                 self._redrive(self._held.pop(name))
         except Exception as error:

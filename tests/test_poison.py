@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fsmworkflow import Engine, Event, Retry, Run, To, Workflow, open_store
@@ -312,12 +313,12 @@ async def test_the_actions_of_a_parked_run_are_done_when_it_goes_on_and_not_for_
     await died_with(store, run, 2)
     await died_with(store, run, 1, flying=True)
     async with Engine(store, workflows=[flow], poll=0.02) as engine, engine.working():
-        await until(engine, flow, "parked")
+        await look(store, "parked")
         await engine.send(flow, "a", "go")
-        await until(engine, flow, "parked", due=None)
+        await look(store, "parked", due=None)
         assert done == []
         await engine.retry(flow, "a")
-        assert (await until(engine, flow, "done")).actions == ()
+        assert (await look(store, "done")).actions == ()
     assert done == ["waiting"]
 
 
@@ -330,19 +331,59 @@ async def test_the_actions_of_a_run_that_is_paused_before_them_are_done_when_it_
     await store.commit(await decide(flow, run, Event(name="$pause"), now=store.now()))
     async with Engine(store, workflows=[flow], poll=0.02) as engine, engine.working():
         await engine.send(flow, "a", "go")
-        await until(engine, flow, "paused", due=None)
+        await look(store, "paused", due=None)
         assert done == []
         await asyncio.wait_for(engine.unpause(flow, "a"), 5)
-        await until(engine, flow, "done")
+        await look(store, "done")
     assert done == ["waiting"]
 
 
-async def until(engine: Engine, flow: Workflow, status: str, **facts: Any) -> Run:
-    """The run, once it is so."""
+def next_version(asked: list[Any]) -> Workflow:
+    """`task` in its next version, with a migration that says when it is asked."""
+    flow = Workflow("task", version=2)
+    flow.step("job", initial=True, then="rest")(nothing)
+    flow.wait("rest", on={"go": "over"})
+    flow.final("over")
+
+    @flow.migrate(1, to=2, states={"work": "job"})
+    def ask(data: Any) -> None:
+        asked.append(data)
+
+    return flow
+
+
+async def test_a_suspect_says_that_it_is_in_flight_before_a_migration_is_asked(store: Store) -> None:
+    asked: list[Any] = []
+    await died_with(store, await made(store, task(), "a"), 2)
+    crashing = CrashingStore(store, at=2, when="after")  # the first is that the run is made, which is there
+    with pytest.raises(BaseException, match="crashed"):
+        async with Engine(crashing, workflows=[next_version(asked)]) as engine:
+            await engine.run("task", key="a")
+    run = await store.load("task", "a")
+    assert run is not None
+    assert (run.flight, run.version, asked) == (run.epoch, 0, [])
+
+
+async def test_a_run_whose_migration_ends_processes_is_parked_and_asked_only_once_it_is_to_go_on(store: Store) -> None:
+    asked: list[Any] = []
+    await died_with(store, await made(store, task(), "a"), 2)
+    await died_with(store, await made(store, task(), "a"), 1, flying=True)
+    flow = next_version(asked)
+    async with Engine(store, workflows=[flow], poll=0.02) as engine, engine.working():
+        await look(store, "parked")
+        await store.post("task", "a", Event(name="go", id="go"))
+        run = await look(store, "parked", due=None)
+        assert (run.state, run.definition, asked) == ("work", 1, [])
+        await engine.retry(flow, "a")
+        assert [(await look(store, "done")).definition, bool(asked)] == [2, True]
+
+
+async def look(store: Store, status: str, **facts: Any) -> Run:
+    """The row, once it is so."""
     async with asyncio.timeout(5):
         while True:
-            run = await engine.get(flow, "a")
-            if run.status == status and all(getattr(run, name) == value for name, value in facts.items()):
+            run = await store.load("task", "a")
+            if run is not None and run.status == status and facts.items() <= msgspec.structs.asdict(run).items():
                 return run
             await asyncio.sleep(0.01)
 

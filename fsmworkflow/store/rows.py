@@ -23,6 +23,7 @@ _asked = msgspec.json.Decoder(tuple[Seen, ...]).decode
 _Raw = msgspec.Raw
 
 NOTHING = Undoing()
+CHILD = ("parent", "parent_state", "parent_visit", "ordinal", "depth", "turn")
 
 Value = str | int | float | None
 
@@ -259,12 +260,6 @@ def event_of(row: Row) -> Event:
     )
 
 
-def _child(row: Row) -> Child:
-    return Child(
-        row["parent"], row["parent_state"], row["parent_visit"], row["ordinal"], row["depth"], row["turn"]
-    )  # fmt: skip
-
-
 def run_of(row: Row) -> Run:
     """A row of fsm_runs as a Run; references to large fields still stand in it."""
     fields = fields_of(row["data"])
@@ -288,7 +283,7 @@ def run_of(row: Row) -> Run:
         undo=NOTHING if row["undo"] is None else _undoing(row["undo"]),
         deadline=row["deadline"],
         input=row["input"],
-        child=None if row["parent"] is None else _child(row),
+        child=None if row["parent"] is None else Child(*(row[name] for name in CHILD)),
         deaths=row["deaths"],
         flight=row["flight"],
         created=row["created"],
