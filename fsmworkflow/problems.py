@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, cast, get_args
 
@@ -16,6 +17,8 @@ from fsmworkflow.workflow import Children, Migration, OnFailure, Outcome, State,
 __all__ = ["place_of", "problems_of"]
 
 COMPOSITE = frozenset({"state", "parallel", "region"})
+MIGRATIONS, TIMERS = 1_000, 1_000_000
+"""The most migrations, and the most timers of all states that delays out of "*" may make."""
 HINTS = 100
 """How many problems are told with a hint at the nearest name: looking for one takes a millisecond at the worst."""
 ANY = "*"
@@ -41,6 +44,8 @@ def problems_of(workflow: Workflow) -> list[str]:
     problems += _initial_problems(workflow)
     for t in workflow.transitions:
         problems += _transition_problems(workflow, t, workflow.states if len(problems) < HINTS else ())
+    if sum(t.delay is not None and t.source == "*" for t in workflow.transitions) * len(workflow.states) > TIMERS:
+        problems.append(f"the delays out of '*' make more than {TIMERS:,} timers, one of each in every state")
     problems += _action_problems(workflow) + _migration_problems(workflow)
     if problems or workflow._problems:
         return list(dict.fromkeys(problems))
@@ -167,7 +172,8 @@ def place_of(t: Transition) -> str:
 
 def _migration_problems(workflow: Workflow) -> list[str]:
     """Each leads to a newer version, one from each, and to states that are there once all that follow are done."""
-    problems: list[str] = []
+    many = len(workflow.migrations)
+    problems = [] if many <= MIGRATIONS else [f"{many:,} migrations, and {MIGRATIONS:,} are allowed"]
     met: set[Any] = set()
     for one in workflow.migrations:
         where = _leading(one)
@@ -284,86 +290,70 @@ class _Paths:
             if name not in ending and self.states[name].kind not in COMPOSITE
         ]
 
-    def _inner(self, path: str) -> list[State]:
-        return self.inside.get(path, [])
-
-    def _entered(self, path: str) -> Iterable[str]:
-        """What becomes active when a state is entered: it, what is around it, and what it holds at first."""
-        yield from self._around(path)
-        yield from self._held(path)
-
-    def _around(self, path: str) -> Iterable[str]:
-        around = path.rpartition(".")[0]
-        if around:
-            yield from self._entered(around) if self.states[around].kind == "parallel" else self._around(around)
-        yield path
-
-    def _held(self, path: str) -> Iterable[str]:
-        for state in self._inner(path):
-            if state.initial or self.states[path].kind == "parallel":
-                yield state.name
-                yield from self._held(state.name)
-
-    def _done(self, path: str, reached: set[str]) -> bool:
-        """Whether a composite state can complete, as far as states are reached."""
-        inner = self._inner(path)
-        if self.states[path].kind == "parallel":
-            return all(self._done(region.name, reached) for region in inner)
-        return any(s.kind == "final" and s.name in reached for s in inner)
+    def _held(self, path: str) -> list[str]:
+        """What a state that is entered enters in itself at first."""
+        inner = self.inside.get(path, ())
+        return [one.name for one in inner if one.initial or self.states[path].kind == "parallel"]
 
     def _reached(self) -> set[str]:
-        reached: set[str] = set()
-        todo = list(self._entered(self.workflow.initial))
+        met: set[tuple[str, str]] = set()
+        regions = Counter(name.rpartition(".")[0] for name, state in self.states.items() if state.kind == "region")
+        todo = [(self.workflow.initial, "entered")]
         while todo:
-            name = todo.pop()
-            if name not in reached:
-                reached.add(name)
-                todo += [] if name == ANY or name in self.finals else [ANY]
-                around = name
-                while around:
-                    todo += [s for dest in self._ways(around, reached) for s in self._entered(dest) if s not in reached]
-                    # What is around an end may be complete now, and lead on by itself.
-                    around = around.rpartition(".")[0] if name in self.finals else ""
-        return reached
+            if (node := todo.pop()) not in met:
+                met.add(node)
+                todo += self._follow(*node, regions)
+        return {name for name, how in met if how == "active"}
 
-    def _ways(self, name: str, reached: set[str]) -> list[str]:
-        """Where a state that is reached leads; one that holds others leads on by itself only when it can complete."""
-        complete = name == ANY or self.states[name].kind not in COMPOSITE or self._done(name, reached)
-        return [dest for t, dest in self.arcs[name] if dest is not None and (complete or not _by_itself(t))]
+    def _follow(self, name: str, how: str, regions: Counter[str]) -> Iterable[tuple[str, str]]:
+        """What follows when a state is entered with what it holds at first, is active, or has come to its end.
 
-    def _ending(self) -> set[str]:
-        """The states from which an end can be reached, or the end of what is around them."""
-        todo = [s.name for s in self.states.values() if s.ends or (s.kind == "final" and "." not in s.name)]
-        back: dict[str, list[str]] = {}
-        for name in self.arcs:
-            for t, dest in self._leading(name):
-                if dest is None or t.after == words.ENDS:
-                    todo.append(name)
-                if dest is not None:
-                    back.setdefault(dest, []).append(name)
+        Each once: `regions` are those of each parallel state that have not come to their end.
+        """
+        around = name.rpartition(".")[0]
+        leads = how == "active" and (name == ANY or self.states[name].kind not in COMPOSITE)
+        if how == "entered":
+            yield from [(name, "active"), *((inner, "entered") for inner in self._held(name))]
+        elif how == "active":
+            if name not in self.finals:
+                yield ANY, "active"
+            if around:
+                yield from [(around, "done")] if name in self.finals else ()
+                yield around, "entered" if self.states[around].kind == "parallel" else "active"
+        elif self.states[name].kind == "region":
+            regions[around] -= 1
+            yield from [] if regions[around] else [(around, "done")]
+        for t, dest in self.arcs[name]:
+            if dest is not None and (leads or (how == "done" if _by_itself(t) else how == "active")):
+                yield dest, "entered"
+
+    def _ending(self) -> set[Any]:
+        """The states from which an end can be reached, or the end of what is around them.
+
+        Beside each state there stand in the graph what it takes for those in it, and what its completion takes.
+        """
+        todo: list[Any] = [s.name for s in self.states.values() if s.ends or (s.kind == "final" and "." not in s.name)]
+        back: dict[Any, list[Any]] = defaultdict(list)
+        for name, arcs in self.arcs.items():
+            around = name.rpartition(".")[0]
+            for t, dest in arcs:
+                taken = [name, (name, "done" if _by_itself(t) else "on")]
+                todo += taken if dest is None or t.after == words.ENDS else []
+                back[dest] += taken
+            back[around, "on"] += [name, (name, "on")]
+            if name in self.finals or (around and self.states[around].kind == "parallel"):
+                back[around, "done"].append(name if name in self.finals else (name, "done"))
             if "." in name or name not in self.finals:  # what is final within another state is left with it
-                back.setdefault(ANY, []).append(name)
-            for state in self._inner(name):
-                if state.initial or self.states[name].kind == "parallel":
-                    back.setdefault(state.name, []).append(name)
-        ending: set[str] = set()
+                back[ANY].append(name)
+            for inner in self._held(name):
+                back[inner].append(name)
+        ending: set[Any] = set()
         while todo:
             name = todo.pop()
             if name not in ending:
                 ending.add(name)
                 todo += back.get(name, [])
         return ending
-
-    def _leading(self, name: str) -> Iterable[tuple[Transition, str | None]]:
-        """Its own transitions, those of the states around it, and, of a final state, what its completion takes."""
-        yield from self.arcs[name]
-        around, complete = name.rpartition(".")[0], name in self.finals
-        while around:
-            for t, dest in self.arcs[around]:
-                if complete or not _by_itself(t):
-                    yield t, dest
-            complete = complete and self.states[around].kind == "region"
-            around = around.rpartition(".")[0]
 
 
 def _by_itself(t: Transition) -> bool:

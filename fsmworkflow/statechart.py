@@ -264,13 +264,16 @@ def timer(delay: float | str) -> str:
 
 def _delays(workflow: Workflow) -> dict[str, tuple[tuple[str, float], ...]]:
     """The timers that each state starts when it is entered: their triggers, and after how many seconds they are due."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {"*": {}}
     for t in workflow.transitions:
         if t.delay is not None:
-            name, after = timer(t.delay), seconds(t.delay)
-            for source in sources_of(workflow, t):
-                found.setdefault(source, {})[name] = after
-    return {state: tuple(sorted(timers.items(), key=lambda one: one[1])) for state, timers in found.items()}
+            for source in [t.source] if isinstance(t.source, str) else t.source:
+                found.setdefault(source, {})[timer(t.delay)] = seconds(t.delay)
+    every = found.pop("*")
+    timers = {state: tuple(sorted({**every, **own}.items(), key=lambda one: one[1])) for state, own in found.items()}
+    shared = tuple(sorted(every.items(), key=lambda one: one[1]))
+    others = [s.name for s in workflow.states.values() if s.kind != "final" and s.name not in timers] if shared else []
+    return timers | dict.fromkeys(others, shared)
 
 
 def _hash(workflow: Workflow, order: Iterable[str]) -> str:

@@ -18,8 +18,11 @@ from fsmworkflow.errors import DefinitionError, FSMWorkflowError
 
 __all__ = ["Items", "Place", "Source", "Table", "placed"]
 
-LIMIT, DEPTH, VALUES = 4 * 2**20, 64, 250_000
+LIMIT, DEPTH, VALUES = 4 * 2**20, 64, 150_000
 """The most that a file may hold: bytes, levels, and values."""
+
+WIDTH = 200
+"""Of a longer path, only its end is told."""
 
 Place = tuple[Any, str | int, Any] | None
 """Where a value stands: (the place of what it is in, its key or index, what it is in). None is the whole."""
@@ -102,31 +105,32 @@ class Source:
         todo: list[tuple[Any, Place, int]] = [(self.value, None, 0)]
         while todo:
             value, place, depth = todo.pop()
-            values, size = values + 1, size + (len(value) if isinstance(value, str) else 1)
+            many = isinstance(value, (dict, list, tuple))
+            values += len(value) if many else 0
+            size += len(value) if many or isinstance(value, str) else 0
             if depth > DEPTH or values > VALUES or size > LIMIT:
                 self.refuse(f"at most {DEPTH} levels, {VALUES:,} values and {LIMIT:,} characters are allowed", place)
-            if isinstance(value, dict):
-                if (twice := getattr(value, "twice", None)) is not None:
-                    self.refuse(f"the key {twice[:100]!r} stands there twice", place)
-                for key in value:
-                    self._plain(key, place, "a key")
+            if not many:
+                self._plain(value, place)
+            elif isinstance(value, dict) and hasattr(value, "twice"):
+                self.refuse(f"the key {value.twice[:100]!r} stands there twice", place)
+            else:
+                for key in value if isinstance(value, dict) else ():
+                    self._plain(key, place, text=True)
                     size += len(key)
-                todo += [(inner, (place, key, value), depth + 1) for key, inner in value.items()]
-            elif isinstance(value, (list, tuple)):
-                todo += [(inner, (place, number, value), depth + 1) for number, inner in enumerate(value)]
-            elif not (value is None or isinstance(value, (bool, int)) or _finite(value)):
-                self._plain(value, place, "a value")
+                parts = value.items() if isinstance(value, dict) else enumerate(value)
+                todo += [(inner, (place, key, value), depth + 1) for key, inner in parts]
 
-    def _plain(self, text: Any, place: Place, what: str) -> None:
-        if not isinstance(text, str):
-            told = "number that is not finite" if isinstance(text, float) else type(text).__qualname__
-            self.refuse(f"{what} is text, not a {told}" if what == "a key" else f"a {told} is no plain value", place)
-        if "\0" in text or not (text.isascii() or _unicode(text)):
-            self.refuse(f"{what} holds NUL or a lone surrogate, which no store keeps", place)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+    def _plain(self, value: Any, place: Place, text: bool = False) -> None:
+        if not isinstance(value, str):
+            plain = (
+                value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
+            )
+            if text or not plain:
+                what = "a key is text" if text else "a value is text, a finite number, true, false or null"
+                self.refuse(f"{what}, not {cut(value)[:60]}", place)
+        elif "\0" in value or not (value.isascii() or _unicode(value)):
+            self.refuse("a text holds NUL or a lone surrogate, which no store keeps", place)
 
 
 def _unicode(text: str) -> bool:
@@ -144,12 +148,12 @@ def _mark(place: Place) -> Mark:
 
 def placed(place: Place) -> str:
     """A place as one reads it: `states[3].retry`."""
-    parts: list[str] = []
+    text = ""
     while place is not None:
         part = place[1]
-        parts.insert(0, f"[{part}]" if isinstance(part, int) else f".{part[:100]}")
+        text = (f"[{part}]" if isinstance(part, int) else f".{part[:100]}") + text
         place = place[0]
-    return "".join(parts).removeprefix(".")
+    return text.removeprefix(".") if len(text) <= WIDTH else f"...{text[-WIDTH:]}"
 
 
 # -- JSON -------------------------------------------------------------------------------------------------------------
@@ -207,6 +211,8 @@ def _yaml(text: str, source: Source) -> Any:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C, ten times as fast, where it was built
     try:
         return _Composer(yaml.parse(text, Loader=loader), source).document()
+    except DefinitionError:  # which is a ValueError, too
+        raise
     except yaml.MarkedYAMLError as error:
         source.refuse(str(error.problem or error.context), mark=_mark_of(error.problem_mark or error.context_mark))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a character, or a number of too many digits
