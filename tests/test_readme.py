@@ -43,6 +43,7 @@ EXPECTED = {
         "    s2 --> [*]\n"
         "    s3 --> [*]"
     ),
+    "docs/pystator.md 1": ("OPEN ['fill']\nbooked 100\nTrue True {'order_qty': 100, 'qty': 100}"),
     "docs/retention.md 1": "1\n[]",
     "docs/schedules.md 1": "report 3 True\n['paused']\n[]",
     "docs/transactions.md 1": "('lamp', 9)",

@@ -1,0 +1,288 @@
+"""The map: states and transitions of PyStator's as those of a Workflow."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from fsmworkflow.conditions import Guard, Joined, as_guard
+from fsmworkflow.readers.places import Node
+from fsmworkflow.readers.pystator.guards import Merged, Named, Required, check
+from fsmworkflow.retry import Retry
+from fsmworkflow.threads import Threads, is_async
+from fsmworkflow.workflow import State, Transition, Workflow, WorkflowStep, nearest
+
+if TYPE_CHECKING:
+    from fsmworkflow.readers.pystator.machine import Machine
+
+__all__ = ["TOLD", "Builder", "Fn", "major"]
+
+Fn = Callable[..., Any]
+
+TOLD = ("description", "metadata", "ref", "refs")  # for people
+STATE = (
+    "name", "type", "parent", "initial_child", "regions", "on_enter", "on_exit", "invoke", "timeout", "group", *TOLD,
+)  # fmt: skip
+TRANSITION = (
+    "trigger", "source", "dest", "region", "guards", "actions", "after", "internal", "auto", "priority", *TOLD,
+)  # fmt: skip
+TYPES = ("initial", "stable", "terminal", "error", "parallel", "choice")
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+class Builder:
+    def __init__(self, machine: Machine) -> None:
+        self.machine, self.root = machine, machine.root
+        self.workflow = Workflow(machine.name, version=machine.version, payload="merge")
+        self.states: dict[str, Node] = {}
+        self.around: dict[str, str] = {}  # the path that a state lies in, where that is a region
+        self.paths: dict[str, str] = {}
+        self.names: dict[str, str] = {}
+        self.acts: dict[str, Fn] = {}
+        policy = self.root["error_policy"] if "error_policy" in self.root else Node(self.root.source, {}, None)
+        policy.keys(("default_fallback", "retry_attempts", "strict_mode"))
+        self.fallback = policy.get("default_fallback", str)
+        self.attempts: int = 1 + policy.get("retry_attempts", int, default=0)
+        self.policy = policy
+
+    def built(self) -> Workflow:
+        for one in self.root.each("states"):
+            name = one.keys(STATE, needed=("name",))["name"].of(str)
+            if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.]*", name):
+                one["name"].refuse(f"{name[:100]!r} is no name of a state")
+            if name in self.states:
+                one.refuse(f"there is another state {name!r}")
+            self.states[name] = one
+        for one in self.states.values():
+            for region in one.each("regions"):
+                region.keys(("name", "initial", "states", *TOLD), needed=("name", "initial"))
+        transitions = [self._parts(one) for one in self.root.each("transitions")]
+        self.leaving = {source for one, sources in transitions for source in sources}
+        for name, one in self.states.items():
+            self._regions(name, one)
+        for name in self.states:
+            self._path(name, ())
+        for name in sorted(self.states, key=lambda name: self.paths[name].count(".")):
+            self._state(name, self.states[name])
+        for one, sources in sorted(transitions, key=lambda part: part[0].get("priority", int, default=0)):
+            self._transition(one, sources)
+        if self.fallback is not None:
+            self._target(self.policy["default_fallback"])
+        return self.workflow.check()
+
+    # -- states -------------------------------------------------------------------------------------------------------
+
+    def _regions(self, name: str, one: Node) -> None:
+        for region in one.each("regions"):
+            for state in [region["initial"], *region.each("states")]:
+                self._known(state)
+                self.around.setdefault(state.value, f"{name}/{segment(region['name'].of(str))}")
+
+    def _path(self, name: str, below: tuple[str, ...]) -> str:
+        """The dotted path of a state: the states around it, and the region that it lies in."""
+        if name not in self.paths:
+            one = self.states[name]
+            if name in below:
+                one.refuse(f"state {name!r} lies within itself")
+            outer, _, region = self.around.get(name, "").partition("/")
+            outer = outer or (self._known(one["parent"]) if "parent" in one else "")
+            around = [self._path(outer, (*below, name))] if outer else []
+            path = ".".join([*around, *([region] if region else []), segment(name)])
+            if path in self.names:
+                one.refuse(f"states {name!r} and {self.names[path]!r} have the same name here")
+            self.paths[name], self.names[path] = path, name
+        return self.paths[name]
+
+    def _known(self, one: Node) -> str:
+        name: str = one.of(str)
+        if name not in self.states:
+            one.refuse(f"there is no state {name[:100]!r}{nearest(name, self.states)}")
+        return name
+
+    def _state(self, name: str, one: Node) -> None:
+        kind, path = self._kind(name, one), self.paths[name]
+        step = self._invoked(name, one) if "invoke" in one else None
+        outcome: Any = "failed" if one.value.get("type") == "error" else "done"
+        made = State(
+            name=path, kind="step" if step else kind, step=step, initial=self._initial(name, one), outcome=outcome,
+            enter=self._acts(one, "on_enter"), exit=self._acts(one, "on_exit"),
+        )  # fmt: skip
+        self.workflow.add(made)
+        for region in one.each("regions"):
+            self.workflow.add(State(name=f"{path}.{segment(region['name'].of(str))}", kind="region"))
+        if "timeout" in one:
+            timeout = one["timeout"].keys(("seconds", "destination"), needed=("seconds", "destination"))
+            seconds = timeout["seconds"].of(int, float)
+            self.workflow.add(Transition(source=path, dest=self._target(timeout["destination"]), delay=seconds))
+
+    def _kind(self, name: str, one: Node) -> Any:
+        kind = one.get("type", str, default="stable")
+        if kind not in TYPES:
+            one["type"].refuse(f"there is no type {kind[:100]!r}{nearest(kind, TYPES)}")
+        if (kind == "parallel") != ("regions" in one):
+            one.refuse("a parallel state has regions, and no other has them")
+        if kind in ("parallel", "choice"):
+            return kind
+        if any(other.value.get("parent") == name for other in self.states.values()):
+            return "state"
+        if kind == "terminal" or (kind == "error" and name not in self.leaving):
+            return "final"
+        return "wait"
+
+    def _initial(self, name: str, one: Node) -> bool:
+        """Whether it is where the machine, the state around it, or its region begins."""
+        outer, _, region = self.around.get(name, "").partition("/")
+        if region:
+            regions = self.states[outer].each("regions")
+            return any(r["initial"].value == name for r in regions if segment(r["name"].of(str)) == region)
+        if "parent" in one:
+            parent = self.states[one["parent"].value]
+            if "initial_child" in parent:
+                self._known(parent["initial_child"])
+                return bool(parent.value["initial_child"] == name)
+        return bool(one.value.get("type") == "initial")
+
+    def _invoked(self, name: str, one: Node) -> WorkflowStep:
+        """A service that is called when the state is entered: a step, whose end is the event `on_done`."""
+        calls = list(one.each("invoke"))
+        if len(calls) != 1:
+            one["invoke"].refuse("a state invokes one service here: make regions of several")
+        call = calls[0].keys(("id", "src", "on_done"), needed=("src", "on_done"))
+        function = self._function(self.machine.actions, "action", call["src"])
+        trigger = self.machine.trigger(call["on_done"].of(str))
+
+        async def execute(ctx: Any) -> str:
+            given = {**ctx.data, "_entity_id": ctx.run.key}
+            result = await called(function, given)
+            if isinstance(result, Mapping):
+                ctx.data.update(result)
+            return trigger
+
+        if self.fallback is not None:
+            dest = self._target(self.policy["default_fallback"])
+            self.workflow.add(Transition(source=self.paths[name], dest=dest, error=Exception))
+        return WorkflowStep(name, execute, Retry(attempts=self.attempts) if self.attempts > 1 else None)
+
+    # -- transitions --------------------------------------------------------------------------------------------------
+
+    def _parts(self, one: Node) -> tuple[Node, list[str]]:
+        one.keys(TRANSITION, needed=("source", "dest"))
+        if not ("trigger" in one or "after" in one or one.get("auto", bool, default=False)):
+            one.refuse("a transition has 'trigger', 'after', or 'auto: true'")
+        if one.value["source"] in ("*", ["*"]):
+            return one, [n for n, state in self.states.items() if state.value.get("type") != "terminal"]
+        return one, [self._known(source) for source in one.each("source")]
+
+    def _transition(self, one: Node, sources: Iterable[str]) -> None:
+        internal = one.get("internal", bool, default=False)
+        guards, action = self._guards(one), self._acts(one, "actions")
+        trigger = one.get("trigger", str)
+        for source in sources:
+            path = self.paths[source]
+            choosing = self.states[source].value.get("type") == "choice"
+            made = Transition(
+                source=path, dest=path if internal else self._target(one["dest"]), conditions=guards, after=action,
+                internal=internal,
+            )  # fmt: skip
+            if "after" in one:
+                self.workflow.add(replace(made, delay=delay(one["after"])))
+            if trigger is not None and not choosing and not one.get("auto", bool, default=False):
+                self.workflow.add(replace(made, trigger=self.machine.trigger(trigger)))
+            elif choosing or "after" not in one:
+                self.workflow.add(made)
+
+    def _target(self, one: Node) -> str:
+        name = one.of(str)
+        if re.fullmatch(r"H\*?\(.*\)", name):
+            one.refuse(f"{name[:100]}: there are no history states here")
+        return self.paths[self._known(one)]
+
+    def _guards(self, one: Node) -> Guard | None:
+        guards = [self._guard(guard) for guard in one.each("guards")]
+        guards += [Required(key) for key in self.machine.required]
+        return None if not guards else guards[0] if len(guards) == 1 else Joined("and", tuple(guards))
+
+    def _guard(self, one: Node) -> Guard:
+        if isinstance(one.value, str):
+            return self._named(one, one.value, {})
+        one.keys(("name", "expr", "check", "params"))
+        if "expr" in one:
+            try:
+                return Merged(one["expr"].of(str))
+            except ValueError as error:
+                one["expr"].refuse(str(error))
+        if "check" in one:
+            return check(one["check"])
+        if "name" not in one:
+            one.refuse("a guard has 'name', 'expr' or 'check'")
+        return self._named(one["name"], one["name"].of(str), one.get("params", dict, default={}))
+
+    def _named(self, one: Node, name: str, params: Mapping[str, Any]) -> Guard:
+        if name not in self.machine.guards and not self.machine.strict:
+            return as_guard(lambda ctx: True)
+        return Named(name, self._function(self.machine.guards, "guard", one), params)
+
+    def _function(self, functions: Mapping[str, Fn], what: str, one: Node) -> Fn:
+        name = one.of(str)
+        if name not in functions:
+            one.refuse(f"{what} {name[:100]!r} is not bound{nearest(name, functions)}: @machine.{what}({name[:100]!r})")
+        return functions[name]
+
+    def _acts(self, one: Node, key: str) -> Fn | None:
+        """The actions of a list, one after the other, as one: run after the commit, at least once.
+
+        What a row has of it is its name: that of the actions, with their parameters.
+        """
+        found = [self._action(action) for action in one.each(key)]
+        name = ", ".join(f"{told}({json.dumps(params, sort_keys=True)})" if params else told for told, params in found)
+        if found and name not in self.acts:
+            made = [
+                (self.machine.actions[told], {"_action_params": params} if params else {}) for told, params in found
+            ]
+
+            async def act(ctx: Any) -> None:
+                for function, more in made:
+                    await called(function, {**ctx.data, "_entity_id": ctx.run.key, **more})
+
+            act.__qualname__ = name
+            self.acts[name] = act
+        return self.acts[name] if found else None
+
+    def _action(self, one: Node) -> tuple[str, dict[str, Any]]:
+        if isinstance(one.value, str):
+            self._function(self.machine.actions, "action", one)
+            return one.value, {}
+        if {"effect", "set"} & one.of(dict).keys():
+            one.refuse("effects are not mapped: write an action, or let the payload change the data")
+        one.keys(("name", "params"), needed=("name",))
+        self._function(self.machine.actions, "action", one["name"])
+        return one.value["name"], one.get("params", dict, default={})
+
+
+async def called(function: Fn, context: dict[str, Any]) -> Any:
+    return await function(context) if is_async(function) else await Threads(1).call(function, context)
+
+
+def segment(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def major(meta: Node) -> int:
+    """The first number of a version such as "1.2.0"; 1 where there is none."""
+    found = re.match(r"\d+", str(meta.value.get("version", "1")))
+    return max(1, int(found[0])) if found else 1
+
+
+def delay(one: Node) -> float:
+    """Milliseconds, or text as "5s", "10m", "1h"; text without a unit is milliseconds, too."""
+    value = one.of(int, str)
+    if isinstance(value, int):
+        return value / 1000
+    found = re.fullmatch(r"\s*(\d{1,12})([smh]?)\s*", value)
+    if found is None:
+        one.refuse(f"{value[:40]!r} is no delay: milliseconds, or text as '5s', '10m', '1h'")
+    return int(found[1]) * UNITS[found[2]] if found[2] else int(found[1]) / 1000
