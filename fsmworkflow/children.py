@@ -164,9 +164,7 @@ def awaiting(run: Run, event: Event) -> str | None:
 def joined(workflow: Workflow, run: Run, event: Event, ended: Sequence[Run]) -> Event:
     """`$joined` with what the children of its visit came to, in their order: a field of the data, or an error."""
     home, state = event.state, awaiting(run, event) or event.state
-    event, children, many = replace(event, state=state), workflow.families.get(state), run.active[state].children or 0
-    if children is None:
-        return event
+    event, children, many = replace(event, state=state), workflow.families[state], run.active[state].children or 0
     there = {one.child.ordinal: one for one in ended if one.child is not None}
     if children.on_failure == "first" and (error := _failure(run, home, event, there, many)) is not None:
         return replace(event, error=error)

@@ -494,7 +494,7 @@ class Drive:
         if run.status not in ("running", "waiting"):
             return False
         if event.name == records.JOINED:
-            return awaiting(run, event) is not None
+            return awaiting(run, event) in self.workflow.families
         return self.workflow.chart.accepted(run.active, event.name)
 
     def _pausing(self) -> bool:

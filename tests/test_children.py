@@ -1276,3 +1276,39 @@ async def test_children_of_a_state_that_has_another_name_now_are_cancelled_with_
         if how == "rerun":
             version = (await e.get(flow, "k")).visit
             await until(lambda: _with_status(e, "approval", f"k/every/{version}/1", "waiting"))
+
+
+@pytest.mark.parametrize("kind", ["step", "listens", "wait"])
+async def test_a_state_that_has_no_children_any_more_is_not_left_for_their_end(store: Store, kind: str) -> None:
+    """A step runs, and an event is waited for; what still goes on is cancelled when the state is left."""
+    world, ran = World(), list[str]()
+    child, old = approvals(world)
+    async with engine(store, old) as e:
+        await e.run(old, {"items": [1, 2]}, key="k")
+    async with engine(store, child) as e:
+        await e.send(child, "k/all/1/0", "yes")
+        await e.result(child, "k/all/1/0")
+        if kind != "wait":
+            await e.send(child, "k/all/1/1", "yes")
+            await e.result(child, "k/all/1/1")
+
+    async def work(ctx: Any) -> None:
+        ran.append(ctx.state)
+
+    new = Workflow("squares", version=2)
+    new.step("prepare", initial=True, then="all")(work)
+    if kind == "wait":
+        new.wait("all", on={"go": "end"})
+    else:
+        new.step("all", then="end", on={"go": "end"} if kind == "listens" else None)(work)
+    new.final("end")
+    async with engine(store, new, child) as e:
+        run = await asyncio.wait_for(e.run(new, key="k"), SOON)
+        if kind == "wait":
+            assert (run.status, run.state) == ("waiting", "all")
+            await e.cancel(child, "k/all/1/1")  # the last of them, so that their end is told
+            assert (await asyncio.wait_for(e.run(new, key="k"), SOON)).state == "all"
+            await e.send(new, "k", "go")
+            run = await e.result(new, "k")
+        assert (run.status, run.state, ran) == ("done", "end", [] if kind == "wait" else ["all"])
+        assert [event.name for event in (await store.inbox(run))[1]] == []
