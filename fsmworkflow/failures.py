@@ -18,8 +18,8 @@ TRACE = 20_000
 
 def asked_to_stop(error: BaseException) -> bool:
     """Whether a CancelledError came from outside. One that a guard or step brought on itself is its own error."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+    # The error is asked first: a passage of a stream has no event loop, and so no task.
+    return isinstance(error, asyncio.CancelledError) and bool((task := asyncio.current_task()) and task.cancelling())
 
 
 def failure(error: BaseException, run: Run, state: str) -> Failure:

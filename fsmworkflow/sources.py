@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["emitted", "returned", "touched"]
+__all__ = ["asked", "emitted", "returned", "touched"]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _OWN = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
@@ -75,6 +75,15 @@ def emitted(function: Any) -> Iterator[tuple[Any, str]]:
         ):  # fmt: skip
             for event in _texts(node.args[2]):
                 yield function.__globals__.get(node.args[0].id), event
+
+
+def asked(function: Any) -> set[str]:
+    """The attributes of its context for which a step asks, as far as they stand in it."""
+    tree = _tree(function)
+    if tree is None or (first := _first(tree)) is None:
+        return set()
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
+    return {node.attr for node in found if node.value.id == first}  # type: ignore[attr-defined]
 
 
 def touched(function: Any, *, context: bool) -> set[str] | None:

@@ -82,7 +82,7 @@ FLOORS = {
     "schedule.py": 3,
     "health.py": 3,
     "resources.py": 3,
-    "stream.py": 4,
+    "stream/": 4,
     "functions.py": 4,
     "simple.py": 4,
     "doctor.py": 4,

@@ -1,0 +1,159 @@
+"""Streams beside plain Python loops that do the same with the same JSON library: `python benchmarks/stream.py`.
+
+The four-stage stream of dataknobs-fsm's page on streaming: validate, enrich, categorise, output or error. Each way is a
+process of its own, in turn, several rounds; the table has the medians, and the peak of memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from fsmworkflow import Engine, Workflow, field
+from fsmworkflow.stream import stream
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUNDS = int(os.environ.get("STREAM_ROUNDS", "5"))
+MANY = int(os.environ.get("STREAM_RECORDS", "200000"))
+Record = dict[str, Any]
+
+
+def written(path: Path, many: int) -> None:
+    """Records like those of an import: ten fields, one of a hundred of them bad."""
+    encode = msgspec.json.Encoder().encode
+    with path.open("wb") as file:
+        for number in range(many):
+            record = {
+                "id": number, "customer": f"customer {number % 977}", "email": f"c{number % 977}@example.org",
+                "amount": number % 1000 - 9.5, "currency": "EUR", "items": [{"sku": "a1", "qty": 1 + number % 3}],
+                "country": ("DE", "FR", "US")[number % 3], "paid": number % 2 == 0, "note": None, "when": "2026-03-01",
+            }  # fmt: skip
+            file.write(encode(record) + b"\n")
+
+
+# -- the stages, the same for both ------------------------------------------------------------------------------------
+
+
+def validated(record: Record) -> None:
+    record["valid"] = record["amount"] >= 0 and "@" in record["email"]
+
+
+def enriched(record: Record) -> None:
+    record["total"] = round(record["amount"] * (1.19 if record["country"] == "DE" else 1.2), 2)
+    record["quantity"] = sum(item["qty"] for item in record["items"])
+
+
+def categorised(record: Record) -> None:
+    record["category"] = "high" if record["total"] > 500 else "medium" if record["total"] > 100 else "low"
+
+
+def finished(record: Record) -> None:
+    record["done"] = True
+
+
+def order() -> Workflow:
+    flow = Workflow("order")
+
+    @flow.step(initial=True, then=[(field("valid").in_([True]), "enrich"), "error"])
+    def validate(ctx: Any) -> None:
+        validated(ctx.data)
+
+    @flow.step(then="categorise")
+    def enrich(ctx: Any) -> None:
+        enriched(ctx.data)
+
+    @flow.step(then="finish")
+    def categorise(ctx: Any) -> None:
+        categorised(ctx.data)
+
+    @flow.step(then="output")
+    def finish(ctx: Any) -> None:
+        finished(ctx.data)
+
+    flow.final("output", "error")
+    return flow
+
+
+def loops(place: Path, source: Path) -> None:
+    """What somebody writes by hand."""
+    decode, encode = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
+    with source.open("rb") as lines, (place / "good").open("wb") as good, (place / "bad").open("wb") as bad:
+        for line in lines:
+            record = decode(line)
+            validated(record)
+            if not record["valid"]:
+                bad.write(encode(record) + b"\n")
+                continue
+            enriched(record)
+            categorised(record)
+            finished(record)
+            good.write(encode(record) + b"\n")
+
+
+async def streamed(place: Path, source: Path, mode: Any, key: str | None, chunk: int) -> None:
+    sinks = {"output": str(place / "good.jsonl"), "error": str(place / "bad.jsonl")}
+    async with Engine(f"sqlite:///{place / 'runs.db'}") as engine:
+        await stream(engine, order(), str(source), sinks, mode=mode, key=key, chunk=chunk)
+
+
+WAYS: dict[str, Callable[[Path, Path], Any]] = {
+    "plain loops": loops,
+    "direct": lambda place, source: asyncio.run(streamed(place, source, "direct", None, 1000)),
+    "direct, key": lambda place, source: asyncio.run(streamed(place, source, "direct", "k", 1000)),
+    "direct, key, chunk=10000": lambda place, source: asyncio.run(streamed(place, source, "direct", "k", 10_000)),
+    "reference": lambda place, source: asyncio.run(streamed(place, source, "reference", None, 1000)),
+    "copy": lambda place, source: asyncio.run(streamed(place, source, "copy", None, 1000)),
+    "copy, key": lambda place, source: asyncio.run(streamed(place, source, "copy", "k", 1000)),
+}  # fmt: skip
+
+
+def child(way: str, source: Path) -> None:
+    """One measurement: seconds, processor seconds, and the peak of memory in MB."""
+    with tempfile.TemporaryDirectory(dir=source.parent) as place:
+        cpu, began = time.process_time(), time.perf_counter()
+        WAYS[way](Path(place), source)
+        past = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps([past, time.process_time() - cpu, peak]))
+
+
+def measured(way: str, source: Path) -> list[float]:
+    words = [sys.executable, "-m", "benchmarks.stream", way, str(source)]
+    said = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT)
+    found: list[float] = json.loads(said.stdout)
+    return found
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory) / "in.jsonl"
+        written(source, MANY)
+        found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+        for _ in range(ROUNDS):
+            for way, rounds in found.items():
+                rounds.append(measured(way, source))
+        print(f"{MANY:,} records, {source.stat().st_size / 1e6:.0f} MB, medians of {ROUNDS} rounds\n")
+        print("| way | records/s | of plain loops | of them, processor time | peak MB |\n|---|---|---|---|---|")
+        base = [median(one[place] for one in found["plain loops"]) for place in (0, 1)]
+        for way, rounds in found.items():
+            past, cpu, peak = (median(one[place] for one in rounds) for place in range(3))
+            print(f"| {way} | {MANY / past:,.0f} | {base[0] / past:.2f} | {base[1] / cpu:.2f} | {peak:.0f} |")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        child(sys.argv[1], Path(sys.argv[2]))
+    else:
+        main()

@@ -1,0 +1,17 @@
+"""Streams: records by the million through a workflow, in constant memory, gone on with after a crash.
+
+    from fsmworkflow.stream import stream
+
+    await stream(engine, order, "in.jsonl", {"output": "good.jsonl", "error": "bad.jsonl"}, key="import-7")
+
+Each record is the data of one passage, from the initial state to a final one, in memory; a chunk of records is one move
+of a run of a built-in workflow, whose data is the cursor: where the source is, how long each sink is, what was counted.
+"""
+
+from __future__ import annotations
+
+from fsmworkflow.stream import sinks, sources
+from fsmworkflow.stream.run import stream
+from fsmworkflow.stream.words import Malformed, Progress, Sink, Source, StreamError
+
+__all__ = ["Malformed", "Progress", "Sink", "Source", "StreamError", "sinks", "sources", "stream"]

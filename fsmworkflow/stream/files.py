@@ -1,0 +1,231 @@
+"""Files of lines as sources: read in blocks, known again by size, time and hashes, and begun anywhere."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import select
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fsmworkflow.stream.words import Batch, Malformed, Source, StreamError
+
+__all__ = ["LINE", "File", "Line", "Long", "each", "hash_of", "malformed"]
+
+BLOCK = 2**18
+HEAD = 4096
+LINE = 16 * 2**20
+SHOWN = 10_000
+
+
+class Long:
+    """A line over the limit: its beginning, and its length."""
+
+    def __init__(self, head: bytes, length: int) -> None:
+        self.head, self.length = head, length
+
+    def __len__(self) -> int:
+        return self.length
+
+
+Line = bytes | Long
+
+
+class File(Source):
+    """A file of lines. `path` "-" is standard input; a name that ends with ".gz" is unpacked.
+
+    A line over `limit` bytes is malformed, and is not held in memory.
+    """
+
+    def __init__(self, path: str | Path, *, encoding: str = "utf-8", limit: int = LINE) -> None:
+        self.path, self.encoding, self.limit = str(path), encoding, limit
+        self.name = "standard input" if self.path == "-" else self.path
+        self.packed = self.path.endswith(".gz")
+        self.position = 0
+        self._file: Any = None
+        self._pipe = False
+
+    # -- who it is, and where it stands -------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any] | None:
+        try:
+            stat = os.stat(self.path)
+        except OSError as error:
+            if self.path == "-":
+                return None
+            raise StreamError(f"the source {self.name} cannot be read: {error}") from error
+        if not os.path.isfile(self.path):
+            return None
+        return {"path": self.path, "size": stat.st_size, "time": stat.st_mtime_ns}
+
+    def mark(self) -> dict[str, Any]:
+        """The position, with hashes of what the file begins with, and of what stands before it."""
+        if self.packed or self._pipe:
+            return {"at": self.position}
+        return {"at": self.position, **_read(self._file.fileno(), self.position)}
+
+    def open(self, known: dict[str, Any] | None, position: Any) -> None:
+        at = 0 if position is None else position["at"]
+        try:
+            self._open()
+        except OSError as error:
+            raise StreamError(f"the source {self.name} cannot be read: {error}") from error
+        if known is not None and not self._pipe:
+            self._same(known, at, position)
+        self._lines: list[Line] = []
+        self._next, self._rest, self._long, self._over, self._cut = 0, b"", 0, False, False
+        self.begin()
+        if at:
+            self._seek(at)
+
+    def _open(self) -> None:
+        if self.path == "-":
+            self._file, self._pipe = (
+                sys.stdin.buffer.raw if hasattr(sys.stdin.buffer, "raw") else sys.stdin.buffer,
+                True,
+            )
+            return
+        self._pipe = not os.path.isfile(self.path)
+        # Open until `close`.
+        self._file = gzip.open(self.path) if self.packed else open(self.path, "rb", buffering=0)  # noqa: SIM115
+        if not self.packed and not self._pipe:
+            self.size = os.fstat(self._file.fileno()).st_size
+
+    def _same(self, known: dict[str, Any], at: int, position: Any) -> None:
+        """Raise StreamError unless this is the file that was read so far; that it has grown does no harm."""
+        stat, what = os.stat(self.path), None
+        if stat.st_size < known["size"]:
+            what = f"it has {stat.st_size:,} bytes, and had {known['size']:,}"
+        elif self.packed and (stat.st_size, stat.st_mtime_ns) != (known["size"], known["time"]):
+            what = "it was written to, and a packed file cannot be compared"
+        elif at and not self.packed and {"at": at, **_read(self._file.fileno(), at)} != position:
+            what = f"of the {at:,} bytes that were read, the first or the last are others"
+        if what is not None:
+            self.close()
+            raise StreamError(
+                f"the source {self.name} is not the one that this stream began with: {what}. Put that one back, or "
+                "begin another stream under another key"
+            )
+
+    def _seek(self, at: int) -> None:
+        self._lines, self._next, self._rest, self._over = [], 0, b"", False
+        try:
+            self._file.seek(at)
+        except (OSError, EOFError, zlib.error) as error:
+            raise StreamError(f"the source {self.name} cannot be read at byte {at:,}: {error}") from error
+        self.position = at
+
+    def begin(self) -> None:
+        """Read what stands before the records."""
+
+    def close(self) -> None:
+        if self._file is not None and self.path != "-":
+            self._file.close()
+        self._file = None
+
+    # -- lines --------------------------------------------------------------------------------------------------------
+
+    def _fill(self, until: float) -> bool:
+        """Read a block. False where nothing has come by then."""
+        if self._pipe and not select.select([self._file], [], [], max(0.0, until - time.monotonic()))[0]:
+            return False
+        try:
+            block = self._file.read(BLOCK)
+        except (OSError, EOFError, zlib.error) as error:  # such as a packed file that is cut off
+            raise StreamError(f"the source {self.name} cannot be read after byte {self.position:,}: {error}") from error
+        lines = self._lines[self._next :]
+        if block:
+            self._split(block, lines)
+        else:
+            self._end(lines)
+        self._lines, self._next = lines, 0
+        return True
+
+    def _split(self, block: bytes, lines: list[Line]) -> None:
+        """Add the lines that end in a block. Of what has not ended, `_rest` is kept; too long, only its beginning."""
+        parts = block.split(b"\n")
+        if self._long:
+            self._long += len(parts[0])
+            if len(parts) == 1:
+                return
+            lines.append(Long(self._rest, self._long))
+            self._long, parts = 0, parts[1:]
+        else:
+            parts[0] = self._rest + parts[0]
+        self._rest = parts.pop()
+        lines += [part if len(part) <= self.limit else Long(part[:SHOWN], len(part)) for part in parts]
+        if len(self._rest) > self.limit:
+            self._rest, self._long = self._rest[:SHOWN], len(self._rest)
+
+    def _end(self, lines: list[Line]) -> None:
+        self._over = True
+        if not self._pipe and not self.packed and os.fstat(self._file.fileno()).st_size < self._file.tell():
+            raise StreamError(f"the source {self.name} was cut off while it was read: put it back, and begin again")
+        if self._rest or self._long:
+            lines.append(Long(self._rest, self._long) if self._long else self._rest)
+            self._cut = True
+
+    def _take(self, many: int, until: float) -> list[Line]:
+        """Up to so many lines, without their ends."""
+        while len(self._lines) - self._next < many and not self._over and self._fill(until):
+            pass
+        lines = self._lines[self._next : self._next + many]
+        self._next += len(lines)
+        self.position += sum(map(len, lines)) + len(lines) - (self._cut and self._ended and bool(lines))
+        return lines
+
+    @property
+    def _ended(self) -> bool:
+        return self._over and self._next >= len(self._lines)
+
+    def read(self, many: int, seconds: float) -> Batch:
+        began = self.position
+        records, bad = self._records(many, time.monotonic() + seconds)
+        return Batch(records, self.position - began, self._ended, bad)
+
+    def _records(self, many: int, until: float) -> tuple[list[Any], int]:
+        lines = self._take(many, until)
+        return each(lines, self._record)
+
+    def _record(self, line: Line) -> Any:
+        raise NotImplementedError
+
+    def _text(self, line: Line) -> str:
+        if isinstance(line, Long):
+            raise ValueError(f"a line of {line.length:,} bytes is over the limit of {self.limit:,}")
+        return line.decode(self.encoding)
+
+
+def each(lines: list[Line], record: Callable[[Line], Any]) -> tuple[list[Any], int]:
+    """A record for each line that is not empty, and how many of them are none."""
+    found, bad = [], 0
+    for line in lines:
+        if isinstance(line, bytes) and (not line or line.isspace()):
+            continue
+        try:
+            found.append(record(line))
+        except (ValueError, RecursionError) as error:  # msgspec's errors, and those of text, are ValueErrors
+            found.append(malformed(line, error))
+            bad += 1
+    return found, bad
+
+
+def malformed(line: Line, error: Exception) -> Malformed:
+    text = line.head if isinstance(line, Long) else line
+    return Malformed(text[:SHOWN].decode("utf-8", "replace"), f"{error}")
+
+
+def _read(descriptor: int, at: int) -> dict[str, str]:
+    """Hashes of the first and the last block of what was read."""
+    many = min(HEAD, at)
+    return {"head": hash_of(os.pread(descriptor, many, 0)), "before": hash_of(os.pread(descriptor, many, at - many))}
+
+
+def hash_of(data: bytes) -> str:
+    """A hash by which data is known again."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

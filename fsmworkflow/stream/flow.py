@@ -1,0 +1,319 @@
+"""Flow: reads a chunk of records, lets each pass, writes them, and says where source and sinks stand then."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from fsmworkflow.context import WorkflowContext
+from fsmworkflow.stream.compiled import passage
+from fsmworkflow.stream.passage import End, Mode, Passage
+from fsmworkflow.stream.sinks import sink_of
+from fsmworkflow.stream.words import Batch, Failed, Malformed, Sink, Source, StreamError
+from fsmworkflow.threads import Threads
+from fsmworkflow.workflow import Workflow
+
+__all__ = ["Cursor", "Flow"]
+
+T = TypeVar("T")
+Cursor = dict[str, Any]
+"""Where a stream stands, as plain data."""
+
+NONE: End = ("", None)
+ERRORS = "$errors"
+"""The name under which a cursor has the sink of `errors=`."""
+EMPTY: Cursor = {
+    "position": None, "records": 0, "chunks": 0, "errors": 0, "malformed": 0, "read": 0, "states": {}, "kinds": {},
+    "ended": False,
+}  # fmt: skip
+
+
+class Done:
+    """What has passed of a chunk: `cursor` is where the stream stands then.
+
+    `written` are the records that the commit is to write itself.
+    """
+
+    def __init__(self, cursor: Cursor) -> None:
+        self.cursor = {**cursor, "chunks": cursor["chunks"] + 1}
+        self.before: int = cursor["records"]
+        self.written: list[tuple[Sink, list[Any]]] = []
+        self.states: Counter[str] = Counter(cursor["states"])
+        self.kinds: Counter[str] = Counter(cursor["kinds"])
+
+    @property
+    def many(self) -> int:
+        """How many records of this chunk have passed."""
+        return int(self.cursor["records"]) - self.before
+
+    def count(self, batch: Batch, states: Counter[str], wrong: list[dict[str, Any]]) -> None:
+        """Count what has passed now."""
+        cursor = self.cursor
+        cursor["records"] += len(batch.records)
+        cursor["malformed"] += batch.bad
+        cursor["errors"] += len(wrong) - batch.bad
+        cursor["read"] += batch.read
+        cursor["ended"] = batch.ended
+        self.states.update(states)
+        self.kinds.update(entry["error"]["type"] for entry in wrong if "record" in entry)
+
+    def close(self, position: Any, marks: dict[str, Any]) -> None:
+        """All of the chunk has reached the sinks, which stand at these marks."""
+        told = {"states": dict(self.states), "kinds": dict(self.kinds)}
+        self.cursor.update(position=position, sinks=marks, **told)
+
+
+class Pace:
+    """How many records are in hand at a time: as many as `most`, or as pass in `target` seconds."""
+
+    def __init__(self, least: int, most: int, target: float) -> None:
+        self.least, self.most, self.target = least, most, target
+        self.many = min(most, 8 * least)
+
+    def took(self, many: int, seconds: float) -> None:
+        """So many passed in that time."""
+        if many:
+            fitting = int(many * self.target / max(seconds, 1e-9))
+            self.many = min(self.most, max(self.least, min(fitting, 2 * self.many)))
+
+
+class Flow:
+    """One life of a stream: its source and sinks, once they are open, and the way through."""
+
+    def __init__(
+        self, workflow: Workflow, source: Source, sinks: dict[str, Any], errors: Any, mode: Mode,
+        many: int, every: float, workers: int, limit: float | None,
+    ) -> None:  # fmt: skip
+        self.workflow, self.source, self.mode = workflow, source, mode
+        self.many, self.every, self.workers, self.limit = many, every, workers, limit
+        self.passage: Passage = passage(workflow, mode)
+        alone = self.passage.sync and workers == 1
+        self.pace = Pace(1, 64, every / 8) if alone else Pace(workers, max(workers, 1000), every / 4)
+        self.opened = self._stopped = False
+        self._threads = Threads()
+        self.outlets = _each_once({**sinks, **({} if errors is None else {ERRORS: errors})})
+        self.sinks = list(dict.fromkeys(sink for sink in self.outlets.values() if sink is not None))
+        self._last: Done | None = None
+
+    def check(self, key: str | None) -> None:
+        """Raise for numbers that say nothing, and for what cannot be gone on with by a key."""
+        for name, number in (("chunk", self.many), ("workers", self.workers)):
+            if type(number) is not int or number < 1:
+                raise ValueError(f"{name} must be a whole number from 1, not {number!r}")
+        if self.limit is not None and not 0 <= self.limit <= 1:
+            raise ValueError(f"limit is a share from 0 to 1, not {self.limit!r}")
+        if self.mode not in ("copy", "reference", "direct"):
+            raise ValueError(f"mode is 'copy', 'reference' or 'direct', not {self.mode!r}")
+        if key is None:
+            if any(sink.within for sink in self.sinks):
+                raise StreamError("a table in the run's own database is written by a stream with a key: give key=")
+            return
+        if self.source.identity() is None:
+            raise StreamError(f"{self.source.name} cannot be read again from where a crash left it: leave out key=")
+        if lost := [sink.name for sink in self.sinks if not sink.keeps]:
+            raise StreamError(f"{', '.join(lost)} cannot be cut back to what was committed: leave out key=")
+
+    # -- its life -----------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> Cursor:
+        """Open what is empty, and return the first cursor."""
+        cursor: Cursor = {**EMPTY, "source": self.source.identity(), "sinks": {}}
+        await self.open(cursor)
+        marks = await self._in_thread(self._marks, True)
+        return {**cursor, "sinks": marks}
+
+    async def open(self, cursor: Cursor) -> None:
+        """Open everything as the cursor has it. Raises StreamError where it is not so."""
+        if self.opened:
+            return
+        marks = dict(cursor["sinks"])
+        if marks and marks.keys() != {name for name, _ in self._named()}:
+            there, here = ", ".join(marks), ", ".join(name for name, _ in self._named())
+            raise StreamError(
+                f"this stream began with sinks for {there}, and now there are some for {here}: give those"
+            )
+        position, known = cursor["position"], cursor["source"] if marks else None
+        for name, sink in self._named():
+            await self._in_thread(sink.open, marks.get(name))
+        await self._in_thread(self.source.open, known, position)
+        self.opened = True
+
+    def _named(self) -> Iterator[tuple[str, Sink]]:
+        """Each sink under the first state that leads to it."""
+        seen: set[int] = set()
+        for name, sink in self.outlets.items():
+            if sink is not None and id(sink) not in seen:
+                seen.add(id(sink))
+                yield name, sink
+
+    async def close(self) -> None:
+        """Close what is open."""
+        for sink in self.sinks:
+            sink.close()
+        self.source.close()
+
+    async def _in_thread(self, fn: Callable[..., T], *args: Any) -> T:
+        """Call it in a thread. Whoever is cancelled waits until it has ended, so that nobody writes after us."""
+        task = asyncio.ensure_future(self._threads.call(fn, *args))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._stopped = True
+            await asyncio.wait([task])
+            raise
+
+    # -- one chunk ----------------------------------------------------------------------------------------------------
+
+    async def chunk(self, cursor: Cursor, ctx: WorkflowContext | None = None) -> Cursor:
+        """Read, pass and write one chunk, and return what changes in the cursor.
+
+        Where the commit came to nothing, and the same cursor is given again, only what belongs to it is written again.
+        """
+        done = self._last
+        if done is None or done.cursor["chunks"] != cursor["chunks"] + 1:
+            done = self._last = await self._next(cursor, sync=ctx is not None)
+        if ctx is not None and done.written:
+            async with ctx.transaction() as connection:
+                for sink, records in done.written:
+                    await sink.put(connection, records)
+        return done.cursor
+
+    async def _next(self, cursor: Cursor, *, sync: bool) -> Done:
+        while True:
+            done, until = Done(cursor), time.monotonic() + self.every
+            if self.passage.sync and self.workers == 1 and not self.source.waits:
+                await self._in_thread(self._whole, done, until, sync)
+            else:
+                await self._shared(done, until)
+                await self._in_thread(self._finish, done, sync)
+            if done.many or done.cursor["ended"]:
+                return done
+
+    def _whole(self, done: Done, until: float, sync: bool) -> None:
+        """All of a chunk in one thread, few records at a time, so that Python looks for no garbage among many."""
+        while (many := min(self.pace.many, self.many - done.many)) and not done.cursor["ended"]:
+            if (left := until - time.monotonic()) <= 0:
+                break
+            batch = self.source.read(many, left)
+            began, ends = time.monotonic(), [NONE] * len(batch.records)
+            self._straight(iter(enumerate(batch.records)), ends)
+            self._write(done, batch, ends)
+            self.pace.took(len(ends), time.monotonic() - began)
+        self._finish(done, sync)
+
+    async def _shared(self, done: Done, until: float) -> None:
+        """A chunk that several work at, or whose steps are awaited."""
+        while (many := min(self.pace.many, self.many - done.many)) and not done.cursor["ended"]:
+            if (left := until - time.monotonic()) <= 0:
+                break
+            if self.source.waits:
+                batch = await self.source.gather(many, left)
+            else:
+                batch = await self._in_thread(self.source.read, many, left)
+            began, ends = time.monotonic(), await self._passed(batch.records)
+            self._write(done, batch, ends)
+            self.pace.took(len(ends), time.monotonic() - began)
+
+    def _straight(self, records: Iterator[tuple[int, Any]], ends: list[End]) -> None:
+        straight = self.passage.straight
+        for number, record in records:
+            ends[number] = ("", record) if type(record) is Malformed else straight(record)
+            if self._stopped:
+                raise StreamError("the stream was stopped")
+
+    async def _passed(self, records: list[Any]) -> list[End]:
+        """What becomes of the records, so many at once."""
+        ends = [NONE] * len(records)
+        waiting = iter(enumerate(records))
+        if self.passage.sync:
+            works = [self._in_thread(self._straight, waiting, ends) for _ in range(self.workers)]
+        else:
+            works = [self._awaited(waiting, ends) for _ in range(self.workers)]
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+        return ends
+
+    async def _awaited(self, records: Iterator[tuple[int, Any]], ends: list[End]) -> None:
+        for number, record in records:
+            ends[number] = ("", record) if type(record) is Malformed else await self.passage.go(record)
+
+    def _write(self, done: Done, batch: Batch, ends: list[End]) -> None:
+        """Hand the records to where they go, and count them."""
+        states = Counter([state for state, _ in ends])
+        wrong = self._wrong(batch, ends, int(done.cursor["records"])) if states.pop("", 0) else []
+        done.count(batch, states, wrong)
+        for sink, records in self._sorted(ends, wrong):
+            if sink.within:
+                done.written.append((sink, records))
+            else:
+                sink.write(records)
+
+    def _finish(self, done: Done, sync: bool) -> None:
+        """Let what was written reach the disk, and say where everything stands."""
+        self._bound(done.cursor)
+        done.close(self.source.mark(), self._marks(sync))
+
+    def _sorted(self, ends: list[End], wrong: list[Any]) -> list[tuple[Sink, list[Any]]]:
+        """The records of each sink, in their order."""
+        lists: dict[Sink, list[Any]] = {sink: [] for sink in self.sinks}
+        dropped: list[Any] = []
+        ways = {state: dropped if sink is None else lists[sink] for state, sink in self.outlets.items()}
+        ways[""] = dropped
+        for state, data in ends:
+            ways[state].append(data)
+        if wrong and (errors := self.outlets[ERRORS]) is not None:
+            lists[errors] += wrong
+        return [(sink, records) for sink, records in lists.items() if records]
+
+    def _marks(self, sync: bool) -> dict[str, Any]:
+        return {name: sink.checkpoint(sync=sync) for name, sink in self._named()}
+
+    def _wrong(self, batch: Batch, ends: list[End], before: int) -> list[dict[str, Any]]:
+        """An entry for each record that came to no final state. Raises for the first where there is no place for it."""
+        found = []
+        for number, (state, what) in enumerate(ends):
+            if not state:
+                entry = _entry(batch.records[number], what, before + number + 1)
+                if ERRORS not in self.outlets:
+                    raise self._stops(entry, what)
+                found.append(entry)
+        return found
+
+    def _stops(self, entry: dict[str, Any], what: Failed | Malformed) -> StreamError:
+        place = f"record {entry['number']:,} of {self.source.name}"
+        if isinstance(what, Malformed):
+            return StreamError(f"{place} is malformed: {what.why}. Give errors= to keep such ones apart, or mend it")
+        said = f"{place} failed in state {what.state!r}: {type(what.error).__name__}: {what.error}"
+        error = StreamError(f"{said}. Give errors= to keep such ones apart, or mend the step, and begin again")
+        error.__cause__ = what.error
+        return error
+
+    def _bound(self, cursor: Cursor) -> None:
+        wrong = cursor["errors"] + cursor["malformed"]
+        if self.limit is not None and wrong > self.limit * cursor["records"]:
+            raise StreamError(
+                f"{wrong:,} of {cursor['records']:,} records went wrong, which is above the limit of {self.limit:.1%}: "
+                "what was committed before is kept, and it goes on from there"
+            )
+
+
+def _entry(record: Any, what: Failed | Malformed, number: int) -> dict[str, Any]:
+    """A record that went wrong as `errors` has it."""
+    if isinstance(what, Malformed):
+        return {"number": number, "error": {"type": "Malformed", "message": what.why}, "text": what.text}
+    error = {"type": type(what.error).__qualname__, "message": str(what.error), "state": what.state}
+    return {"number": number, "error": error, "record": record}
+
+
+def _each_once(given: dict[str, Any]) -> dict[str, Sink | None]:
+    """A sink for each outlet: what was given twice, as the same path, is one."""
+    made: dict[Any, Sink] = {}
+    found: dict[str, Sink | None] = {}
+    for name, one in given.items():
+        place = str(one) if not isinstance(one, (Sink, list)) else id(one)
+        found[name] = None if one is None else made.setdefault(place, sink_of(one))
+    return found

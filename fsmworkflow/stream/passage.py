@@ -1,0 +1,314 @@
+"""A passage: one record through a workflow, from the initial to a final state, in memory.
+
+`Decided` asks `decide` for every move; compiled.py has a shorter way for most workflows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Coroutine
+from typing import Any, Literal, NoReturn, TypeVar
+
+import msgspec
+
+from fsmworkflow.acting import _outcome
+from fsmworkflow.beginning import begin
+from fsmworkflow.codec import Data, text_of
+from fsmworkflow.conditions import Function, Guard
+from fsmworkflow.context import WorkflowContext
+from fsmworkflow.decide import decide
+from fsmworkflow.drive import LOOP
+from fsmworkflow.due import due_next
+from fsmworkflow.errors import EndlessLoop, FSMWorkflowError, StepTimeout
+from fsmworkflow.records import DONE, ERROR, Event, Run
+from fsmworkflow.retry import seconds
+from fsmworkflow.statechart import Arc
+from fsmworkflow.stream.words import Failed, StreamError
+from fsmworkflow.threads import is_async
+from fsmworkflow.workflow import State, Workflow
+
+__all__ = [
+    "Borrowed",
+    "Decided",
+    "End",
+    "Glance",
+    "Mode",
+    "Passage",
+    "Passing",
+    "acted",
+    "copied",
+    "outlets",
+    "refused",
+]
+
+T = TypeVar("T")
+Mode = Literal["copy", "reference", "direct"]
+End = tuple[str, Any]
+"""A final state and the record there; of a record that came to none "" and a Failed."""
+_ATOMS = frozenset({str, int, float, bool, type(None), bytes})
+
+
+class Passing(WorkflowContext[Any]):
+    """What a step is given in a passage: the data, and nothing that would have to be kept."""
+
+    __slots__ = ()
+
+    def _passage(self, *_: Any, **__: Any) -> NoReturn:
+        raise StreamError(
+            f"state {self.state!r} asks in a stream for what only a run has: a passage has no key, remembers no calls, "
+            "emits nothing and has no transaction. Do it before or after the stream, or start runs of their own"
+        )
+
+    call = map = remember = emit = transaction = _passage
+    run = idempotency_key = property(_passage)
+
+
+class Glance:
+    """What a guard that is a function is given in a passage."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    @property
+    def run(self) -> NoReturn:
+        raise StreamError("a condition asks in a stream for its run: a passage has none")
+
+    event = run
+
+
+def copied(value: Any) -> Any:
+    """A deep copy of plain data: dicts and lists are new, everything else is what it was."""
+    if isinstance(value, dict):
+        new = dict(value)
+        for key, item in new.items():
+            if type(item) not in _ATOMS:
+                new[key] = copied(item)
+        return new
+    if isinstance(value, list):
+        return [item if type(item) in _ATOMS else copied(item) for item in value]
+    return value
+
+
+class Borrowed(dict[str, Any]):
+    """A record that somebody else holds: a list or dict in it is copied when it is first touched."""
+
+    __slots__ = ("_own",)
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__(record)
+        self._own: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        value = dict.__getitem__(self, key)
+        if type(value) not in _ATOMS and key not in self._own:
+            value = copied(value)
+            dict.__setitem__(self, key, value)
+            self._own.add(key)
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._own.add(key)
+        dict.__setitem__(self, key, value)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default  # noqa: SIM401 (it would ask itself)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def pop(self, key: str, *default: Any) -> Any:
+        return copied(dict.pop(self, key, *default))
+
+    def popitem(self) -> tuple[str, Any]:
+        key, value = dict.popitem(self)
+        return key, copied(value)
+
+    def items(self) -> Any:
+        return self._owned().items()
+
+    def values(self) -> Any:
+        return self._owned().values()
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())
+
+    def _owned(self) -> Any:
+        for key in self:
+            self[key]
+        return super()
+
+
+# -- what a passage cannot do -----------------------------------------------------------------------------------------
+
+
+def refused(workflow: Workflow) -> list[str]:
+    """What of this workflow cannot be done in a passage, each with its state."""
+    found = ["the deadline of its runs"] if workflow.deadline is not None else []
+    for state in workflow.states.values():
+        found += [f"state {state.name!r}: {what}" for what in _refused(workflow, state)]
+    found += [
+        f"{t.source!r} to {t.dest!r}: an action after the commit" for t in workflow.transitions if callable(t.after)
+    ]
+    return found
+
+
+def _refused(workflow: Workflow, state: State) -> list[str]:
+    found = ["it waits for an event"] if state.kind == "wait" else []
+    if state.kind in ("child", "each"):
+        found.append("it makes runs of another workflow")
+    if workflow.chart.delays.get(state.name):
+        found.append("a timer")
+    if state.enter or state.exit:
+        found.append("an action after the commit")
+    if state.compensate is not None:
+        found.append("a compensation")
+    step = state.step
+    if step is not None and step.retry is not None and seconds(step.retry.first_delay) > 0:
+        found.append("a retry after a pause (first_delay=0 tries again at once)")
+    if step is not None and step.timeout is not None and not is_async(step.execute or len):
+        found.append("a time-out of a step that is no `async def`")
+    names = _attributes(step.execute) if step is not None else set()
+    return found + [f"ctx.{name}" for name in sorted(names & _OF_A_RUN)]
+
+
+_OF_A_RUN = {"call", "remember", "emit", "transaction", "idempotency_key"}
+
+
+def _attributes(function: Any) -> set[str]:
+    """The attributes of its first argument that a function of the user's asks for, as far as its source tells."""
+    from fsmworkflow.sources import asked  # which reads sources, and only for this
+
+    return asked(function)
+
+
+def outlets(workflow: Workflow) -> list[str]:
+    """The states in which a passage may end."""
+    chart = workflow.chart
+    ends = {arc.source for s in workflow.states for arc in chart.automatic(s) if arc.ends and arc.dest is None}
+    ends |= {arc.dest for s in workflow.states for arc in chart.automatic(s) if arc.ends and arc.dest is not None}
+    return [
+        s.name
+        for s in workflow.states.values()
+        if "." not in s.name and (s.kind == "final" or s.ends or s.name in ends)
+    ]
+
+
+# -- the same `decide` ------------------------------------------------------------------------------------------------
+
+
+class Passage:
+    """How one record goes through. `sync` says that it awaits nothing, so that a thread of its own may do many."""
+
+    sync = False
+
+    def __init__(self, workflow: Workflow) -> None:
+        self.workflow = workflow
+
+    async def go(self, record: Any) -> End:
+        """Where the record comes to. Raises only StreamError, and what asks this task to stop."""
+        raise NotImplementedError
+
+    def straight(self, record: Any) -> End:
+        """The same where nothing is awaited."""
+        return by_hand(self.go(record))
+
+
+def by_hand(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine comes to that awaits nothing. Raises StreamError where it does."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    coroutine.close()
+    raise StreamError("a step or condition that is no `async def` gives what must be awaited: write `async def`")
+
+
+class Decided(Passage):
+    """Asks `decide` for every move."""
+
+    def __init__(self, workflow: Workflow) -> None:
+        super().__init__(workflow)
+        self.sync = not _awaits(workflow)
+
+    async def go(self, record: Any) -> End:
+        try:
+            fields = self.workflow.codec.start(record)
+        except FSMWorkflowError as error:
+            return "", Failed(self.workflow.initial, error)
+        return await self.on(begin(self.workflow, "record", fields, now=0.0), None)
+
+    async def on(self, run: Run, event: Event | None) -> End:
+        """Go on from here, at first with this event."""
+        workflow, idle, error = self.workflow, 0, None
+        while run.status in ("running", "waiting"):
+            if event is None and (event := due_next(workflow, run, 0.0)) is None:
+                idle, event = 0, await self._step(run)
+            if (idle := idle + 1) > LOOP:
+                states = ", ".join(run.active)
+                return "", Failed(run.state, EndlessLoop(f"{LOOP} moves without a step, the last one in {states}"))
+            move = await decide(workflow, run, event, now=0.0)
+            run, event, error = move.after, None, move.error
+        if run.error is not None and run.state not in workflow.finals:
+            raised = error or RuntimeError(run.error.message)
+            return "", Failed(run.error.state or run.state, raised)
+        return run.state, self._record(run)
+
+    def _record(self, run: Run) -> Any:
+        if self.workflow.codec.kind is None:
+            return dict(Data(run.fields).items())
+        return msgspec.json.decode(text_of(run.fields))
+
+    async def _step(self, run: Run) -> Event:
+        workflow, codec = self.workflow, self.workflow.codec
+        name = next(s for s in run.active if workflow.states[s].kind == "step")
+        step = workflow.states[name].step
+        assert step is not None
+        assert step.execute is not None
+        ctx = Passing(codec.decode(run.fields), state=name, stay=run.active[name])
+        try:
+            result = await acted(name, step.execute, step.timeout, ctx)
+            trigger, data = (None, ctx.data) if result is None else _outcome(result, ctx)
+            changes, removed = codec.changes(data, run.fields)
+        except StreamError:
+            raise
+        except Exception as error:
+            return Event(name=ERROR, state=name, error=error)
+        return Event(name=DONE, state=name, trigger=trigger, changes=changes, removed=removed, base=run.fields)
+
+
+async def acted(name: str, fn: Any, timeout: float | str | None, ctx: Passing) -> Any:
+    """What a step returns, within its time-out."""
+    if timeout is None:
+        result = fn(ctx)
+        return await result if inspect.isawaitable(result) else result
+    scope = asyncio.timeout(seconds(timeout))
+    try:
+        async with scope:
+            return await fn(ctx)
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise StepTimeout(f"state {name!r} took longer than {seconds(timeout):g} s: was cancelled") from error
+
+
+def _awaits(workflow: Workflow) -> bool:
+    """Whether a step or a condition is an `async def`."""
+    steps = [s.step.execute for s in workflow.states.values() if s.step is not None]
+    guards = [arc.guard for s in workflow.states for arc in _arcs(workflow, s) if arc.guard is not None]
+    return any(is_async(fn) for fn in steps if fn) or any(map(_asks_async, guards))
+
+
+def _asks_async(guard: Guard) -> bool:
+    return (isinstance(guard, Function) and is_async(guard.function)) or any(map(_asks_async, guard.parts))
+
+
+def _arcs(workflow: Workflow, state: str) -> list[Arc]:
+    """The transitions of a state that a passage may take."""
+    chart = workflow.chart
+    return [arc for name in (*chart.triggers, "$automatic", "$failed") for arc in chart.named(state, name)]

@@ -1,0 +1,179 @@
+"""The run that a stream with a key is: each chunk of records is one move of it, and its data is the cursor."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from fsmworkflow.conditions import field
+from fsmworkflow.context import WorkflowContext
+from fsmworkflow.engine import Engine
+from fsmworkflow.machine import PersistentWorkflowStateMachine
+from fsmworkflow.records import Run
+from fsmworkflow.retry import Duration, seconds
+from fsmworkflow.stream.flow import Cursor, Flow
+from fsmworkflow.stream.passage import Mode, outlets, refused
+from fsmworkflow.stream.sources import source_of
+from fsmworkflow.stream.words import Progress, StreamError
+from fsmworkflow.worker import Worker
+from fsmworkflow.workflow import Workflow
+
+__all__ = ["PREFIX", "stream"]
+
+Told = Callable[[Progress], Awaitable[None] | None]
+
+PREFIX = "$stream:"
+"""Before the name of a workflow, that of the workflow whose runs are its streams."""
+
+
+async def stream(
+    engine: Engine | None,
+    workflow: Workflow,
+    source: Any,
+    sink: Any,
+    *,
+    key: str | None = None,
+    chunk: int = 10_000,
+    every: Duration = "1s",
+    workers: int = 1,
+    errors: Any = None,
+    limit: float | None = None,
+    mode: Mode = "copy",
+    on_progress: Told | None = None,
+) -> Progress:
+    """Let every record of a source pass through a workflow, into a sink, or one for each final state.
+
+    `source` is a path whose name says what is in it (.jsonl, .csv, .txt, .log, each also .gz), "-", a Source, or
+    anything that gives dicts one by one, awaited or not. `sink` is a path, "-", a Sink or a list; or `{state: sink}`
+    with an entry for each final state, None for what is only counted.
+
+    With a `key` it survives a crash: up to `chunk` records, or what came within `every` of a slow source, are one
+    commit, made once the sinks are on disk. Started again with that key it goes on after the last commit, and cuts the
+    sinks back to it, so that each record is in them once, in the order of the source; one that has ended is reported.
+    A sink must be empty at first. Without a key nothing is kept, and `engine` may be None.
+
+    `workers` records are under way at once. A record whose step raises, or whose condition has no answer, goes to
+    `errors` with the error, and so does what is malformed; without `errors` it stops the stream. `limit` is the share
+    of those, from 0 to 1, above which it stops. `mode` says what a step is given: its own "copy" of the data, so that a
+    step that fails has changed nothing; a "reference", of which lists and dicts are copied when they are touched; or
+    "direct", the record itself. Sync steps run in a thread that is theirs for a whole chunk. `on_progress` is called
+    after each commit.
+
+    Raises StreamError, with the cause: for what cannot be done in a passage (waiting, timers, pauses before a retry,
+    children, compensation, remembered calls, transactions), a source or sink that cannot be gone on with, or has been
+    changed by somebody else; for a record that failed. All that was committed stays, and it may be started again.
+    """
+    flow = Flow(
+        workflow, source_of(source), _sinks(workflow, sink), errors, mode, chunk, seconds(every), workers, limit
+    )
+    telling = Telling(flow, key, on_progress)
+    flow.check(key)
+    try:
+        if key is None:
+            return await _unkept(flow, telling)
+        if engine is None:
+            raise StreamError("a stream with a key needs an engine, whose store keeps where it is")
+        return await _kept(engine, flow, key, telling)
+    finally:
+        await flow.close()
+
+
+def _sinks(workflow: Workflow, given: Any) -> dict[str, Any]:
+    """The sink of each state in which a passage may end. Raises StreamError for what cannot be in a stream."""
+    workflow.check()
+    if problems := refused(workflow):
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        raise StreamError(f"workflow {workflow.name!r} has what a passage in a stream cannot do:{listed}")
+    ends = outlets(workflow)
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(ends, given)
+    unknown, missing = [state for state in given if state not in ends], [state for state in ends if state not in given]
+    if unknown or missing:
+        said = f"no record ends in {', '.join(unknown)}" if unknown else f"there is none for {', '.join(missing)}"
+        raise StreamError(f"the sinks of workflow {workflow.name!r} are {{state: sink}} for {', '.join(ends)}: {said}")
+    return dict(given)
+
+
+async def _unkept(flow: Flow, telling: Telling) -> Progress:
+    cursor = await flow.begin()
+    while not cursor["ended"]:
+        cursor = {**cursor, **await flow.chunk(cursor)}
+        await telling.tell(cursor)
+    return telling.progress(cursor)
+
+
+async def _kept(engine: Engine, flow: Flow, key: str, telling: Telling) -> Progress:
+    engine._worker.check()
+    machine = PersistentWorkflowStateMachine(_Use(engine._worker), _built_in(flow, telling), key)
+    machine._hooks = engine._worker.hooks
+    run = await machine.run_workflow()
+    if run.status != "done":
+        raise StreamError(f"stream {key!r} is {run.status}, and does not go on: {_why(run)}")
+    cursor = dict(run.data)
+    if flow.opened:
+        await telling.tell(cursor)
+    return telling.progress(cursor)
+
+
+def _why(run: Run) -> str:
+    return run.error.message if run.error is not None else "somebody has steered it so"
+
+
+class _Use:
+    """What a machine works with: the owner that the engine is."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    async def acquire(self) -> Worker:
+        return self.worker
+
+    async def release(self) -> None:
+        """It stays open."""
+
+
+def _built_in(flow: Flow, telling: Telling) -> Workflow:
+    """The workflow whose run is this stream. It begins with a commit, so that what is in a sink later is its own."""
+    made = Workflow(PREFIX + flow.workflow.name)
+
+    @made.step("begin", initial=True, then="flow")
+    async def begin(ctx: WorkflowContext) -> None:
+        ctx.data.update(await flow.begin())
+
+    @made.step("flow", then=[(field("ended") == True, "done"), "flow"])  # noqa: E712 (a condition)
+    async def go_on(ctx: WorkflowContext) -> None:
+        cursor = dict(ctx.data)
+        if not flow.opened:
+            await flow.open(cursor)
+            telling.resumed = cursor["records"]
+        elif cursor["chunks"]:
+            await telling.tell(cursor)
+        ctx.data.update(await flow.chunk(cursor, ctx))
+
+    made.final("done")
+    return made
+
+
+class Telling:
+    """Tells how far a stream is."""
+
+    def __init__(self, flow: Flow, key: str | None, told: Told | None) -> None:
+        self.flow, self.key, self.told = flow, key, told
+        self.resumed = 0
+        self._began = time.monotonic()
+
+    async def tell(self, cursor: Cursor) -> None:
+        if self.told is not None:
+            result = self.told(self.progress(cursor))
+            if inspect.isawaitable(result):
+                await result
+
+    def progress(self, cursor: Cursor) -> Progress:
+        past, done = time.monotonic() - self._began, cursor["records"]
+        rate = (done - self.resumed) / past if past else 0.0
+        share = 1.0 if cursor["ended"] else self.flow.source.share(cursor["read"], done)
+        left = (done / share - done) / rate if share and rate else None
+        said = {name: cursor[name] for name in Progress.__struct_fields__ if name in cursor}
+        return Progress(**said, key=self.key, share=share, rate=rate, left=left, seconds=past, resumed=self.resumed)

@@ -1,0 +1,229 @@
+"""Where records go: files of JSON lines, CSV or text, gzip too, standard output, lists.
+
+A file sink knows how long it was at each checkpoint, and what its last block was: what a crash left behind that is cut
+off, and what somebody else has changed is refused. It is locked while it is written to.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import gzip
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fsmworkflow.conditions import cut
+from fsmworkflow.stream.files import hash_of
+from fsmworkflow.stream.words import Sink, StreamError
+
+__all__ = ["Csv", "Into", "JsonLines", "Text", "sink_of"]
+
+TAIL = 4096
+
+
+class _File(Sink):
+    """A file that grows. `path` "-" is standard output; a name that ends with ".gz" gets a gzip member a checkpoint."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        self.name = "standard output" if self.path == "-" else self.path
+        self.packed = self.path.endswith(".gz")
+        self.keeps = self.path != "-" and (not os.path.exists(self.path) or os.path.isfile(self.path))
+        self._descriptor = -1
+        self._length, self._tail = 0, b""
+        self._written: list[bytes] = []
+
+    def open(self, mark: Any) -> None:
+        if self.path == "-":
+            sys.stdout.flush()
+            self._descriptor = os.dup(sys.stdout.fileno())
+            return
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if self.keeps:
+                self._lock()
+                self._length, self._tail = self._checked(mark)
+                self._cut()
+        except OSError as error:
+            self.close()
+            raise StreamError(f"the sink {self.name} cannot be opened: {error}") from error
+        except StreamError:
+            self.close()
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StreamError(f"the sink {self.name} is being written to by another stream: wait for its end") from None
+
+    def _checked(self, mark: Any) -> tuple[int, bytes]:
+        """The length and the last block that were committed. Raises StreamError where the file does not have them."""
+        size = os.fstat(self._descriptor).st_size
+        if mark is None:
+            if size:
+                raise StreamError(
+                    f"the sink {self.name} holds {size:,} bytes already, not of this stream: move it away, or "
+                    "go on under the key with which they were written"
+                )
+            return 0, b""
+        length = mark["length"]
+        tail = os.pread(self._descriptor, min(TAIL, length), length - min(TAIL, length))
+        if size < length or hash_of(tail) != mark["tail"]:
+            what = f"it has {size:,} bytes" if size < length else "the last of those are others"
+            raise StreamError(
+                f"somebody else has changed the sink {self.name}: {length:,} bytes of it were committed, and {what}. "
+                "Put it back, or begin another stream under another key"
+            )
+        return length, tail
+
+    def _cut(self) -> None:
+        """Take off what was written after the last commit, and make sure that the file itself is there."""
+        os.ftruncate(self._descriptor, self._length)
+        os.lseek(self._descriptor, self._length, os.SEEK_SET)
+        os.fsync(self._descriptor)
+        directory = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def write(self, records: list[Any]) -> None:
+        try:
+            self._written.append(self._text(records))
+        except (ValueError, TypeError, KeyError) as error:
+            raise StreamError(f"the sink {self.name} cannot write a record: {error}") from error
+
+    def _text(self, records: list[Any]) -> bytes:
+        raise NotImplementedError
+
+    def checkpoint(self, *, sync: bool) -> Any:
+        data = b"".join(self._written)
+        self._written.clear()
+        if data:
+            self._put(gzip.compress(data, 6, mtime=0) if self.packed else data)
+        if sync and data:
+            os.fsync(self._descriptor)
+        return self._mark() if self.keeps else None
+
+    def _put(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError as error:
+            raise StreamError(
+                f"the sink {self.name} cannot be written: {error}. What was committed is there: mend that, and go on"
+            ) from error
+        self._length += len(data)
+        self._tail = (self._tail + data)[-TAIL:]
+
+    def _mark(self) -> dict[str, Any]:
+        return {"length": self._length, "tail": hash_of(self._tail)}
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+class JsonLines(_File):
+    """A file with a JSON object in each line: https://jsonlines.org."""
+
+    def _text(self, records: list[Any]) -> bytes:
+        return _lines(records)
+
+
+_lines = msgspec.json.Encoder().encode_lines
+
+
+class Text(_File):
+    """A file of lines: what each record has in `field`."""
+
+    def __init__(self, path: str | Path, *, field: str = "line", encoding: str = "utf-8") -> None:
+        super().__init__(path)
+        self.field, self.encoding = field, encoding
+
+    def _text(self, records: list[Any]) -> bytes:
+        return "".join([f"{record[self.field]}\n" for record in records]).encode(self.encoding)
+
+
+class Csv(_File):
+    """A file of comma-separated values, as RFC 4180 has it, its first row being `names`, or those of the first record.
+
+    A record with another name is refused; one that lacks a name has nothing there. `dialect` and what else Python's
+    csv.writer takes say how it is written.
+    """
+
+    def __init__(
+        self, path: str | Path, *, names: Sequence[str] | None = None, encoding: str = "utf-8",
+        dialect: str = "excel", **how: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(path)
+        self.names, self.encoding, self._dialect, self._how = list(names or ()), encoding, dialect, how
+
+    def open(self, mark: Any) -> None:
+        super().open(mark)
+        if mark is not None:
+            self.names = mark["names"]
+
+    def _text(self, records: list[Any]) -> bytes:
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, self._dialect, **self._how)
+        if not self._length and not self._written:
+            self.names = self.names or list(records[0])
+            writer.writerow(self.names)
+        known = set(self.names)
+        for record in records:
+            if not record.keys() <= known:
+                other = ", ".join(sorted(record.keys() - known))
+                raise ValueError(f"there is no column for {other}: give sinks.Csv(path, names=[...])")
+            writer.writerow([record.get(name) for name in self.names])
+        return text.getvalue().encode(self.encoding)
+
+    def _mark(self) -> dict[str, Any]:
+        return {**super()._mark(), "names": self.names}
+
+
+class Into(Sink):
+    """A list of this program, which grows."""
+
+    keeps = False
+    name = "a list"
+
+    def __init__(self, records: list[Any]) -> None:
+        self._records = records
+
+    def write(self, records: list[Any]) -> None:
+        self._records += records
+
+
+FORMATS: dict[str, Callable[[str | Path], Sink]] = {
+    ".jsonl": JsonLines, ".ndjson": JsonLines, ".csv": Csv, ".txt": Text, ".log": Text,
+}  # fmt: skip
+
+
+def sink_of(given: Any) -> Sink:
+    """The sink that is meant: a Sink, a path by the end of its name ("-": JSON lines to standard output), or a list.
+
+    Raises StreamError for a name that says no format.
+    """
+    if isinstance(given, Sink):
+        return given
+    if isinstance(given, list):
+        return Into(given)
+    if not isinstance(given, (str, Path)):
+        raise StreamError(f"{cut(given)} is no sink: give a path, a Sink of sinks.py, or a list")
+    suffix = Path(str(given).removesuffix(".gz")).suffix.lower()
+    if (kind := JsonLines if str(given) == "-" else FORMATS.get(suffix)) is None:
+        raise StreamError(
+            f"the name {str(given)!r} does not say what is in it ({', '.join(FORMATS)}): give sinks.JsonLines(path), "
+            "sinks.Csv(path) or sinks.Text(path)"
+        )
+    return kind(given)

@@ -1,0 +1,226 @@
+"""Where records come from: files of JSON lines, CSV or text, gzip too, standard input, lists, generators.
+
+A source reads in a thread. One that knows who it is and where it stands can be gone on with by a key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fsmworkflow.stream.files import LINE, File, Line, Long, each, malformed
+from fsmworkflow.stream.words import Batch, Source, StreamError
+
+__all__ = ["Csv", "Errors", "JsonLines", "Records", "Source", "Text", "source_of"]
+
+
+class JsonLines(File):
+    """A file with a JSON object in each line: https://jsonlines.org. Empty lines are passed over."""
+
+    def begin(self) -> None:
+        self._one = msgspec.json.Decoder(dict[str, Any])
+
+    def _records(self, many: int, until: float) -> tuple[list[Any], int]:
+        lines = self._take(many, until)
+        try:
+            records: list[Any] = self._one.decode_lines(b"\n".join(lines))  # type: ignore[arg-type]
+            if len(records) == len(lines):
+                return records, 0
+        except (ValueError, TypeError, RecursionError):
+            pass
+        return each(lines, self._record)
+
+    def _record(self, line: Line) -> Any:
+        return self._one.decode(self._text(line) if isinstance(line, Long) else line)
+
+
+class Errors(JsonLines):
+    """What a stream has written to `errors=`, as a source of its own: the records, to be driven once more."""
+
+    def _records(self, many: int, until: float) -> tuple[list[Any], int]:
+        return each(self._take(many, until), self._record)
+
+    def _record(self, line: Line) -> Any:
+        entry = super()._record(line)
+        if not isinstance(entry.get("record"), dict):
+            raise ValueError("it holds no record, only what was malformed")
+        return entry["record"]
+
+
+class Text(File):
+    """A file of text or log lines: each is a record `{"line": ...}`. Empty lines are passed over."""
+
+    def _record(self, line: Line) -> Any:
+        return {"line": self._text(line).removesuffix("\r")}
+
+
+class Csv(File):
+    """A file of comma-separated values, as RFC 4180 has it: each row is a record by the names of its first row.
+
+    `names` are those of a file without such a row; `dialect` and what else Python's csv.reader takes say how it is
+    written. All values are text. A row with more or fewer values is malformed.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        names: Sequence[str] | None = None,
+        encoding: str = "utf-8",
+        limit: int = LINE,
+        dialect: str = "excel",
+        **how: Any,
+    ) -> None:
+        super().__init__(path, encoding=encoding, limit=limit)
+        self.names, self._given, self._dialect, self._how = list(names or ()), names is not None, dialect, how
+
+    def begin(self) -> None:
+        self._row: list[Line] = []
+        self._reader = csv.reader(self._texts(), self._dialect, **self._how)
+        if not self._given:
+            self.names = [name.removeprefix("\ufeff") for name in next(self._reader, [])]
+        if len(set(self.names)) < len(self.names):
+            raise StreamError(f"the source {self.name} has columns of the same name: {', '.join(self.names)}")
+
+    def _seek(self, at: int) -> None:
+        super()._seek(at)
+        self._reader = csv.reader(self._texts(), self._dialect, **self._how)
+
+    def _texts(self) -> Iterator[str]:
+        return _Texts(self)
+
+    def _line(self) -> str:
+        """The next line, with its end, for a row of which it is a part."""
+        if not (lines := self._take(1, time.monotonic() + 86_400.0)):
+            raise StopIteration
+        self._row.append(lines[0])
+        return self._text(lines[0]) + "\n"
+
+    def _records(self, many: int, until: float) -> tuple[list[Any], int]:
+        records: list[Any] = []
+        bad = 0
+        while len(records) < many and (time.monotonic() < until or not records):
+            self._row.clear()
+            try:
+                row = next(self._reader, None)
+                if row is None:
+                    break
+                if row:
+                    records.append(self._named(row))
+            except (ValueError, csv.Error) as error:
+                whole: Any = (
+                    self._row[0] if len(self._row) == 1 else b"\n".join(x for x in self._row if type(x) is bytes)
+                )
+                records.append(malformed(whole, error))
+                bad += 1
+        return records, bad
+
+    def _named(self, row: list[str]) -> dict[str, str]:
+        if len(row) != len(self.names):
+            raise ValueError(f"it has {len(row)} values, and there are {len(self.names)} columns")
+        return dict(zip(self.names, row, strict=True))
+
+
+class _Texts(Iterator[str]):
+    """Lines for csv.reader; unlike a generator, it goes on after a line that was no text."""
+
+    def __init__(self, source: Csv) -> None:
+        self._source = source
+
+    def __next__(self) -> str:
+        return self._source._line()
+
+
+class Records(Source):
+    """Records of this program: a list, or anything that gives dicts one by one, awaited or not.
+
+    A list can be gone on with by a key; it must be the same one then. What gives them slowly is an async generator.
+    """
+
+    def __init__(self, records: Iterable[Any] | AsyncIterator[Any]) -> None:
+        self.name = f"the {type(records).__name__} of records"
+        self._records: Any = records
+        self._many = len(records) if isinstance(records, Sequence) else None
+        self.waits = hasattr(records, "__aiter__")
+        self._coming: asyncio.Task[Any] | None = None
+
+    def identity(self) -> dict[str, Any] | None:
+        return None if self._many is None else {"records": self._many}
+
+    def open(self, known: dict[str, Any] | None, position: Any) -> None:
+        if known is not None and known["records"] != self._many:
+            raise StreamError(f"{self.name} has {self._many} records, and had {known['records']} when the stream began")
+        self._at = position or 0
+        if self._many is not None:
+            self._iterator: Any = iter(self._records[self._at :]) if self._at else iter(self._records)
+        else:
+            self._iterator = aiter(self._records) if self.waits else iter(self._records)
+
+    def share(self, read: int, records: int) -> float | None:
+        return min(1.0, records / self._many) if self._many else None
+
+    def read(self, many: int, seconds: float) -> Batch:
+        records, until = [], time.monotonic() + seconds
+        for record in self._iterator:
+            records.append(record)
+            if len(records) == many or time.monotonic() > until:
+                break
+        else:
+            return self._batch(records, True)
+        return self._batch(records, False)
+
+    def mark(self) -> Any:
+        return None if self._many is None else self._at
+
+    def _batch(self, records: list[Any], ended: bool) -> Batch:
+        self._at += len(records)
+        return Batch(records, 0, ended)
+
+    async def gather(self, many: int, seconds: float) -> Batch:
+        records: list[Any] = []
+        until = time.monotonic() + seconds
+        while len(records) < many:
+            if self._coming is None:
+                self._coming = asyncio.ensure_future(anext(self._iterator))
+            done, _ = await asyncio.wait([self._coming], timeout=max(0.0, until - time.monotonic()))
+            if not done:
+                break
+            coming, self._coming = self._coming, None
+            try:
+                records.append(coming.result())
+            except StopAsyncIteration:
+                return self._batch(records, True)
+        return self._batch(records, False)
+
+    def close(self) -> None:
+        if self._coming is not None:
+            self._coming.cancel()
+
+
+FORMATS: dict[str, Callable[..., Source]] = {
+    ".jsonl": JsonLines, ".ndjson": JsonLines, ".csv": Csv, ".txt": Text, ".log": Text,
+}  # fmt: skip
+
+
+def source_of(given: Any) -> Source:
+    """The source that is meant: a Source, a path by the end of its name ("-": JSON lines of standard input), records.
+
+    Raises StreamError for a name that says no format.
+    """
+    if isinstance(given, Source):
+        return given
+    if not isinstance(given, (str, Path)):
+        return Records(given)
+    suffix = Path(str(given).removesuffix(".gz")).suffix.lower()
+    if (kind := JsonLines if str(given) == "-" else FORMATS.get(suffix)) is None:
+        raise StreamError(
+            f"the name {str(given)!r} does not say what is in it ({', '.join(FORMATS)}): give sources.JsonLines(path), "
+            "sources.Csv(path) or sources.Text(path)"
+        )
+    return kind(given)

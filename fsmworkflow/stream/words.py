@@ -1,0 +1,133 @@
+"""What is said of a stream: how far it is, what was malformed, what went wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import msgspec
+
+from fsmworkflow.errors import FSMWorkflowError
+
+__all__ = ["Batch", "Failed", "Malformed", "Progress", "Sink", "Source", "StreamError"]
+
+
+class StreamError(FSMWorkflowError):
+    """A stream cannot begin, or cannot go on. What was committed stays; the message says what to do."""
+
+    code: ClassVar[str] = "stream"
+
+
+class Malformed(msgspec.Struct, frozen=True):
+    """A piece of a source that is no record: its text, cut at 10,000 characters, and why it is none."""
+
+    text: str
+    why: str
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """A record that came to no final state: `error` was raised in `state`."""
+
+    state: str
+    error: BaseException
+
+
+class Batch(msgspec.Struct):
+    """Some records of a source in their order, some of them perhaps Malformed (`bad` says how many).
+
+    `read` is how many bytes of it that is, where they are counted; `ended` says that there are no more.
+    """
+
+    records: list[Any]
+    read: int = 0
+    ended: bool = False
+    bad: int = 0
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a stream is, over all lives of its key; all of it is committed.
+
+    `records` were read, of which `malformed` were none and `errors` raised; `states` counts where the others ended,
+    `kinds` the errors by their class. `read` is in bytes, 0 where they are not counted; `share` is the part of the
+    source that is done, from 0 to 1, and `left` the seconds that the rest takes at this `rate` (records a second in
+    this life), both None where the size is not known. `resumed` is how many records earlier lives had done.
+    """
+
+    key: str | None
+    records: int = 0
+    chunks: int = 0
+    errors: int = 0
+    malformed: int = 0
+    states: dict[str, int] = {}
+    kinds: dict[str, int] = {}
+    read: int = 0
+    share: float | None = None
+    rate: float = 0.0
+    left: float | None = None
+    seconds: float = 0.0
+    resumed: int = 0
+    ended: bool = False
+
+
+class Source:
+    """Where records come from. `name` is for messages; `size` in bytes, None where that is not known.
+
+    `waits` says that `gather` is awaited in the event loop; else `read` is called in a thread.
+    """
+
+    name = "the source"
+    size: int | None = None
+    waits = False
+
+    def identity(self) -> dict[str, Any] | None:
+        """Who this source is, as plain data, to be known again; None where it cannot be gone on with."""
+        return None
+
+    def open(self, known: dict[str, Any] | None, position: Any) -> None:
+        """Begin at `position`, None for the beginning. Raises StreamError where it is not the source `known`."""
+
+    def read(self, many: int, seconds: float) -> Batch:
+        """Up to `many` records, fewer where `seconds` have passed or nothing more is there."""
+        raise NotImplementedError
+
+    async def gather(self, many: int, seconds: float) -> Batch:
+        """The same, awaited."""
+        raise NotImplementedError
+
+    def mark(self) -> Any:
+        """Where it stands after what was read, as plain data, for `open`."""
+
+    def share(self, read: int, records: int) -> float | None:
+        """Which part of it is done once so many bytes and records were read, None where nobody knows."""
+        return min(1.0, read / self.size) if self.size else None
+
+    def close(self) -> None:
+        """Let go of what is open."""
+
+
+class Sink:
+    """Where records go. It is called in a thread, one call at a time.
+
+    `keeps` says that it can be cut back to a mark, as a key asks for; `within` that its records are not written by
+    `write`, but by `put`, in the transaction of the stream's own move.
+    """
+
+    name = "the sink"
+    keeps = True
+    within = False
+
+    def open(self, mark: Any) -> None:
+        """Begin after `mark`, None for an empty sink. Raises StreamError where it is not what was left there."""
+
+    def write(self, records: list[Any]) -> None:
+        """Take records, in this order. Raises StreamError for one that it cannot write."""
+        raise NotImplementedError
+
+    async def put(self, connection: Any, records: list[Any]) -> None:
+        """Write records through a connection of the driver's own, asyncpg or aiosqlite."""
+        raise NotImplementedError
+
+    def checkpoint(self, *, sync: bool) -> Any:
+        """Let what was written reach the place, with `sync` so that it survives a power cut. Returns the mark."""
+
+    def close(self) -> None:
+        """Let go of what is open."""

@@ -1,0 +1,42 @@
+"""The program that the stream's crash tests start and kill: `stream_child.py URL SOURCE SINK [CHUNK [WORKERS]]`.
+
+The source is JSON lines or a table of the run's database, the sink a file of any format or such a table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+from fsmworkflow import Engine, Workflow, field
+from fsmworkflow.stream import stream
+
+
+def numbered() -> Workflow:
+    """Every seventh record is odd, and goes elsewhere; every thousandth is an error."""
+    flow = Workflow("numbered")
+
+    @flow.step(initial=True, then=[(field("odd") == True, "odd"), "even"])  # noqa: E712 (a condition)
+    def look(ctx: Any) -> None:
+        if ctx.data["n"] % 1000 == 999:
+            raise ValueError("a thousandth")
+        ctx.data["odd"] = ctx.data["n"] % 7 == 0
+
+    flow.final("odd", "even")
+    return flow
+
+
+async def main(url: str, source: str, sink: str, chunk: str = "500", workers: str = "1") -> None:
+    place, dot, suffix = sink.partition(".")
+    sinks: dict[str, Any] = {state: f"{place}-{state}{dot}{suffix}" for state in ("odd", "even")}
+    errors = f"{place}-errors.jsonl"
+    async with Engine(url, deaths=1_000_000) as engine:  # what is often killed here is not at fault
+        done = await stream(
+            engine, numbered(), source, sinks, errors=errors, key="k", chunk=int(chunk), workers=int(workers)
+        )
+    print(done.records, done.resumed, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

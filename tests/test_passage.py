@@ -1,0 +1,316 @@
+"""One record through a workflow: the compiled way comes to what `decide` comes to, whatever the two are."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fsmworkflow import Retry, To, Workflow, WorkflowContext, field
+from fsmworkflow.stream import StreamError, stream
+from fsmworkflow.stream.compiled import Compiled, passage
+from fsmworkflow.stream.passage import Decided, copied
+from fsmworkflow.stream.words import Failed
+
+MODES = ["copy", "reference", "direct"]
+NAMES = ["a", "b", "c"]
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, "", "x", "xy"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=2),
+    max_leaves=4,
+)
+records = st.dictionaries(st.sampled_from(NAMES), plain, max_size=3)
+
+
+# -- what a step may do: each function is given the context and two drawn values --------------------------------------
+
+
+def _set(ctx: Any, name: str, value: Any) -> Any:
+    ctx.data[name] = value
+
+
+def _remove(ctx: Any, name: str, value: Any) -> Any:
+    ctx.data.pop(name, None)
+
+
+def _deep(ctx: Any, name: str, value: Any) -> Any:
+    found = ctx.data.get(name)
+    if isinstance(found, list):
+        found.append(value)
+    elif isinstance(found, dict):
+        found["deep"] = value
+
+
+def _fail(ctx: Any, name: str, value: Any) -> Any:
+    ctx.data["half"] = "done"
+    raise ValueError(f"no {name}")
+
+
+def _strict(ctx: Any, name: str, value: Any) -> Any:
+    ctx.data["n"] = ctx.data[name] + 1
+
+
+def _trigger(ctx: Any, name: str, value: Any) -> Any:
+    return "go"
+
+
+def _unknown(ctx: Any, name: str, value: Any) -> Any:
+    return "nowhere"
+
+
+def _both(ctx: Any, name: str, value: Any) -> Any:
+    ctx.data[name] = value
+    return ctx, "go"
+
+
+def _other(ctx: Any, name: str, value: Any) -> Any:
+    return WorkflowContext(data={"only": value})
+
+
+def _wrong(ctx: Any, name: str, value: Any) -> Any:
+    return 7
+
+
+ACTS = [_set, _remove, _deep, _fail, _strict, _trigger, _unknown, _both, _other, _wrong]
+acts = st.tuples(st.sampled_from(ACTS), st.sampled_from(NAMES), plain)
+
+
+def _truth(name: str) -> Any:
+    return lambda look: look.data.get(name)  # None is no answer
+
+
+fields = st.sampled_from([*NAMES, "a.b", "a.0"])
+guards = st.recursive(
+    st.one_of(
+        st.builds(lambda f, v: field(f) == v, fields, plain),
+        st.builds(lambda f, v: field(f) != v, fields, plain),
+        st.builds(lambda f, v: field(f) >= v, fields, st.integers(-2, 2)),
+        st.builds(lambda f, v: field(f) < v, fields, st.sampled_from(["", "x"])),
+        st.builds(lambda f, g: field(f) > field(g), fields, fields),
+        st.builds(lambda f, g: field(f) == field(g), fields, fields),
+        st.builds(lambda f: field(f).is_empty(), fields),
+        st.builds(lambda f: field(f).is_none(), fields),
+        st.builds(lambda f: field(f).in_([0, "x", None]), fields),
+        st.builds(lambda f: field(f).contains("x"), fields),
+        st.builds(lambda f: field(f).matches("x+"), fields),
+        st.builds(_truth, st.sampled_from(NAMES)).map(lambda fn: field("c").is_none() | fn),
+    ),
+    lambda inner: st.builds(lambda p, q: p & q, inner, inner) | st.builds(lambda p, q: p | q, inner, inner)
+    | st.builds(lambda p: ~p, inner),
+    max_leaves=3,
+)  # fmt: skip
+
+
+def _updated(data: Any, event: Any) -> Any:
+    data["by"] = event.name
+
+
+@st.composite
+def workflows(draw: Any) -> Workflow:
+    """A flat workflow that leads forward only, over steps and choices, to two final states."""
+    flow = Workflow("drawn")
+    many = draw(st.integers(1, 4))
+    names = [f"s{n}" for n in range(many)]
+    for number, name in enumerate(names):
+        onward = st.sampled_from([*names[number + 1 :], "good", "bad"])
+        way = onward | st.builds(lambda to: To(to, update=_updated), onward)
+        ways = [(draw(guards), draw(way)) for _ in range(draw(st.integers(0, 2)))]
+        then: Any = [*ways, draw(way)] if draw(st.booleans()) or not ways else ways
+        if 0 < number < many - 1 and draw(st.integers(0, 3)) == 0:
+            flow.choice(name, then)
+            continue
+        act, place, value = draw(acts)
+        # What no step returns leads everywhere, as a state that cannot be reached is an error.
+        more: dict[str, Any] = {"on": {f"to {to}": to for to in [*names[number + 1 :], "good", "bad"]}}
+        if draw(st.booleans()):
+            more["on"]["go"] = draw(way)
+        if draw(st.booleans()):
+            more["on_error"] = {draw(st.sampled_from([ValueError, Exception])): draw(onward)}
+        flow.step(name, initial=not number, then=then, **more)(_made(act, place, value))
+    flow.final("good")
+    flow.final("bad", outcome="failed")
+    return flow.check()
+
+
+def _made(act: Any, name: str, value: Any) -> Any:
+    return lambda ctx: act(ctx, name, copy.deepcopy(value))
+
+
+def told(end: Any) -> Any:
+    """An end as it can be compared: the state and the data in its order, or the error with its place and words."""
+    state, what = end
+    if isinstance(what, Failed):
+        return what.state, type(what.error), str(what.error)
+    return state, list(what.items())
+
+
+@settings(max_examples=400, deadline=None)
+@given(workflows(), records)
+def test_the_compiled_way_comes_to_what_decide_comes_to(flow: Workflow, record: dict[str, Any]) -> None:
+    short, whole = passage(flow, "copy"), Decided(flow)
+    assert isinstance(short, Compiled)
+    given = copy.deepcopy(record)
+    assert told(short.straight(record)) == told(whole.straight(record))
+    assert record == given, "the record that was given was touched"
+
+
+@settings(max_examples=200, deadline=None)
+@given(workflows(), records)
+def test_where_nothing_fails_all_modes_come_to_the_same(flow: Workflow, record: dict[str, Any]) -> None:
+    ends = [passage(flow, mode).straight(copy.deepcopy(record)) for mode in MODES]  # type: ignore[arg-type]
+    if "half" not in repr(ends) and not any(isinstance(what, Failed) for _, what in ends):
+        assert told(ends[0]) == told(ends[1]) == told(ends[2])
+
+
+@settings(max_examples=200, deadline=None)
+@given(workflows(), records)
+def test_a_reference_never_touches_the_record_that_was_given(flow: Workflow, record: dict[str, Any]) -> None:
+    given = copy.deepcopy(record)
+    passage(flow, "reference").straight(record)
+    assert record == given
+
+
+@given(plain)
+def test_a_copy_is_equal_and_shares_nothing(value: Any) -> None:
+    new = copied(value)
+    assert new == value
+    if isinstance(value, (list, dict)):
+        assert new is not value
+        new.clear()
+        assert new != value or not value
+
+
+async def test_a_workflow_with_awaited_steps_comes_to_the_same() -> None:
+    flow = Workflow("awaited")
+
+    @flow.step(initial=True, then=[(field("a") > 1, "good"), "more"], on_error={ValueError: "bad"})
+    async def first(ctx: Any) -> None:
+        if ctx.data["a"] < 0:
+            raise ValueError("below zero")
+        ctx.data["seen"] = [ctx.state]
+
+    @flow.step(then="good")
+    async def more(ctx: Any) -> None:
+        ctx.data["seen"].append(ctx.state)
+
+    flow.final("good", "bad")
+    short = passage(flow.check(), "copy")
+    assert isinstance(short, Compiled)
+    assert not short.sync
+    for record in ({"a": 2}, {"a": 0}, {"a": -1}, {"a": "x"}, {}):
+        assert told(await short.go(dict(record))) == told(await Decided(flow).go(dict(record)))
+
+
+async def test_nested_and_parallel_states_pass_by_decide() -> None:
+    flow = Workflow("nested")
+    both = flow.parallel("both", initial=True, then="good")
+    for side in ("left", "right"):
+        region = both.region(side)
+
+        @region.step("work", initial=True, then="over")
+        def work(ctx: Any, side: str = side) -> None:
+            ctx.data[side] = True
+
+        region.final("over")
+    flow.final("good")
+    way = passage(flow.check(), "copy")
+    assert isinstance(way, Decided)
+    assert told(way.straight({"a": 1})) == ("good", [("a", 1), ("left", True), ("right", True)])
+
+
+# -- what cannot be in a passage --------------------------------------------------------------------------------------
+
+
+def _waits(flow: Workflow) -> None:
+    flow.step("first", initial=True, then="rest")(lambda ctx: None)
+    flow.wait("rest", on={"go": "good"})
+
+
+def _times(flow: Workflow) -> None:
+    flow.step("first", initial=True, then="good", after={"3d": "good"})(lambda ctx: None)
+
+
+def _retries(flow: Workflow) -> None:
+    flow.step("first", initial=True, then="good", retry=Retry(attempts=2))(lambda ctx: None)
+
+
+def _undoes(flow: Workflow) -> None:
+    flow.step("first", initial=True, then="good", compensate=lambda ctx: None)(lambda ctx: None)
+
+
+def _child(flow: Workflow) -> None:
+    child = Workflow("child")
+    child.step("one", initial=True, then="over")(lambda ctx: None)
+    child.final("over")
+    flow.child("first", child, initial=True, then="good")
+
+
+def _remembers(flow: Workflow) -> None:
+    @flow.step(initial=True, then="good")
+    async def first(ctx: Any) -> None:
+        await ctx.call(print, "once")
+
+
+def _transacts(flow: Workflow) -> None:
+    @flow.step(initial=True, then="good")
+    async def first(ctx: Any) -> None:
+        async with ctx.transaction():
+            pass
+
+
+def _acts(flow: Workflow) -> None:
+    flow.step("first", initial=True, then=To("good", after=print))(lambda ctx: None)
+
+
+@pytest.mark.parametrize(
+    ("declare", "said"),
+    [
+        (_waits, "state 'rest': it waits for an event"),
+        (_times, "state 'first': a timer"),
+        (_retries, "state 'first': a retry after a pause"),
+        (_undoes, "state 'first': a compensation"),
+        (_child, "state 'first': it makes runs of another workflow"),
+        (_remembers, "state 'first': ctx.call"),
+        (_transacts, "state 'first': ctx.transaction"),
+        (_acts, "'first' to 'good': an action after the commit"),
+    ],
+)
+async def test_what_a_passage_cannot_do_is_refused_by_name_before_anything_is_read(declare: Any, said: str) -> None:
+    flow = Workflow("flow")
+    declare(flow)
+    flow.final("good")
+
+    def never() -> Any:
+        raise AssertionError("it was read")
+        yield
+
+    with pytest.raises(StreamError, match=said):
+        await stream(None, flow, never(), [])
+
+
+async def test_what_was_not_seen_at_the_start_stops_the_stream_and_is_no_error_of_a_record() -> None:
+    flow, kept = Workflow("flow"), []
+    flow.step("first", initial=True, then="good")(lambda ctx: getattr(ctx, "call")(print))  # noqa: B009
+    flow.final("good")
+    with pytest.raises(StreamError, match="a passage has no key, remembers no calls"):
+        await stream(None, flow, [{"a": 1}], [], errors=kept)
+    assert kept == []
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+async def test_a_retry_without_a_pause_tries_again_at_once(attempts: int) -> None:
+    flow, tried, good, bad = Workflow("flow"), [], [], []
+
+    @flow.step(initial=True, then="good", retry=Retry(attempts=attempts, first_delay=0))
+    def first(ctx: Any) -> None:
+        tried.append(ctx.attempt)
+        if ctx.attempt < 3:
+            raise OSError("not yet")
+
+    flow.final("good")
+    await stream(None, flow, [{"a": 1}], good, errors=bad)
+    assert tried == list(range(1, attempts + 1))
+    assert (len(good), len(bad)) == ((1, 0) if attempts == 3 else (0, 1))

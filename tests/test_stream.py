@@ -1,0 +1,553 @@
+"""Streams: every record comes to its sink once and in order; what cannot be gone on with is refused in clear words."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+import os
+import resource
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsmworkflow import Engine, Workflow, field
+from fsmworkflow.stream import Progress, StreamError, sinks, sources, stream
+
+
+def numbered() -> Workflow:
+    """Even numbers are good, odd ones are not, and what is no number is an error."""
+    flow = Workflow("numbered")
+
+    @flow.step(initial=True, then=[(field("even") == True, "good"), "bad"])  # noqa: E712 (a condition)
+    def look(ctx: Any) -> None:
+        ctx.data["even"] = int(ctx.data["n"]) % 2 == 0
+
+    flow.final("good", "bad")
+    return flow
+
+
+def lines(path: Path, records: Any) -> Path:
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def read(path: Path) -> list[Any]:
+    data = path.read_bytes()
+    return [json.loads(line) for line in (gzip.decompress(data) if path.suffix == ".gz" else data).splitlines()]
+
+
+def ns(records: list[Any]) -> list[int]:
+    return [int(record["n"]) for record in records]
+
+
+# -- where records come from, and go ----------------------------------------------------------------------------------
+
+
+def _csv(path: Path, many: int) -> Any:
+    path.with_suffix(".csv").write_text("n,text\n" + "".join(f'{n},"a ""{n}""\nand, more"\n' for n in range(many)))
+    return path.with_suffix(".csv")
+
+
+def _generated(path: Path, many: int) -> Any:
+    return ({"n": n} for n in range(many))
+
+
+def _awaited(path: Path, many: int) -> Any:
+    async def records() -> AsyncIterator[dict[str, int]]:
+        for n in range(many):
+            await asyncio.sleep(0)
+            yield {"n": n}
+
+    return records()
+
+
+SOURCES = {
+    "json lines": lambda path, many: lines(path.with_suffix(".jsonl"), ({"n": n} for n in range(many))),
+    "gzip": lambda path, many: lines(path.with_suffix(".jsonl.gz"), ({"n": n} for n in range(many))),
+    "csv": _csv,
+    "list": lambda path, many: [{"n": n} for n in range(many)],
+    "generator": _generated,
+    "async generator": _awaited,
+}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("kind", SOURCES)
+async def test_every_record_of_a_source_comes_to_the_sink_of_its_final_state_in_order(
+    tmp_path: Path, kind: str, workers: int
+) -> None:
+    good: list[Any] = []
+    bad: list[Any] = []
+    source = SOURCES[kind](tmp_path / "in", 500)
+    done = await stream(None, numbered(), source, {"good": good, "bad": bad}, chunk=70, workers=workers)
+    assert (ns(good), ns(bad)) == (list(range(0, 500, 2)), list(range(1, 500, 2)))
+    assert (done.records, done.states, done.ended, done.share) == (500, {"good": 250, "bad": 250}, True, 1.0)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv", ".csv.gz"])
+async def test_what_a_sink_holds_is_a_source(tmp_path: Path, suffix: str) -> None:
+    there, again = tmp_path / f"one{suffix}", []
+    await stream(None, numbered(), [{"n": n} for n in range(300)], there, chunk=70)
+    await stream(None, numbered(), there, again)
+    assert ns(again) == list(range(300))
+
+
+async def test_lines_of_text_are_records_and_records_become_lines(tmp_path: Path) -> None:
+    (tmp_path / "in.log").write_bytes("eins\r\n\nzwei ü\ndrei".encode())
+    flow = Workflow("lines")
+    flow.step("upper", initial=True, then="over")(lambda ctx: ctx.data.update(line=ctx.data["line"].upper()))
+    flow.final("over")
+    done = await stream(None, flow, tmp_path / "in.log", tmp_path / "out.txt")
+    assert (tmp_path / "out.txt").read_text() == "EINS\nZWEI Ü\nDREI\n"
+    assert (done.records, done.read) == (3, (tmp_path / "in.log").stat().st_size)
+
+
+async def test_one_path_for_several_states_is_one_sink_in_the_order_of_the_source(tmp_path: Path) -> None:
+    out = str(tmp_path / "out.jsonl")
+    await stream(None, numbered(), [{"n": n} for n in range(100)], {"good": out, "bad": out}, chunk=7)
+    assert ns(read(tmp_path / "out.jsonl")) == list(range(100))
+
+
+async def test_standard_input_and_output_are_json_lines(tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
+    with lines(tmp_path / "in.jsonl", ({"n": n} for n in range(10))).open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        await stream(None, numbered(), "-", {"good": "-", "bad": None})
+    assert ns([json.loads(line) for line in capfd.readouterr().out.splitlines()]) == [0, 2, 4, 6, 8]
+
+
+async def test_what_a_slow_source_gives_is_passed_on_after_every_so_long(tmp_path: Path) -> None:
+    seen: list[int] = []
+    more = asyncio.Event()
+
+    async def slow() -> AsyncIterator[dict[str, int]]:
+        yield {"n": 1}
+        await more.wait()
+        yield {"n": 2}
+
+    def told(progress: Progress) -> None:
+        seen.append(progress.records)
+        more.set()
+
+    await stream(None, numbered(), slow(), [], every="20ms", on_progress=told)
+    assert seen[0] == 1
+    assert seen[-1] == 2
+
+
+async def test_what_comes_slowly_through_a_pipe_is_passed_on_after_every_so_long(monkeypatch: Any) -> None:
+    ours, theirs = os.pipe()
+    seen: list[int] = []
+
+    def told(progress: Progress) -> None:
+        seen.append(progress.records)
+        if len(seen) == 1:
+            os.write(theirs, b'{"n":2}\n')
+            os.close(theirs)
+
+    with io.TextIOWrapper(io.BufferedReader(io.FileIO(ours))) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        os.write(theirs, b'{"n":1}\n')
+        await stream(None, numbered(), "-", [], every="20ms", on_progress=told)
+    assert (seen[0], seen[-1]) == (1, 2)
+
+
+# -- what goes wrong with a record ------------------------------------------------------------------------------------
+
+
+MIXED = '{"n": 0}\nno json\n{"n": "x"}\n[1]\n{"n": 1}\n\n{"m": 1}\n'
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_what_fails_and_what_is_malformed_is_kept_apart_and_counted(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "in.jsonl").write_text(MIXED)
+    wrong, out = tmp_path / "wrong.jsonl", []
+    done = await stream(None, numbered(), tmp_path / "in.jsonl", out, errors=wrong, workers=workers)
+    assert (ns(out), done.errors, done.malformed, done.records) == ([0, 1], 2, 2, 6)
+    assert done.kinds == {"ValueError": 1, "KeyError": 1}
+    entries = read(wrong)
+    assert [entry["number"] for entry in entries] == [2, 3, 4, 6]
+    assert entries[0] == {"number": 2, "error": entries[0]["error"], "text": "no json"}
+    assert (entries[1]["record"], entries[1]["error"]["state"]) == ({"n": "x"}, "look")
+    again: list[Any] = []
+    mended = Workflow("mended")
+    mended.step("look", initial=True, then="over")(lambda ctx: None)
+    mended.final("over")
+    done = await stream(None, mended, sources.Errors(wrong), again, errors=[])
+    assert again == [{"n": "x"}, {"m": 1}]
+    assert done.malformed == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("no json", "record 2 of .* is malformed"),
+        ('{"n": "x"}', "record 2 of .* failed in state 'look': ValueError"),
+    ],
+)
+async def test_without_errors_it_stops_at_the_first_and_goes_on_from_there_once_it_is_mended(
+    store_url: str, tmp_path: Path, line: str, said: str
+) -> None:
+    place, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    place.write_text('{"n": 0}\n' + line.ljust(20) + '\n{"n": 2}\n')
+    async with Engine(store_url) as engine:
+        with pytest.raises(StreamError, match=said):
+            await stream(engine, numbered(), place, out, key="k", chunk=1)
+        assert ns(read(out)) == [0]
+        place.write_text(place.read_text().replace(line.ljust(20), '{"n": 1}'.ljust(20)))
+        done = await stream(engine, numbered(), place, out, key="k", chunk=1)
+    assert ns(read(out)) == [0, 1, 2]
+    assert (done.records, done.resumed) == (3, 1)
+
+
+async def test_above_the_limit_it_stops(tmp_path: Path) -> None:
+    records = [{"n": n if n % 3 else "x"} for n in range(90)]
+    assert (await stream(None, numbered(), records, [], errors=[], limit=0.34)).errors == 30
+    with pytest.raises(StreamError, match=r"of 45 records went wrong, which is above the limit of 25\.0%"):
+        await stream(None, numbered(), records, [], errors=[], limit=0.25, chunk=45)
+
+
+# -- with a key -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_that_has_ended_is_reported_and_writes_nothing(store_url: str, tmp_path: Path) -> None:
+    source, out = lines(tmp_path / "in.jsonl", ({"n": n} for n in range(100))), tmp_path / "out.jsonl"
+    seen: list[int] = []
+    async with Engine(store_url) as engine:
+        done = await stream(
+            engine, numbered(), source, out, key="k", chunk=30, on_progress=lambda p: seen.append(p.records)
+        )
+        out.unlink()
+        again = await stream(engine, numbered(), source, out, key="k")
+    assert not out.exists()
+    assert seen == [30, 60, 90, 100]
+    assert (again.records, again.states, again.chunks) == (done.records, done.states, 4)
+
+
+async def test_a_chunk_is_one_move_of_a_run_that_everybody_can_see(store_url: str, tmp_path: Path) -> None:
+    source = lines(tmp_path / "in.jsonl", ({"n": n} for n in range(100)))
+    async with Engine(store_url) as engine:
+        await stream(engine, numbered(), source, tmp_path / "out.jsonl", key="k", chunk=30)
+        (run,) = await engine.list()
+        history = await engine.store.history(run)
+    assert (run.workflow, run.key, run.data["records"]) == ("$stream:numbered", "k", 100)
+    assert [entry.changes["records"] for entry in history if "records" in entry.changes] == [0, 30, 60, 90, 100]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv"])
+async def test_what_a_crash_left_in_a_sink_is_cut_off(store_url: str, tmp_path: Path, suffix: str) -> None:
+    place, out = tmp_path / "in.jsonl", tmp_path / f"out{suffix}"
+    lines(place, [*({"n": n} for n in range(50)), {"n": ""}])
+    async with Engine(store_url) as engine:
+        with pytest.raises(StreamError, match="record 51"):
+            await stream(engine, numbered(), place, out, key="k", chunk=20)
+        with out.open("ab") as file:
+            file.write(b"half a line that nobody has commi")
+        lines(place, [*({"n": n} for n in range(50)), {"n": 50}])
+        done = await stream(engine, numbered(), place, out, key="k", chunk=20)
+    found: list[Any] = []
+    await stream(None, numbered(), out, found)
+    assert ns(found) == list(range(51))
+    assert done.resumed == 40
+
+
+async def _stopped(engine: Engine, place: Path, out: Path) -> None:
+    """A stream of 100 records that has committed 40 of them."""
+    lines(place, [{"n": n if n != 55 else ""} for n in range(100)])
+    with pytest.raises(StreamError, match="record 56"):
+        await stream(engine, numbered(), place, out, key="k", chunk=20)
+
+
+def _longer(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(b"#" + data[1:])
+
+
+CHANGES = {
+    "another sink": (
+        "out.jsonl",
+        lambda path: path.write_bytes(b"x" * path.stat().st_size),
+        "somebody else has changed",
+    ),
+    "a shorter sink": ("out.jsonl", lambda path: os.truncate(path, 100), "somebody else has changed"),
+    "no sink": ("out.jsonl", Path.unlink, "somebody else has changed"),
+    "a shorter source": ("in.jsonl", lambda path: os.truncate(path, 500), "it has 500 bytes, and had"),
+    "another source": (
+        "in.jsonl",
+        lambda path: lines(path, [{"n": n} for n in range(1000, 1300)]),
+        "the first or the last are others",
+    ),
+    "no source": ("in.jsonl", Path.unlink, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_what_somebody_else_has_changed_between_two_lives_is_refused_and_once_put_back_gone_on_with(
+    store_url: str, tmp_path: Path, change: str
+) -> None:
+    name, spoil, said = CHANGES[change]
+    source, out, path = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / name
+    async with Engine(store_url) as engine:
+        await _stopped(engine, source, out)
+        kept = path.read_bytes()
+        spoil(path)
+        spoilt = path.read_bytes() if path.exists() else b""
+        with pytest.raises(StreamError, match=said):
+            await stream(engine, numbered(), source, out, key="k", chunk=20, errors=None)
+        assert (path.read_bytes() if path.exists() else b"") == spoilt, "what is not ours was changed"
+        path.write_bytes(kept)
+        lines(source, [{"n": n} for n in range(100)])
+        await stream(engine, numbered(), source, out, key="k", chunk=20)
+    assert ns(read(out)) == list(range(100))
+
+
+async def test_a_source_that_has_grown_is_gone_on_with(store_url: str, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    async with Engine(store_url) as engine:
+        await _stopped(engine, source, out)
+        lines(source, [{"n": n} for n in range(150)])
+        await stream(engine, numbered(), source, out, key="k")
+    assert ns(read(out)) == list(range(150))
+
+
+async def test_a_first_start_refuses_a_file_that_is_not_empty_and_leaves_it(store_url: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("mine\n")
+    async with Engine(store_url) as engine:
+        for key in (None, "k"):
+            with pytest.raises(StreamError, match="holds 5 bytes already"):
+                await stream(engine, numbered(), [{"n": 1}], out, key=key)
+        assert out.read_text() == "mine\n"
+        out.unlink()
+        await stream(engine, numbered(), [{"n": 1}], out, key="k")
+    assert ns(read(out)) == [1]
+
+
+def _counted() -> Iterator[dict[str, int]]:
+    yield {"n": 1}
+
+
+@pytest.mark.parametrize(
+    ("source", "sink", "said"),
+    [
+        (_counted, "out.jsonl", "the generator of records cannot be read again"),
+        (lambda: "-", "out.jsonl", "standard input cannot be read again"),
+        (lambda: [{"n": 1}], "-", "standard output cannot be cut back"),
+        (lambda: [{"n": 1}], [], "a list cannot be cut back"),
+    ],
+)
+async def test_what_cannot_be_gone_on_with_is_refused_with_a_key(
+    tmp_path: Path, monkeypatch: Any, source: Any, sink: Any, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with Engine("memory://") as engine:
+        with pytest.raises(StreamError, match=said):
+            await stream(engine, numbered(), source(), sink, key="k")
+        assert await engine.list() == []
+
+
+async def test_two_streams_do_not_write_to_one_file(tmp_path: Path) -> None:
+    out, begun, go = tmp_path / "out.jsonl", asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[dict[str, int]]:
+        begun.set()
+        await go.wait()
+        yield {"n": 1}
+
+    first = asyncio.create_task(stream(None, numbered(), slow(), out))
+    await begun.wait()
+    with pytest.raises(StreamError, match="is being written to by another stream"):
+        await stream(None, numbered(), [{"n": 2}], out)
+    go.set()
+    await first
+    assert ns(read(out)) == [1]
+
+
+async def test_a_second_call_with_the_key_waits_and_reports_what_the_first_one_did(
+    store_url: str, tmp_path: Path
+) -> None:
+    source, out = lines(tmp_path / "in.jsonl", ({"n": n} for n in range(1000))), tmp_path / "out.jsonl"
+    async with Engine(store_url) as engine:
+        both = (stream(engine, numbered(), source, out, key="k", chunk=10) for _ in range(2))
+        first, second = await asyncio.gather(*both)
+    assert (first.records, second.records) == (1000, 1000)
+    assert ns(read(out)) == list(range(1000))
+
+
+async def test_a_stream_that_is_cancelled_goes_on_after_its_last_commit(store_url: str, tmp_path: Path) -> None:
+    source, out = lines(tmp_path / "in.jsonl", ({"n": n} for n in range(3000))), tmp_path / "out.jsonl"
+    tasks: list[asyncio.Task[Progress]] = []
+    async with Engine(store_url) as engine:
+        for many in (300, 900, 1700):
+
+            def told(progress: Progress, many: int = many) -> None:
+                if progress.records >= many:
+                    tasks[-1].cancel()
+
+            tasks.append(
+                asyncio.create_task(stream(engine, numbered(), source, out, key="k", chunk=100, on_progress=told))
+            )
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[-1]
+        done = await stream(engine, numbered(), source, out, key="k")
+    assert done.resumed >= 1700
+    assert ns(read(out)) == list(range(3000))
+
+
+# -- hard input, full disks, memory -----------------------------------------------------------------------------------
+
+
+async def test_a_line_of_50_mb_is_malformed_and_the_rest_goes_on(tmp_path: Path) -> None:
+    source, wrong, out = tmp_path / "in.jsonl", [], []
+    with source.open("wb") as file:
+        file.write(b'{"n": 0}\n{"n": "' + b"x" * 50 * 2**20 + b'"}\n{"n": 2}\n')
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    done = await stream(None, numbered(), source, out, errors=wrong)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert (ns(out), done.malformed, done.read) == ([0, 2], 1, source.stat().st_size)
+    assert "over the limit of 16,777,216" in wrong[0]["error"]["message"]
+    assert grown < 120_000, f"{grown} KB for a line that is not kept"
+
+
+async def test_a_last_line_over_the_limit_and_one_of_exactly_the_limit(tmp_path: Path) -> None:
+    text = '{"n": 1}'
+    (tmp_path / "in.jsonl").write_text(f"{text}\n{text} ")
+    wrong, out = [], []
+    done = await stream(None, numbered(), sources.JsonLines(tmp_path / "in.jsonl", limit=len(text)), out, errors=wrong)
+    assert (len(out), len(wrong), done.read) == (1, 1, 2 * len(text) + 2)
+
+
+async def test_another_encoding_is_malformed_and_named(tmp_path: Path) -> None:
+    for name, text in (("in.jsonl", '{"n": 1, "t": "ü"}\n'), ("in.csv", "n,t\n1,ü\n"), ("in.txt", "ü\n")):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+        wrong: list[Any] = []
+        done = await stream(None, numbered(), tmp_path / name, [], errors=wrong)
+        assert done.malformed == 1
+        assert "utf-8" in wrong[0]["error"]["message"].lower()
+    out: list[Any] = []
+    await stream(None, numbered(), sources.Csv(tmp_path / "in.csv", encoding="latin-1"), out)
+    assert out[0]["t"] == "ü"
+
+
+async def test_a_row_with_more_or_fewer_values_is_malformed(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("n,t\n1,a\n2\n3,b,c\n\n4,d\n")
+    wrong, out = [], []
+    done = await stream(None, numbered(), tmp_path / "in.csv", out, errors=wrong)
+    assert (ns(out), done.malformed) == ([1, 4], 2)
+    assert wrong[0]["error"]["message"] == "it has 1 values, and there are 2 columns"
+
+
+async def test_a_packed_file_that_is_cut_off_is_an_error_and_what_came_before_is_kept(
+    store_url: str, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl"
+    data = "".join(f'{{"n": {n}, "pad": "{hash(str(n))}"}}\n' for n in range(30_000)).encode()
+    source.write_bytes(gzip.compress(data)[:-2000])
+    async with Engine(store_url) as engine:
+        with pytest.raises(StreamError, match="cannot be read after byte"):
+            await stream(engine, numbered(), source, out, key="k", chunk=1000)
+    found = ns(read(out))
+    assert found == list(range(len(found)))
+    assert len(found) > 1000
+
+
+async def test_a_source_that_is_cut_off_while_it_is_read_is_no_end(tmp_path: Path) -> None:
+    source = lines(tmp_path / "in.jsonl", ({"n": n, "pad": "x" * 100} for n in range(10_000)))
+
+    def told(progress: Progress) -> None:
+        os.truncate(source, 1000)
+
+    with pytest.raises(StreamError, match="was cut off while it was read"):
+        await stream(None, numbered(), source, [], chunk=100, on_progress=told)
+
+
+async def test_a_full_disk_stops_it_and_with_room_again_it_goes_on(store_url: str, tmp_path: Path) -> None:
+    source, out = lines(tmp_path / "in.jsonl", ({"n": n} for n in range(5000))), tmp_path / "out.jsonl"
+    real, room = os.write, 40_000
+
+    def write(descriptor: int, data: Any) -> int:
+        nonlocal room
+        if room <= 0:
+            raise OSError(28, "No space left on device")
+        room -= (some := real(descriptor, bytes(data)[:room]))
+        return some
+
+    async with Engine(store_url) as engine:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fsmworkflow.stream.sinks.os.write", write)
+            with pytest.raises(StreamError, match="No space left on device"):
+                await stream(engine, numbered(), source, out, key="k", chunk=500)
+        done = await stream(engine, numbered(), source, out, key="k", chunk=500)
+    assert ns(read(out)) == list(range(5000))
+    assert 0 < done.resumed < 5000
+
+
+async def test_nothing_is_held_of_what_has_passed() -> None:
+    """The reader waits for whoever is slow: no more than a chunk is ahead of what was told."""
+    read, most = 0, 0
+
+    def counted() -> Iterator[dict[str, int]]:
+        nonlocal read
+        for read in range(1, 20_001):
+            yield {"n": read}
+
+    def told(progress: Progress) -> None:
+        nonlocal most
+        most = max(most, read - progress.records)
+
+    class Nowhere(sinks.Into):
+        def write(self, records: list[Any]) -> None:
+            pass
+
+    await stream(None, numbered(), counted(), Nowhere([]), chunk=500, on_progress=told)
+    assert most <= 500
+
+
+async def test_four_workers_on_steps_that_wait_are_nearly_four_times_one() -> None:
+    flow = Workflow("waits")
+
+    @flow.step(initial=True, then="over")
+    async def wait(ctx: Any) -> None:
+        running.append(ctx.data["n"])
+        most.append(len(running))
+        await asyncio.sleep(0.001)
+        running.remove(ctx.data["n"])
+
+    flow.final("over")
+    for workers in (1, 4):
+        running: list[int] = []
+        most: list[int] = []
+        out: list[Any] = []
+        await stream(None, flow, [{"n": n} for n in range(200)], out, workers=workers)
+        assert ns(out) == list(range(200))
+        assert max(most) == workers
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"sink": {"good": []}}, "there is none for bad"),
+        ({"sink": {"good": [], "bad": [], "ugly": []}}, "no record ends in ugly"),
+        ({"sink": "out.dat"}, "does not say what is in it"),
+        ({"sink": 7}, "7 is no sink"),
+        ({"source": "in.dat"}, "does not say what is in it"),
+        ({"source": "not there.jsonl"}, "No such file"),
+        ({"key": "k"}, "needs an engine"),
+    ],
+)
+async def test_what_is_wrong_with_the_call_is_said_before_anything_is_done(what: dict[str, Any], said: str) -> None:
+    given: dict[str, Any] = {"source": [{"n": 1}], "sink": [], **what}
+    given["sink"] = "/tmp/never.jsonl" if "key" in what else given["sink"]
+    with pytest.raises(StreamError, match=said):
+        await stream(None, numbered(), **given)
+    assert not Path("/tmp/never.jsonl").exists()
+
+
+@pytest.mark.parametrize("what", [{"chunk": 0}, {"workers": 0}, {"limit": 2}, {"mode": "deep"}, {"every": "often"}])
+async def test_numbers_that_say_nothing_are_refused(what: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(what)) if "every" not in what else "often"):
+        await stream(None, numbered(), [{"n": 1}], [], **what)
