@@ -1,16 +1,18 @@
 """The program that the stream's crash tests start and kill: `stream_child.py URL SOURCE SINK [CHUNK [WORKERS]]`.
 
-The source is JSON lines or a table of the run's database, the sink a file of any format or such a table.
+The source is JSON lines, or "rows" for the table of that name in the run's database; the sink is a file, or "table" for
+the tables `odd` and `even` there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 from typing import Any
 
 from fsmworkflow import Engine, Workflow, field
-from fsmworkflow.stream import stream
+from fsmworkflow.stream import sinks, sources, stream
 
 
 def numbered() -> Workflow:
@@ -29,11 +31,14 @@ def numbered() -> Workflow:
 
 async def main(url: str, source: str, sink: str, chunk: str = "500", workers: str = "1") -> None:
     place, dot, suffix = sink.partition(".")
-    sinks: dict[str, Any] = {state: f"{place}-{state}{dot}{suffix}" for state in ("odd", "even")}
+    given: Any = sources.Rows(url, "rows", order_by="n") if source == "rows" else source
+    ways: dict[str, Any] = {state: f"{place}-{state}{dot}{suffix}" for state in ("odd", "even")}
+    if Path(sink).name == "table":
+        ways = {state: sinks.Table(state) for state in ways}
     errors = f"{place}-errors.jsonl"
     async with Engine(url, deaths=1_000_000) as engine:  # what is often killed here is not at fault
         done = await stream(
-            engine, numbered(), source, sinks, errors=errors, key="k", chunk=int(chunk), workers=int(workers)
+            engine, numbered(), given, ways, errors=errors, key="k", chunk=int(chunk), workers=int(workers)
         )
     print(done.records, done.resumed, flush=True)
 

@@ -107,7 +107,7 @@ LIBRARIES = {
     "msgspec": None,
     "transitions": {"statechart.py"},
     "aiosqlite": {"store/sqlite.py", "store/sqlite_lent.py"},
-    "asyncpg": {f"store/postgres{part}.py" for part in ("", "_server", "_statements", "_lent")},
+    "asyncpg": {f"store/postgres{part}.py" for part in ("", "_server", "_statements", "_lent")} | {"stream/tables.py"},
     "dotenv": {"settings.py"},
     "pydantic": {"codec.py"},
     "re2": {"config/reading.py"},

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fsmworkflow.stream import tables
+from tests.postgres_server import execute
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = int(os.environ.get("FSMWORKFLOW_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
@@ -44,7 +50,7 @@ def size(paths: list[Path]) -> int:
     return sum(path.stat().st_size for path in paths if path.exists())
 
 
-def killed_until_done(paths: list[Path], kills: int, *words: object) -> int:
+def killed_until_done(paths: list[Path], kills: int, many: int, *words: object) -> int:
     """Kill it while it writes, at random moments, then let it end. Returns how many records were done before."""
     chance = random.Random(SEED)
     for _ in range(kills):
@@ -59,12 +65,8 @@ def killed_until_done(paths: list[Path], kills: int, *words: object) -> int:
     out, said = child.communicate(timeout=120)
     assert child.returncode == 0, said.decode()
     records, resumed = map(int, out.split())
-    assert records == words_many(words)
+    assert records == many
     return resumed
-
-
-def words_many(words: tuple[object, ...]) -> int:
-    return len(Path(str(words[1])).read_bytes().splitlines())
 
 
 def whole(place: Path, suffix: str, many: int) -> None:
@@ -85,7 +87,7 @@ def test_after_10_kills_every_record_is_in_the_files_once_and_in_order(
     paths = [tmp_path / f"out-{state}{suffix}" for state in ("odd", "even")]
     words = (durable_url, tmp_path / "in.jsonl", tmp_path / f"out{suffix}", 500, workers)
     try:
-        resumed = killed_until_done(paths, KILLS, *words)
+        resumed = killed_until_done(paths, KILLS, MANY, *words)
         assert resumed > 0, "no life has committed anything before it was killed"
         whole(tmp_path, suffix, MANY)
     except BaseException as error:
@@ -93,11 +95,63 @@ def test_after_10_kills_every_record_is_in_the_files_once_and_in_order(
         raise
 
 
+def test_after_10_kills_every_record_of_a_table_is_in_the_tables_once(durable_url: str, tmp_path: Path) -> None:
+    """Of the run's own database: as there is no upsert, a row written twice would be there twice."""
+    done(
+        durable_url,
+        "CREATE TABLE rows (n BIGINT PRIMARY KEY, text TEXT)",
+        "CREATE TABLE odd (n BIGINT, text TEXT, odd BOOLEAN)",
+        "CREATE TABLE even (n BIGINT, text TEXT, odd BOOLEAN)",
+        "INSERT INTO rows " + NUMBERS.format(MANY - 1),
+    )
+    errors = tmp_path / "table-errors.jsonl"
+    try:
+        resumed = killed_until_done([errors], KILLS, MANY, durable_url, "rows", tmp_path / "table", 1000)
+        assert resumed > 0
+        numbers = [n for n in range(MANY) if n % 1000 != 999]
+        assert found(durable_url, "SELECT n FROM odd ORDER BY n") == [n for n in numbers if n % 7 == 0]
+        assert found(durable_url, "SELECT n FROM even ORDER BY n") == [n for n in numbers if n % 7]
+        assert [entry["record"]["n"] for entry in read(errors)] == list(range(999, MANY, 1000))
+    except BaseException as error:
+        error.add_note(f"FSMWORKFLOW_SEED={SEED}")
+        raise
+
+
+NUMBERS = (
+    "WITH RECURSIVE all_of_them (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM all_of_them WHERE n < {}) "
+    "SELECT n, 'record ' || n FROM all_of_them"
+)
+
+
+def done(url: str, *statements: str) -> None:
+    """Run statements in a database of either kind."""
+    if not url.startswith("sqlite"):
+        execute(url, *statements)
+        return
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db, db:
+        for statement in statements:
+            db.execute(statement)
+
+
+def found(url: str, query: str) -> list[Any]:
+    """The first column of what a query finds."""
+    return [next(iter(row.values())) for row in asyncio.run(fetched(url, query))]
+
+
+async def fetched(url: str, query: str) -> list[dict[str, Any]]:
+    database = tables._database(url)
+    try:
+        return await database.fetch(query, [], "a test")
+    finally:
+        database.close()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_after_100_kills_every_record_is_in_the_files_once(durable_url: str, tmp_path: Path, suffix: str) -> None:
     many = 200_000
-    written(tmp_path / "in.jsonl", many)
+    source = tmp_path / "in.jsonl"
+    written(source, many)
     paths = [tmp_path / f"out-{state}{suffix}" for state in ("odd", "even")]
-    assert killed_until_done(paths, 100, durable_url, tmp_path / "in.jsonl", tmp_path / f"out{suffix}", 100) > 0
+    assert killed_until_done(paths, 100, many, durable_url, source, tmp_path / f"out{suffix}", 100) > 0
     whole(tmp_path, suffix, many)

@@ -40,7 +40,7 @@ class Done:
     def __init__(self, cursor: Cursor) -> None:
         self.cursor = {**cursor, "chunks": cursor["chunks"] + 1}
         self.before: int = cursor["records"]
-        self.written: list[tuple[Sink, list[Any]]] = []
+        self.written: dict[Sink, list[Any]] = {}
         self.states: Counter[str] = Counter(cursor["states"])
         self.kinds: Counter[str] = Counter(cursor["kinds"])
 
@@ -175,11 +175,19 @@ class Flow:
         done = self._last
         if done is None or done.cursor["chunks"] != cursor["chunks"] + 1:
             done = self._last = await self._next(cursor, sync=ctx is not None)
-        if ctx is not None and done.written:
-            async with ctx.transaction() as connection:
-                for sink, records in done.written:
-                    await sink.put(connection, records)
+        await self._put(done, ctx)
         return done.cursor
+
+    async def _put(self, done: Done, ctx: WorkflowContext | None) -> None:
+        """Write to tables: to those of other databases first, then to ours, in the transaction of the move."""
+        within = [entry for entry in done.written.items() if entry[0].within]
+        for sink, records in done.written.items():
+            if not sink.within:
+                await sink.put(None, records)
+        if ctx is not None and within:
+            async with ctx.transaction() as connection:
+                for sink, records in within:
+                    await sink.put(connection, records)
 
     async def _next(self, cursor: Cursor, *, sync: bool) -> Done:
         while True:
@@ -247,8 +255,8 @@ class Flow:
         wrong = self._wrong(batch, ends, int(done.cursor["records"])) if states.pop("", 0) else []
         done.count(batch, states, wrong)
         for sink, records in self._sorted(ends, wrong):
-            if sink.within:
-                done.written.append((sink, records))
+            if sink.awaited:
+                done.written.setdefault(sink, []).extend(records)
             else:
                 sink.write(records)
 

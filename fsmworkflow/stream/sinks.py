@@ -20,9 +20,10 @@ import msgspec
 
 from fsmworkflow.conditions import cut
 from fsmworkflow.stream.files import hash_of
+from fsmworkflow.stream.tables import Table
 from fsmworkflow.stream.words import Sink, StreamError
 
-__all__ = ["Csv", "Into", "JsonLines", "Text", "sink_of"]
+__all__ = ["Csv", "Into", "JsonLines", "Table", "Text", "sink_of"]
 
 TAIL = 4096
 

@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.stream.files import LINE, File, Line, Long, each, malformed
+from fsmworkflow.stream.tables import Rows
 from fsmworkflow.stream.words import Batch, Source, StreamError
 
-__all__ = ["Csv", "Errors", "JsonLines", "Records", "Source", "Text", "source_of"]
+__all__ = ["Csv", "Errors", "JsonLines", "Records", "Rows", "Source", "Text", "source_of"]
 
 
 class JsonLines(File):

@@ -107,12 +107,13 @@ class Source:
 class Sink:
     """Where records go. It is called in a thread, one call at a time.
 
-    `keeps` says that it can be cut back to a mark, as a key asks for; `within` that its records are not written by
-    `write`, but by `put`, in the transaction of the stream's own move.
+    `keeps` says that it can be cut back to a mark, as a key asks for, or takes what is written twice as once. `awaited`
+    says that its records are written by `put` in the event loop, `within` that this is in the stream's own move.
     """
 
     name = "the sink"
     keeps = True
+    awaited = False
     within = False
 
     def open(self, mark: Any) -> None:
@@ -123,7 +124,7 @@ class Sink:
         raise NotImplementedError
 
     async def put(self, connection: Any, records: list[Any]) -> None:
-        """Write records through a connection of the driver's own, asyncpg or aiosqlite."""
+        """Write records, `within` the move through its connection, of asyncpg or aiosqlite; else there is none."""
         raise NotImplementedError
 
     def checkpoint(self, *, sync: bool) -> Any:

@@ -1,0 +1,173 @@
+"""Tables as sources and sinks of a stream, in both dialects."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsmworkflow import Engine, Workflow
+from fsmworkflow.stream import StreamError, sinks, sources, stream, tables
+from tests.test_stream_crash import done, fetched
+
+
+def plain() -> Workflow:
+    """Every record comes to one end; one that says so is an error."""
+    flow = Workflow("plain")
+
+    @flow.step(initial=True, then="over")
+    def look(ctx: Any) -> None:
+        if ctx.data.get("text") == "bad":
+            raise ValueError("bad")
+
+    flow.final("over")
+    return flow
+
+
+def rows(url: str, many: int, *more: str) -> None:
+    values = ", ".join(f"({n}, 'row {n}')" for n in range(many))
+    made = "CREATE TABLE given (n BIGINT, text TEXT)"
+    done(url, made, "CREATE TABLE kept (n BIGINT PRIMARY KEY, text TEXT)", f"INSERT INTO given VALUES {values}", *more)
+
+
+async def kept(url: str) -> list[Any]:
+    return [row["n"] for row in await fetched(url, "SELECT n FROM kept ORDER BY n")]
+
+
+@pytest.mark.parametrize("many", [0, 1, 9, 10, 11, 25])
+async def test_a_table_and_a_query_are_read_in_pages_by_their_key(
+    durable_url: str, monkeypatch: Any, many: int
+) -> None:
+    monkeypatch.setattr(tables, "PAGE", 10)
+    done(durable_url, "CREATE TABLE given (n BIGINT, text TEXT)")
+    if many:
+        done(durable_url, "INSERT INTO given VALUES " + ", ".join(f"({n}, 'row {n}')" for n in reversed(range(many))))
+    for what in ("given", "SELECT n, text FROM given WHERE n >= 0;"):
+        out: list[Any] = []
+        await stream(None, plain(), sources.Rows(durable_url, what, order_by="n"), out, chunk=7)
+        assert out == [{"n": n, "text": f"row {n}"} for n in range(many)]
+
+
+async def test_a_table_is_gone_on_with_after_the_last_key(durable_url: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tables, "PAGE", 10)
+    rows(durable_url, 30, "UPDATE given SET text = 'bad' WHERE n = 25")
+    out = tmp_path / "out.jsonl"
+    async with Engine(durable_url) as engine:
+        source = sources.Rows(durable_url, "given", order_by="n")
+        with pytest.raises(StreamError, match="record 26"):
+            await stream(engine, plain(), source, out, key="k", chunk=4)
+        done(durable_url, "UPDATE given SET text = 'good' WHERE n = 25")
+        again = await stream(engine, plain(), sources.Rows(durable_url, "given", order_by="n"), out, key="k", chunk=4)
+        assert again.resumed == 24
+        assert len(out.read_text().splitlines()) == 30
+        with pytest.raises(StreamError, match="this stream began with 'given'"):
+            await _begun(engine, durable_url, tmp_path)
+
+
+async def _begun(engine: Engine, url: str, place: Path) -> None:
+    """A stream that stops, and goes on with another query."""
+    done(url, "UPDATE given SET text = 'bad' WHERE n = 25")
+    for what in ("given", "SELECT n, text FROM given"):
+        try:
+            await stream(
+                engine, plain(), sources.Rows(url, what, order_by="n"), place / "two.jsonl", key="two", chunk=4
+            )
+        except StreamError as error:
+            if "record 26" not in str(error):
+                raise
+
+
+@pytest.mark.parametrize(
+    ("spoil", "order_by", "said"),
+    [
+        ("INSERT INTO given VALUES (9, 'twice')", "n", "several rows with one 'n'"),
+        ("INSERT INTO given VALUES (NULL, 'none')", "n", "has rows without 'n'"),
+        ("DELETE FROM kept", "nothing", "nothing"),
+    ],
+)
+async def test_a_key_that_is_not_unique_would_lose_rows_and_is_refused(
+    durable_url: str, monkeypatch: Any, spoil: str, order_by: str, said: str
+) -> None:
+    monkeypatch.setattr(tables, "PAGE", 10)  # so that the two rows of one key stand on two pages
+    rows(durable_url, 30, spoil)
+    with pytest.raises(StreamError, match=said):
+        await stream(None, plain(), sources.Rows(durable_url, "given", order_by=order_by), [])
+
+
+async def test_a_table_of_the_runs_own_database_is_written_in_the_transaction_of_the_move(
+    durable_url: str, tmp_path: Path
+) -> None:
+    rows(durable_url, 30, "UPDATE given SET text = 'bad' WHERE n = 25")
+    async with Engine(durable_url) as engine:
+        for text in ("bad", "good"):
+            done(durable_url, f"UPDATE given SET text = '{text}' WHERE n = 25")
+            source = sources.Rows(durable_url, "given", order_by="n")
+            try:
+                await stream(engine, plain(), source, sinks.Table("kept"), key="k", chunk=4)
+            except StreamError:
+                assert await kept(durable_url) == list(range(24))
+    assert await kept(durable_url) == list(range(30))
+
+
+async def test_a_row_that_the_database_refuses_stops_the_stream_with_nothing_of_its_chunk(durable_url: str) -> None:
+    rows(durable_url, 1)
+    records = [{"n": n if n != 7 else 2, "text": "x"} for n in range(10)]
+    async with Engine(durable_url) as engine:
+        with pytest.raises(Exception, match=r"(?i)unique"):
+            await stream(engine, plain(), records, sinks.Table("kept"), key="k", chunk=5)
+        assert await kept(durable_url) == [0, 1, 2, 3, 4]
+        records[7]["n"] = 7
+        await stream(engine, plain(), records, sinks.Table("kept"), key="k", chunk=5)
+    assert await kept(durable_url) == list(range(10))
+
+
+async def test_a_table_of_another_database_is_written_by_its_key_so_that_twice_is_once(
+    durable_url: str, tmp_path: Path
+) -> None:
+    rows(durable_url, 1)
+    records = [{"n": n % 5, "text": f"text {n}"} for n in range(10)]
+    for _ in range(2):
+        await stream(None, plain(), records, sinks.Table("kept", url=durable_url, key="n"), chunk=3)
+    found = await fetched(durable_url, "SELECT n, text FROM kept ORDER BY n")
+    assert found == [{"n": n, "text": f"text {n + 5}"} for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [("nowhere", "there is no table 'nowhere'"), ("kept", "has no column more")],
+)
+async def test_a_table_that_is_not_there_or_lacks_a_column_is_named(durable_url: str, table: str, said: str) -> None:
+    rows(durable_url, 1)
+    async with Engine(durable_url) as engine:
+        with pytest.raises(StreamError, match=said):
+            await stream(engine, plain(), [{"n": 1, "more": 2}], sinks.Table(table), key="k")
+    assert await kept(durable_url) == []
+
+
+async def test_a_table_within_the_move_needs_a_key_and_an_odd_name_is_quoted(durable_url: str) -> None:
+    with pytest.raises(StreamError, match="give key="):
+        await stream(None, plain(), [{"n": 1}], sinks.Table("kept"))
+    with pytest.raises(StreamError, match="needs url= and key="):
+        sinks.Table("kept", key="n")
+    name = 'odd "name; --'
+    done(durable_url, 'CREATE TABLE "odd ""name; --" (n BIGINT, "a ""b" TEXT)')
+    async with Engine(durable_url) as engine:
+        await stream(engine, plain(), [{"n": 1, 'a "b': ["list"]}], sinks.Table(name), key="k")
+    out: list[Any] = []
+    quoted = 'SELECT * FROM "odd ""name; --"'
+    await stream(None, plain(), sources.Rows(durable_url, quoted, order_by="n"), out)
+    assert out == [{"n": 1, 'a "b': '["list"]'}]
+
+
+async def test_a_key_may_be_text_or_a_uuid(postgres_url: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tables, "PAGE", 2)
+    ids = sorted(str(uuid.UUID(int=n**9)) for n in range(7))
+    done(postgres_url, "CREATE TABLE given (id UUID PRIMARY KEY)", *(f"INSERT INTO given VALUES ('{i}')" for i in ids))
+    async with Engine(postgres_url) as engine:
+        source = sources.Rows(postgres_url, "given", order_by="id")
+        await stream(engine, plain(), source, tmp_path / "out.jsonl", key="k", chunk=2)
+    out: list[Any] = []
+    await stream(None, plain(), tmp_path / "out.jsonl", out)
+    assert [record["id"] for record in out] == ids
