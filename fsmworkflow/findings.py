@@ -10,6 +10,7 @@ import msgspec
 
 from fsmworkflow.errors import DefinitionError
 from fsmworkflow.flow import asked, typed_fields, unwritten
+from fsmworkflow.problems import Paths
 from fsmworkflow.shadows import implies
 from fsmworkflow.sources import emitted, returned
 from fsmworkflow.statechart import Arc, triggers
@@ -114,6 +115,15 @@ def _endless_waits(workflow: Workflow) -> Iterator[Finding]:
             yield Finding("warning" if works else "note", "no-timeout", workflow.name, state.name, what, todo)
 
 
+def _without_end(workflow: Workflow) -> Iterator[Finding]:
+    """A state from which no end can be reached. Where nothing ends, the whole is a thing that only answers events."""
+    names = Paths(workflow).endless()
+    level: Level = "warning" if workflow.finals else "note"
+    for name in names if workflow.finals else names[:1]:
+        what, todo = "from here no end can be reached", "lead it to a final state, where it is to end"
+        yield Finding(level, "no-end", workflow.name, name if workflow.finals else "", what, todo)
+
+
 def _timed(workflow: Workflow, state: State) -> bool:
     """Whether a time ends the stay in a state."""
     chart = workflow.chart
@@ -187,4 +197,4 @@ def _unwritten(workflow: Workflow) -> Iterator[Finding]:
         yield Finding("warning", "unwritten", workflow.name, state, what, todo)
 
 
-RULES = (_shadowed, _endless_waits, _endless_retries, _unhandled, _unknown_fields, _unwritten)
+RULES = (_shadowed, _without_end, _endless_waits, _endless_retries, _unhandled, _unknown_fields, _unwritten)

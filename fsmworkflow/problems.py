@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any, cast, get_args
 
 from fsmworkflow import workflow as words
@@ -14,7 +15,7 @@ from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.versions import names, steps_from
 from fsmworkflow.workflow import Children, Migration, OnFailure, Outcome, State, Transition, Workflow
 
-__all__ = ["place_of", "problems_of"]
+__all__ = ["Paths", "place_of", "problems_of"]
 
 COMPOSITE = frozenset({"state", "parallel", "region"})
 MIGRATIONS, TIMERS = 1_000, 1_000_000
@@ -49,7 +50,7 @@ def problems_of(workflow: Workflow) -> list[str]:
     problems += _action_problems(workflow) + _migration_problems(workflow)
     if problems or workflow._problems:
         return list(dict.fromkeys(problems))
-    return _Paths(workflow).problems()
+    return Paths(workflow).problems()
 
 
 def _initial_problems(workflow: Workflow) -> list[str]:
@@ -268,13 +269,14 @@ def _guard_problems(conditions: Any, lenient: bool) -> list[str]:
     return [] if guard is None else guard.problems(lenient)
 
 
-class _Paths:
+class Paths:
     """Which states can be reached, and from which an end can be."""
 
     def __init__(self, workflow: Workflow) -> None:
         self.workflow = workflow
         self.states = workflow.states
         self.finals = {state.name for state in workflow.states.values() if state.kind == "final"}
+        self.ends = [s.name for s in self.states.values() if s.ends or (s.kind == "final" and "." not in s.name)]
         self.inside = words.inside_of(workflow)
         self.arcs: dict[str, list[tuple[Transition, str | None]]] = {name: [] for name in workflow.states}
         self.arcs[ANY] = []
@@ -283,11 +285,10 @@ class _Paths:
                 self.arcs[source].append((t, None if t.dest is None else words.resolve(self.states, source, t.dest)))
 
     def problems(self) -> list[str]:
-        reached, ending = self._reached(), self._ending()
+        reached = self._reached()
         return [f"state {name!r} cannot be reached" for name in self.states if name not in reached] + [
             f"state {name!r} leads to no end: lead it to a final state, by then=, on=, after= or dest=None"
-            for name in self.states
-            if name not in ending and self.states[name].kind not in COMPOSITE
+            for name in self.endless(self._answering())
         ]
 
     def _held(self, path: str) -> list[str]:
@@ -327,12 +328,22 @@ class _Paths:
             if dest is not None and (leads or (how == "done" if _by_itself(t) else how == "active")):
                 yield dest, "entered"
 
-    def _ending(self) -> set[Any]:
-        """The states from which an end can be reached, or the end of what is around them.
+    def endless(self, but: Iterable[str] = ()) -> list[str]:
+        """The states from which neither an end can be reached nor one of these."""
+        ending = self._ending([*self.ends, *but])
+        return [name for name in self.states if name not in ending and self.states[name].kind not in COMPOSITE]
+
+    def _answering(self) -> list[str]:
+        """The states that wait for an event, of their own or of what is around them, which is as good as an end."""
+        moved = {name for name, arcs in self.arcs.items() if any(t.trigger is not None for t, _ in arcs)}
+        waits = [name for name, state in self.states.items() if state.kind == "wait"]
+        return [name for name in waits if not moved.isdisjoint((ANY, *accumulate(name.split("."), "{}.{}".format)))]
+
+    def _ending(self, todo: list[Any]) -> set[Any]:
+        """The states from which one of these can be reached, or the end of what is around them.
 
         Beside each state there stand in the graph what it takes for those in it, and what its completion takes.
         """
-        todo: list[Any] = [s.name for s in self.states.values() if s.ends or (s.kind == "final" and "." not in s.name)]
         back: dict[Any, list[Any]] = defaultdict(list)
         for name, arcs in self.arcs.items():
             around = name.rpartition(".")[0]

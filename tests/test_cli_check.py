@@ -143,7 +143,7 @@ def test_a_file_that_is_wrong_is_an_error_with_its_line(capsys: Any) -> None:
     out = capsys.readouterr().out
     assert out.startswith("error   order.yaml definition\n        order.yaml:4:")
     assert "thenn" in out
-    assert out.endswith("1 workflow checked: 1 error, 2 warnings\n")
+    assert out.endswith("1 workflow checked: 2 errors, 2 warnings\n")
     Path("order.yaml").write_text(ORDER)
     assert main(["check", "order.yaml"]) == 1
     assert "there is no function 'pay'" in capsys.readouterr().out

@@ -60,6 +60,27 @@ def test_what_check_refuses_is_found_as_errors_with_codes_and_states() -> None:
     assert "there is no state 'nowhere'" in found.message
 
 
+def test_what_only_answers_events_may_have_no_end_and_what_leads_into_such_a_circle_is_told() -> None:
+    door = Workflow("door")
+    door.wait("open", initial=True, on={"close": "closed"})
+    door.wait("closed", on={"open": "open"})
+    assert [one for one in codes(door) if one[1] == "no-end"] == [("note", "no-end", "")]
+    door = Workflow("door")
+    door.wait("open", initial=True, on={"close": "closed", "break": "broken"})
+    door.wait("closed", on={"knock": "closed"})
+    door.final("broken")
+    assert [one for one in codes(door) if one[1] == "no-end"] == [("warning", "no-end", "closed")]
+
+
+def test_a_circle_in_which_nothing_waits_for_an_event_is_refused() -> None:
+    made = Workflow("made")
+    made.wait("first", initial=True, on={"go": "one", "stop": "end"})
+    made.step("one", then="two")(lambda ctx: None)
+    made.step("two", then="one")(lambda ctx: None)
+    made.final("end")
+    assert codes(made) == [("error", "no-end", "one"), ("error", "no-end", "two")]
+
+
 def test_errors_of_a_childs_workflow_bear_its_name() -> None:
     made, child = Workflow("made"), Workflow("child")
     made.child("pack", child, initial=True, then="end")

@@ -15,6 +15,7 @@ import pytest
 
 from fsmworkflow import DefinitionError, Engine, PersistentWorkflowStateMachine, Workflow, open_store
 from fsmworkflow.decide import begin
+from fsmworkflow.errors import RunOver
 from fsmworkflow.records import Owner, replace
 from fsmworkflow.store import Store
 from fsmworkflow.store.sql import queries
@@ -115,7 +116,8 @@ async def test_runs_that_rest_do_not_count_and_take_their_place_when_they_go_on(
         runs = await asyncio.gather(*(engine.run(flow, key=f"k{n}") for n in range(8)))
         assert {run.state for run in runs} <= {"asked", "over"}
         for n in range(4):  # the others go on by time
-            await engine.send(flow, f"k{n}", "go", event_id=f"go-{n}")
+            with contextlib.suppress(RunOver):  # where its time came first
+                await engine.send(flow, f"k{n}", "go", event_id=f"go-{n}")
         await until(done(engine, flow, 8))
     assert gauge.most <= 2
     assert set(gauge.bodies.values()) == {1}
