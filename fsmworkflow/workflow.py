@@ -507,6 +507,31 @@ class Workflow(Scope):
 
         return built(Source.of(config), functions, modules)
 
+    @classmethod
+    def from_transitions(
+        cls,
+        states: Any,
+        transitions: Any,
+        *,
+        initial: Any,
+        auto_transitions: bool = True,
+        name: str = "machine",
+        functions: Targets | None = None,
+    ) -> Workflow:
+        """The workflow of a machine of the transitions library, from the `states` and `transitions` that it is given.
+
+        Mapped: names, Enums and mappings with name, on_enter, on_exit, final, initial, children, parallel and
+        transitions; trigger, source (also a list and "*"), dest (also "=" and None, which is internal), conditions,
+        unless, after. Names of nested states have _ between them, as there. Functions are given the context, `after`
+        and on_enter run after the commit. `auto_transitions=False` leaves out the triggers `to_<state>`; then a state
+        that nothing leads out of ends the run. Refused by name: before, prepare, ignore_invalid_triggers, timeout,
+        on_final, and several functions where one is taken. Raises DefinitionError.
+        """
+        from fsmworkflow.config import Source, built, translated
+
+        definition, named = translated(name, states, transitions, initial, functions or {}, auto_transitions)
+        return built(Source.of(definition), named, ())
+
     def to_dict(self) -> dict[str, Any]:
         """The whole as plain values, code by names, of which `from_dict` makes the same workflow again.
 

@@ -47,6 +47,7 @@ EXPECTED = {
     "docs/retention.md 1": "1\n[]",
     "docs/schedules.md 1": "report 3 True\n['paused']\n[]",
     "docs/transactions.md 1": "('lamp', 9)",
+    "docs/transitions.md 1": "liquid",
     "README.md 8": "[0, 1, 4, 9, 16]\n['n-3', 'n-4']",
     "README.md 9": ("('working', {'title': 'no ink', 'to': 'ann'})\na ticket that is working takes close, put_back"),
     "docs/versions.md 1": (

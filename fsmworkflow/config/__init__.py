@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from fsmworkflow.config.code import Functions
 from fsmworkflow.config.keys import Reading, schema
 from fsmworkflow.config.reading import built
+from fsmworkflow.config.states import translated
 from fsmworkflow.config.text import Source
 from fsmworkflow.config.writing import written
 
 if TYPE_CHECKING:
     from fsmworkflow.workflow import Workflow
 
-__all__ = ["Functions", "Reading", "Source", "built", "functions_of", "schema", "written"]
+__all__ = ["Functions", "Reading", "Source", "built", "functions_of", "schema", "translated", "written"]
 
 
 def functions_of(workflow: Workflow) -> dict[str, Any]:
