@@ -57,6 +57,24 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the small ones
 
 
+ACCESS = (
+    '10.0.0.{n} - - [01/Mar/2026:12:00:00 +0000] "GET {path} HTTP/1.1" {status} 512 "-" "Mozilla/5.0"\n',
+    {0: ("/.env", 404), 1: ("/index.html", 500)},
+)
+
+
+def test_an_access_log_is_sorted_and_what_is_no_line_of_it_is_kept(start: Start, tmp_path: Path) -> None:
+    line, odd = ACCESS
+    lines = [line.format(n=n, path=path, status=status) for n in range(20) for path, status in [odd.get(n, ("/", 200))]]
+    (tmp_path / "access.log").write_text("".join(lines) + "what is this?\n")
+    ends = ["good: 18", "suspicious: 2", "malformed: 1"]
+    assert start("stream_logs.py", "access.log").splitlines() == ["21 lines, 100%", *ends]
+    assert start("stream_logs.py", "access.log").splitlines() == ends
+    assert (tmp_path / "malformed.txt").read_text() == "what is this?\n"
+    found = [json.loads(one) for one in (tmp_path / "suspicious.jsonl").read_text().splitlines()]
+    assert [one["reasons"] for one in found] == [["asks for /.env", "status 404"], ["status 500"]]
+
+
 def test_a_claim_is_checked_and_drawn_with_the_way_that_it_went(start: Start, tmp_path: Path) -> None:
     told = start("drawn.py").splitlines()
     assert [line.partition(":")[0] for line in told[:2]] == ["warning in estimate", "warning in review"]

@@ -155,3 +155,42 @@ def test_after_100_kills_every_record_is_in_the_files_once(durable_url: str, tmp
     paths = [tmp_path / f"out-{state}{suffix}" for state in ("odd", "even")]
     assert killed_until_done(paths, 100, many, durable_url, source, tmp_path / f"out{suffix}", 100) > 0
     whole(tmp_path, suffix, many)
+
+
+def test_a_record_that_ends_its_process_parks_the_stream_and_retry_lets_it_go_on(
+    durable_url: str, tmp_path: Path
+) -> None:
+    written(tmp_path / "in.jsonl", 3000)
+    program = [sys.executable, "-c", FATAL, durable_url, str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")]
+    told = []
+    for mended in ("", "", "", "", "retry"):
+        ended = subprocess.run([*program, mended], env=_environment(), capture_output=True, text=True, check=False)
+        told.append((ended.returncode, ended.stderr.strip().rpartition("\n")[2][:60]))
+    assert [code for code, _ in told] == [9, 9, 9, 1, 0], told
+    assert told[3][1].startswith("fsmworkflow.stream.words.StreamError: stream 'k' is parked")
+    assert [record["n"] for record in read(tmp_path / "out.jsonl")] == list(range(3000))
+
+
+FATAL = """
+import asyncio, os, sys
+from fsmworkflow import Engine, Workflow
+from fsmworkflow.stream import retry, stream
+
+url, source, sink, mended = sys.argv[1:]
+flow = Workflow("fatal")
+
+@flow.step(initial=True, then="over")
+def look(ctx):
+    if ctx.data["n"] == 2500 and not mended:
+        os._exit(9)
+
+flow.final("over")
+
+async def main():
+    async with Engine(url) as engine:
+        if mended:
+            await retry(engine, flow, "k")
+        await stream(engine, flow, source, sink, key="k", chunk=1000)
+
+asyncio.run(main())
+"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from fsmworkflow.conditions import field
 from fsmworkflow.context import WorkflowContext
 from fsmworkflow.engine import Engine
 from fsmworkflow.machine import PersistentWorkflowStateMachine
-from fsmworkflow.records import Run
+from fsmworkflow.records import RETRY, Event, Run
 from fsmworkflow.retry import Duration, seconds
 from fsmworkflow.stream.flow import Cursor, Flow
 from fsmworkflow.stream.passage import Mode, outlets, refused
@@ -20,7 +21,7 @@ from fsmworkflow.stream.words import Progress, StreamError
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["PREFIX", "stream"]
+__all__ = ["PREFIX", "retry", "stream"]
 
 Told = Callable[[Progress], Awaitable[None] | None]
 
@@ -110,7 +111,8 @@ async def _kept(engine: Engine, flow: Flow, key: str, telling: Telling) -> Progr
     machine._hooks = engine._worker.hooks
     run = await machine.run_workflow()
     if run.status != "done":
-        raise StreamError(f"stream {key!r} is {run.status}, and does not go on: {_why(run)}")
+        hint = " `retry(engine, workflow, key)` of fsmworkflow.stream lets it go on" if run.status == "parked" else ""
+        raise StreamError(f"stream {key!r} is {run.status}, and does not go on: {_why(run)}.{hint}")
     cursor = dict(run.data)
     if flow.opened:
         await telling.tell(cursor)
@@ -177,3 +179,12 @@ class Telling:
         left = (done / share - done) / rate if share and rate else None
         said = {name: cursor[name] for name in Progress.__struct_fields__ if name in cursor}
         return Progress(**said, key=self.key, share=share, rate=rate, left=left, seconds=past, resumed=self.resumed)
+
+
+async def retry(engine: Engine, workflow: Workflow, key: str) -> None:
+    """Let the next `stream` with this key go on with one that was parked, as three processes ended while it was on.
+
+    Raises RunNotFound and, for one that has ended, RunOver.
+    """
+    engine._worker.check()
+    await engine.store.post(PREFIX + workflow.name, key, Event(name=RETRY, id=uuid.uuid4().hex))
