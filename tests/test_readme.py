@@ -31,6 +31,7 @@ EXPECTED = {
         "   it waits for an event without a time-out"
     ),
     "docs/children.md 1": "['dawn at 160', 'noon at 160', 'dusk at 160']\ndone",
+    "docs/dataknobs.md 1": "{'input': 'data', 'processed': True}",
     "docs/doctor.md 1": "store: memory:// keeps nothing when this process ends (fine for tests)",
     "docs/drawing.md 1": (
         "stateDiagram-v2\n"
