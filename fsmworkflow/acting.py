@@ -114,7 +114,7 @@ class Acting:
             base=run.fields,
             began=began,
             remembered=calls.used,
-            posts=tuple(calls.posts),
+            posts=calls.posts,
             within=lent,
         )
 

@@ -294,7 +294,7 @@ class Calls:
         self.visit = visit
         self.workflow = workflow
         self.limit = workflow.codec.limit
-        self.posts: list[Post] = []  # what the step has emitted
+        self.posts: tuple[Post, ...] = ()  # what the step has emitted
         self.used = not fresh
         self.progress = False  # whether a call was remembered in this attempt
         self._counts: dict[str, int] | None = None
@@ -390,7 +390,7 @@ class Calls:
             raise
         if there is None:
             raise RunNotFound(post.workflow, post.key)
-        self.posts.append(post)
+        self.posts = (*self.posts, post)
 
     async def _perform(
         self, name: str, nth: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from fsmworkflow import records
@@ -75,13 +75,13 @@ class Drive:
         self.hold = hold
         self.retry = retry
         self.error: BaseException | None = None
-        self.inbox: list[Event] = []
+        self.inbox: Sequence[Event] = ()
         self._acting = Acting(workflow, worker, hooks)
         self._fresh = fresh  # whether the visits began here, so that they have no remembered calls yet
         self._unread = run.posted > 0  # whether the inbox may hold what was not looked at
         self._asked: int | None = None  # the version at which waiting states were asked whether they lead on
         self._shift: Shift | None = None  # what another definition has made of the run, and no commit has written yet
-        self._idle: list[str] = []  # the states passed since the last step: a cycle of them never rests
+        self._idle: tuple[str, ...] = ()  # the states passed since the last step: a cycle of them never rests
         self._sent: asyncio.Task[None] | None = None
         self._anew_at, self._anew_in = -1, AGAIN  # when a step was run again without effect, and after what pause
         self._steps: dict[tuple[str, int], asyncio.Task[Event]] = {}
@@ -225,18 +225,22 @@ class Drive:
         if shift is not None:
             self._shift, self.run = shift, shift.run
 
-    async def _turn(self) -> bool:
+    def _turn(self) -> Coroutine[Any, Any, bool]:
         """One turn: whatever is next. False when nothing is, and nothing is on its way."""
+        run, busy = self.run, self._unread or self._steps or self.inbox or self._acting.stopping
+        if run.status == "running" and not (busy or run.actions):
+            ((state, stay),) = run.active.items() if len(run.active) == 1 else ((None, None),)
+            if state in self.workflow.chart.quiet and stay is not None and stay.again is None and run.deadline is None:
+                return self._quietly(state)
+        return self._fully()
+
+    async def _fully(self) -> bool:
         if self._unread:
             if self.run.owner is None:  # it has failed, and is left due for what was posted meanwhile
                 return False
             await self._look()
+            return True
         run = self.run
-        if run.status == "running" and not (run.actions or self._steps or self.inbox or self._acting.stopping):
-            ((state, stay),) = run.active.items() if len(run.active) == 1 else ((None, None),)
-            if state in self.workflow.chart.quiet and stay is not None and stay.again is None and run.deadline is None:
-                await self._quietly(state)
-                return True
         if run.actions and run.due is not None and (run.over or run.status in ("running", "waiting", "compensating")):
             await self._after()
             return True
@@ -305,14 +309,15 @@ class Drive:
             leaf = next(reversed(self.run.active))
             await self._take(Event(name=records.PARKED, failure=failure(error, self.run, leaf)))
 
-    async def _quietly(self, state: str) -> None:
+    async def _quietly(self, state: str) -> bool:
         """A step of a flat workflow between which and its end nothing can come: the shortest turn."""
         if self.worker.lapsed:
             await self.worker.hold(self.run)
-        self._idle.clear()
+        self._idle = ()
         event = await self._alone(state)
         if event is not None:
             await self._take(event)
+        return True
 
     async def _next(self, now: float) -> Event | None:
         """The next event: what the run has due, a step that has ended, the oldest that is accepted, a new step."""
@@ -344,9 +349,9 @@ class Drive:
     def _counted(self, event: Event) -> Event:
         """A state passed without a step, an event or a time. More than 1,000 of them in a row are a cycle."""
         if event.name not in (records.DONE, records.BEGIN):
-            self._idle.clear()
+            self._idle = ()
             return event
-        self._idle.append(event.state)
+        self._idle = (*self._idle, event.state)
         if len(self._idle) <= LOOP:
             return event
         before = [place for place, state in enumerate(self._idle[:-1]) if state == event.state]
@@ -371,7 +376,7 @@ class Drive:
         if not ready:
             return None
         await self.worker.hold(run)
-        self._idle.clear()
+        self._idle = ()
         if len(run.active) == 1 and not workflow.chart.listens(ready[0]) and run.deadline is None:
             return await self._alone(ready[0])
         for state in ready:
@@ -617,7 +622,7 @@ class Drive:
         event = move.event
         if event.id:
             if event.name != records.JOINED or self.run.active[event.state].children:
-                self._idle.clear()  # where there were no children nothing was waited for
+                self._idle = ()  # where there were no children nothing was waited for
             if event.name != records.JOINED:
                 self._entered_by[move.after.version] = event
             self.inbox = [e for e in self.inbox if e.id != event.id]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from fsmworkflow.children import awaits
@@ -33,12 +34,15 @@ BUSY = 0.02
 
 
 class Driving:
-    """A run that this engine sees to: `started` once it is durable, `done` when it rests; with `hold` it stays ours.
+    """A run that this engine sees to: with an id once it is durable, `done` when it rests; with `hold` it stays ours.
 
-    `apart` says that those below it are seen to by others, and `woken` that something was posted while it was claimed.
+    `apart` says that those below it are seen to by others, and `woken` that something was posted while it was claimed;
+    `waiting` are those who wait for one of the two. There are as many of it as runs at once, so it is of few objects.
     """
 
-    __slots__ = ("apart", "done", "drive", "error", "hold", "retry", "run", "started", "woken", "workflow")
+    done: asyncio.Future[Run]
+
+    __slots__ = ("apart", "done", "drive", "error", "hold", "retry", "run", "waiting", "woken", "workflow")
 
     def __init__(self, workflow: Workflow, run: Run, retry: bool, hold: bool = True) -> None:
         self.workflow = workflow
@@ -46,10 +50,30 @@ class Driving:
         self.retry = retry
         self.hold = hold
         self.apart = self.woken = False
-        self.started: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        self.done: asyncio.Future[Run] | None = None
+        self.waiting: set[asyncio.Future[None]] = set()
         self.drive: Drive | None = None
         self.error: BaseException | None = None
+
+    def tell(self) -> None:
+        """Wake those who wait."""
+        for waiting in self.waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def begun(self) -> Run:
+        """Wait until it is durable, and return the run. Raises what it could not be made durable for."""
+        while not (self.run.id or self.done.done()):
+            await self.news()
+        return self.run if self.run.id else self.done.result()
+
+    async def news(self) -> None:
+        """Wait until it is durable, or done. A caller that is cancelled leaves it alone, as with asyncio.shield."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.add(waiting)
+        try:
+            await waiting
+        finally:
+            self.waiting.discard(waiting)
 
 
 FADING = 0.8
@@ -78,6 +102,7 @@ class Drives:
         self._rung = 0
         self._drives: dict[Name, Driving] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._seen_to: dict[asyncio.Future[Run], Driving] = {}  # by what says that it is done
         self._held: dict[Name, Drive] = {}  # runs of ours that rest
         self._busy: dict[Name, Drive] = {}  # those that an event is just moving
         self._adopted: set[asyncio.Task[Run]] = set()  # of runs that a move of another one made due
@@ -122,8 +147,7 @@ class Drives:
         except (FSMWorkflowError, TimeoutError) as error:
             log.warning("what was claimed and rests, or waits in line, could not be given back: %r", error)
         for driving in list(self._drives.values()):
-            if driving.done is not None:
-                driving.done.cancel()
+            driving.done.cancel()
         self._held.clear()
         self._lines.clear()
 
@@ -163,7 +187,7 @@ class Drives:
     def start(self, definition: Workflow, run: Run, *, retry: bool) -> Driving:
         """Begin to see to a run that is to be created, or is there already."""
         driving = Driving(definition, run, retry)
-        self._see_to(driving, self._task(self._start_and_drive(driving)))
+        self._see_to(driving, self._start_and_drive(driving))
         return driving
 
     async def send(self, name: tuple[str, str], event: Event) -> Event | None:
@@ -206,7 +230,7 @@ class Drives:
         """See to it that an event which was posted is looked at: here, unless another process drives its run."""
         name = (definition.name, key)
         known = self._drives.get(name)
-        if name in self and not (known is not None and known.done is not None and known.done.done()):
+        if name in self and not (known is not None and known.done.done()):
             self._wake(name)
             return
         run = await self.load(*name)
@@ -237,8 +261,7 @@ class Drives:
 
     def _watch(self, definition: Workflow, run: Run) -> None:
         driving = Driving(definition, run, retry=False)
-        driving.started.set_result(run)
-        self._see_to(driving, self._task(self._watch_and_drive(driving)))
+        self._see_to(driving, self._watch_and_drive(driving))
 
     async def _told_of(self, name: Name, deliver: Callable[..., Coroutine[Any, Any, None]], *what: Any) -> None:
         """Deliver in a task of its own: what goes wrong there is in the log."""
@@ -266,23 +289,15 @@ class Drives:
         elif name[0] in self._workflows:
             stub = Run(workflow=name[0], key=name[1], active={}, fields={}, due=0.0)
             driving = Driving(self._workflows[name[0]], stub, retry=False)
-            self._see_to(driving, self._for_itself(self._claim_and_drive(driving)))
-
-    def _for_itself(self, life: Coroutine[Any, Any, Run]) -> asyncio.Task[Run]:
-        """A task for which `resume` waits, too."""
-        task = self._task(life)
-        self._adopted.add(task)
-        task.add_done_callback(self._adopted.discard)
-        return task
+            self._see_to(driving, self._claim_and_drive(driving), adopted=True)
 
     async def _claim_and_drive(self, driving: Driving) -> Run:
         name = (driving.run.workflow, driving.run.key)
         if self.worker.stopping:
-            driving.started.set_result(driving.run)
             return driving.run
         claimed = await self._claim_one(driving, driving.run)
         driving.run = claimed or await self.load(*name)
-        driving.started.set_result(driving.run)
+        driving.tell()
         if claimed is not None and await self._drive(driving, claimed):
             return driving.run
         return await self._watch_and_drive(driving)
@@ -331,7 +346,7 @@ class Drives:
         line.waiting.clear()
         await asyncio.gather(*(self.store.release(driving.run) for driving in waiting))
         for driving in waiting:
-            if driving.done is not None and not driving.done.done():
+            if not driving.done.done():
                 driving.done.set_result(driving.run)
 
     # -- driving -----------------------------------------------------------------------------------------------------
@@ -342,7 +357,7 @@ class Drives:
         while name in self._busy:  # noqa: ASYNC110 (for the time of one commit)
             await asyncio.sleep(BUSY)
         driving = self._drives.get(name)
-        if driving is not None and not (driving.done is not None and driving.done.done()):
+        if driving is not None and not driving.done.done():
             if driving.drive is not None and driving.drive.within(asyncio.current_task()):
                 raise FSMWorkflowError(
                     f"a step of run {name[0]}/{name[1]} waits for its own run, which waits for the step"
@@ -354,7 +369,6 @@ class Drives:
             self._redrive(self._held.pop(name))
             return self._drives[name]
         driving = Driving(definition, self._held[name].run, retry)
-        driving.started.set_result(driving.run)
         driving.done = asyncio.get_running_loop().create_future()
         driving.done.set_result(driving.run)
         return driving
@@ -362,9 +376,10 @@ class Drives:
     async def rested(self, driving: Driving) -> Run:
         """The run once it rests. Raises EngineClosed where this engine was closed before."""
         while True:
-            assert driving.done is not None
             try:
-                run = await asyncio.shield(driving.done)
+                while not driving.done.done():
+                    await driving.news()
+                run = driving.done.result()
             except asyncio.CancelledError:
                 if not (driving.done.cancelled() and self.worker.stopping):
                     raise
@@ -376,37 +391,46 @@ class Drives:
                 return run
             driving = await self.driving(driving.workflow, run, retry=False)  # the crew that drove it was sent away
 
-    def _task(self, life: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task that closing waits for."""
-        task = asyncio.create_task(life)
+    def _task(self, life: Coroutine[Any, Any, T], over: Callable[[Any], None] | None = None) -> asyncio.Task[T]:
+        """A task that closing waits for; `over` is called after it, and then lets go of it."""
+        context = copy_context()  # one for both
+        task = asyncio.create_task(life, context=context)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(over or self._tasks.discard, context=context)
         return task
 
-    def _see_to(self, driving: Driving, done: asyncio.Future[Run]) -> None:
-        """Make a run known by workflow and key until it is `done` with."""
+    def _see_to(self, driving: Driving, life: Coroutine[Any, Any, Run] | None = None, *, adopted: bool = False) -> None:
+        """Make a run known by workflow and key until `life` is over, or whoever drives it has set its `done`.
+
+        With `adopted`, `resume` waits for it, too.
+        """
+        if life is None:
+            driving.done.add_done_callback(self._over)
+        else:
+            driving.done = task = self._task(life, self._over)
+            if adopted:
+                self._adopted.add(task)
+        self._drives[driving.run.workflow, driving.run.key] = self._seen_to[driving.done] = driving
+
+    def _over(self, done: Any) -> None:
+        """Who waits is woken; an error that stopped a drive is in the log, also where nobody waits for it."""
+        driving = self._seen_to.pop(done)
+        self._tasks.discard(done)
+        self._adopted.discard(done)
         name = (driving.run.workflow, driving.run.key)
-        driving.done = done
-        self._drives[name] = driving
-
-        def over(_: asyncio.Future[Run]) -> None:
-            if self._drives.get(name) is driving:
-                del self._drives[name]
-            _report(driving)
-
-        done.add_done_callback(over)
+        if self._drives.get(name) is driving:
+            del self._drives[name]
+        driving.tell()
+        error = None if done.cancelled() else done.exception()
+        if error is not None and not isinstance(error, EngineClosed):  # which is no fault, and a caller is told
+            log.error("run %s/%s is left where it is: %r", *name, error)
 
     async def _start_and_drive(self, driving: Driving) -> Run:
-        try:
-            at_once = driving.workflow.concurrency is None  # else it waits for its place like any other
-            mine = replace(driving.run, owner=self.worker.token, epoch=1) if at_once else driving.run
-            driving.run, created = await self.store.create(mine)
-            created = at_once and (created or first_of(driving.run, self.worker.token))
-        except BaseException as error:
-            driving.started.set_exception(error)
-            driving.started.exception()  # whoever waits for it is told; where nobody does, the log is
-            raise
-        driving.started.set_result(driving.run)
+        at_once = driving.workflow.concurrency is None  # else it waits for its place like any other
+        mine = replace(driving.run, owner=self.worker.token, epoch=1) if at_once else driving.run
+        driving.run, created = await self.store.create(mine)
+        created = at_once and (created or first_of(driving.run, self.worker.token))
+        driving.tell()
         if created and await self._drive(driving, driving.run, fresh=True):
             return driving.run
         return await self._watch_and_drive(driving)
@@ -448,12 +472,12 @@ class Drives:
             return nullcontext()
         return self._rooms.setdefault(workflow.name, asyncio.Semaphore(workflow.concurrency))
 
-    async def _drive(self, driving: Driving, run: Run, *, fresh: bool = False) -> bool:
+    def _drive(self, driving: Driving, run: Run, *, fresh: bool = False) -> Coroutine[Any, Any, bool]:
         """Drive a claimed run until it rests. False where another owner has claimed it meanwhile."""
         driving.drive = Drive(driving.workflow, run, self.worker, fresh=fresh, retry=driving.retry, hold=driving.hold)
         if driving.woken:
             driving.drive.wake()
-        return await self._go_on(driving, driving.drive)
+        return self._go_on(driving, driving.drive)
 
     async def _go_on(self, driving: Driving, drive: Drive) -> bool:
         name = (driving.run.workflow, driving.run.key)
@@ -495,7 +519,7 @@ class Drives:
                 if name not in self:
                     self._adopt(name)
             driven = (self._drives.get(name) for name in names)
-            waited = [one.done for one in driven if one is not None and one.done is not None]
+            waited = [one.done for one in driven if one is not None]
             await drive.woken(waited, self.poll)
             if any(done.done() and not done.cancelled() and done.exception() for done in waited):
                 await asyncio.sleep(self.poll)  # a drive has failed, and not its step: the next will hardly fare better
@@ -515,12 +539,11 @@ class Drives:
     def _wake(self, name: Name) -> None:
         """Something was posted to a run, or a time has come for it: have it looked at, if it is ours."""
         driving = self._drives.get(name)
-        if driving is not None and driving.drive is None:
+        drive = self._busy.get(name) if driving is None else driving.drive
+        if drive is not None:
+            drive.wake()
+        elif driving is not None:
             driving.woken = True
-        elif driving is not None and driving.drive is not None:
-            driving.drive.wake()
-        elif name in self._busy:
-            self._busy[name].wake()
         elif name in self._held:
             drive = self._held.pop(name)
             drive.wake()
@@ -528,9 +551,8 @@ class Drives:
 
     def _redrive(self, drive: Drive) -> None:
         driving = Driving(drive.workflow, drive.run, retry=False)
-        driving.started.set_result(drive.run)
         driving.drive = drive
-        self._see_to(driving, self._for_itself(self._again(driving, drive)))
+        self._see_to(driving, self._again(driving, drive), adopted=True)
 
     async def _poll_for_ever(self) -> None:
         """Look for what other processes have posted to runs of ours, and for timers of runs that rest here."""
@@ -630,23 +652,22 @@ class Drives:
             earlier = self._drives.get((run.workflow, run.key))
             driving = Driving(self._workflows[run.workflow], run, retry=False, hold=hold)
             driving.apart = True  # a place in the line is not to be kept by one that waits for others of the line
-            driving.started.set_result(run)
+            driving.done = asyncio.get_running_loop().create_future()
             if earlier is None:
-                self._see_to(driving, asyncio.get_running_loop().create_future())
+                self._see_to(driving)
             line.waiting.append((driving, earlier))
 
     async def _drive_claimed(self, claimed: Claimed) -> None:
         driving, earlier = claimed
         name, late = (driving.run.workflow, driving.run.key), earlier is not None
-        while earlier is not None and earlier.done is not None:  # a `run` of this engine that has claimed it by now
+        while earlier is not None:  # a `run` of this engine that has claimed it by now
             await asyncio.wait([earlier.done])
             earlier = self._drives.get(name)
         if late:
             if name in self:
                 return  # and holds it
-            self._see_to(driving, asyncio.get_running_loop().create_future())
+            self._see_to(driving)
         done = driving.done
-        assert done is not None
         try:
             if late:
                 driving.run = await self.load(*name)
@@ -661,11 +682,3 @@ class Drives:
             done.set_exception(error)
         finally:
             done.cancel()  # only where this task is being cancelled
-
-
-def _report(driving: Driving) -> None:
-    """An error that stopped a drive is in the log, also where nobody waits for it."""
-    done = driving.done
-    error = None if done is None or done.cancelled() else done.exception()
-    if error is not None and not isinstance(error, EngineClosed):  # which is no fault, and a caller is told
-        log.error("run %s/%s is left where it is: %r", driving.run.workflow, driving.run.key, error)

@@ -160,7 +160,7 @@ class Engine:
         name, pause = self._name(workflow), WATCH
         while True:
             driving = self._drives.get((name, key))
-            if driving is not None and driving.done is not None:
+            if driving is not None:
                 await asyncio.wait([driving.done])
             run = await self._drives.load(name, key)
             if not await goes_on(run, self.store, retry=False):
@@ -350,7 +350,7 @@ class Engine:
         run = await self._drives.load(definition.name, key)
         made = forked(definition, run, await self.store.history(run), new_key, at, data, now=self.store.now())
         driving = self._drives.start(definition, made, retry=False)
-        there = await asyncio.shield(driving.started)
+        there = await driving.begun()
         tell(there, made, data=made, refuse=True)
         return self._shown(there)
 
@@ -497,11 +497,11 @@ class Engine:
             if there is not None:
                 tell(there, fresh, data, refuse=True)
         driving = await self._drives.driving(definition, fresh, retry)
-        there = await asyncio.shield(driving.started)
-        while retry and not driving.retry and driving.done is not None and await self._drives.failed(driving.run):
+        there = await driving.begun()
+        while retry and not driving.retry and await self._drives.failed(driving.run):
             await asyncio.wait([driving.done])  # it is about to end, or lets a failed run be, as a `start` does
             driving = await self._drives.driving(definition, fresh, retry)
-            there = await asyncio.shield(driving.started)
+            there = await driving.begun()
         tell(there, fresh, data, refuse=different == "refuse")
         return driving
 
@@ -530,10 +530,7 @@ class Engine:
 
 def _as_store(given: Any) -> Store:
     """The store of an engine, from a URL, a Store, or a DBConfig."""
-    if isinstance(given, str):
-        return open_store(given)
-    store = getattr(given, "store", given)  # a DBConfig holds one
+    store: Store = open_store(given) if isinstance(given, str) else getattr(given, "store", given)  # as of a DBConfig
     if not hasattr(store, "claim_one"):
         raise TypeError(f"an engine needs a URL, a Store or a DBConfig, not {given!r}")
-    found: Store = store
-    return found
+    return store

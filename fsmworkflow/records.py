@@ -1,6 +1,8 @@
 """The frozen records that cross every seam: Run, Event, Move, and what belongs to them.
 
 They know nothing of stores or steps. Change one with `replace(record, field=value)`. Times are seconds since the epoch.
+Those that hold nothing which could ever lead back to them are no business of Python's search for garbage (`gc=False`):
+with ten thousand runs at once that search is what holds up the event loop.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ STEERING = frozenset({CANCEL, PAUSE, UNPAUSE, RETRY, RERUN})
 """Those of them that somebody sends by hand."""
 
 
-class Active(msgspec.Struct, frozen=True, omit_defaults=True):
+class Active(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One stay in an active state: the version of the move that entered it, and which attempt of its step is on.
 
     `again` is when the next attempt is due; `timers` are the delays that the state has not yet left behind, each with
@@ -55,7 +57,7 @@ class Active(msgspec.Struct, frozen=True, omit_defaults=True):
     spent: tuple[str, ...] = ()
 
 
-class Child(msgspec.Struct, frozen=True, omit_defaults=True):
+class Child(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Whose child a run is: the id of its parent, with the state and visit that made it, and which of them, from 0.
 
     `depth` is how many runs are above it. `turn` is 0 while it waits for its turn, 1 when it has it, and 2 once its
@@ -70,7 +72,7 @@ class Child(msgspec.Struct, frozen=True, omit_defaults=True):
     turn: int = 0
 
 
-class Order(msgspec.Struct, frozen=True):
+class Order(msgspec.Struct, frozen=True, gc=False):
     """What a move says to the children of one visit, in its own commit: `$begin`, `$cancel`, `$pause` or `$retry`.
 
     `$begin` counts them and gives the first `concurrency` their turn. `$retry` lets go on what failed or was paused,
@@ -84,7 +86,7 @@ class Order(msgspec.Struct, frozen=True):
     first: bool = True
 
 
-class Undo(msgspec.Struct, frozen=True, omit_defaults=True):
+class Undo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A finished visit that can be compensated; while undoing, which attempt is on and when the next is due.
 
     `was` is as in Active.
@@ -97,7 +99,7 @@ class Undo(msgspec.Struct, frozen=True, omit_defaults=True):
     was: str = ""
 
 
-class Undoing(msgspec.Struct, frozen=True, omit_defaults=True):
+class Undoing(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What is to be undone, the oldest first. `ends` is how the run ends once that is done; `lost` could not be."""
 
     left: tuple[Undo, ...] = ()
@@ -105,7 +107,7 @@ class Undoing(msgspec.Struct, frozen=True, omit_defaults=True):
     lost: tuple[Undo, ...] = ()
 
 
-class Failure(msgspec.Struct, frozen=True):
+class Failure(msgspec.Struct, frozen=True, gc=False):
     """What went wrong: an error's type, message and traceback, and the state, visit and attempt that raised it.
 
     `code` is that of errors.py where the error is one of ours, else None.
@@ -123,14 +125,14 @@ class Failure(msgspec.Struct, frozen=True):
         return f"<Failure in {self.state}, attempt {self.attempt}: {self.type}: {self.message[:200]!r}>"
 
 
-class Action(msgspec.Struct, frozen=True, array_like=True):
+class Action(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Something to do after a commit: its name in the workflow, and the version of the move that named it."""
 
     name: str
     version: int
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class Run(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One instance of a workflow, as one row of the store holds it.
 
     `active` maps each active state to its stay, in document order; `state` is its text. `due` is the time from which
@@ -355,7 +357,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return f"<Entry {self.version}: {self.event}, {self.source or 'start'} -> {self.dest}, {self.status}{detail}>"
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A remembered call: the `nth` one of that name in a visit, with its result as JSON text."""
 
     run: int
@@ -366,7 +368,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     result: bytes
 
 
-class Owner(msgspec.Struct, frozen=True, kw_only=True):
+class Owner(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One engine that drives runs: a random token, its machine and process, and until when its lease holds.
 
     `draining` is 1 once it has begun to end: if it dies then, no run is to blame.

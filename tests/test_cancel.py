@@ -286,7 +286,7 @@ async def test_P12_an_engine_whose_drive_is_cancelled_at_any_await_leaves_the_ru
             places.append(CancelledAt(life, n))
             return await places[0]
 
-        monkeypatch.setattr(Drives, "_task", lambda self, life: task(self, cut(life)))
+        monkeypatch.setattr(Drives, "_task", lambda self, life, *over: task(self, cut(life), *over))
         async with Engine(world.url, workflows=[flow]) as engine:
             running = asyncio.create_task(engine.run(flow, scenario.input, key=KEY))
             await asyncio.wait([running], timeout=SECONDS)

@@ -150,22 +150,21 @@ class PostgresStore(Verbs):
         self._bell.close()
         self._watch.end()
         await self._writer.drain(server.CLOSE_SECONDS)
-        held = (self._write, self.pool, self._reads, self._lends)
-        self._write = self.pool = self._reads = self._lends = None
-        self._open = False
-        for one in held:
-            if one is not None:
-                await server.closed(one)
+        for one in self._given_up():
+            await server.closed(one)
 
     def _forget(self) -> None:
         """Let go of what belongs to an event loop that has ended, and cannot be closed in peace any more."""
         self._bell, self._watch = Bell(self._connect), Watch(self._connect)
-        for one in (self._write, self.pool, self._reads, self._lends):
-            if one is not None:
-                with contextlib.suppress(RuntimeError, asyncpg.InterfaceError):
-                    one.terminate()
+        for one in self._given_up():
+            with contextlib.suppress(RuntimeError, asyncpg.InterfaceError):
+                one.terminate()
+
+    def _given_up(self) -> list[Any]:
+        held = (self._write, self.pool, self._reads, self._lends)
         self._write = self.pool = self._reads = self._lends = None
         self._open = False
+        return [one for one in held if one is not None]
 
     def twin(self) -> PostgresStore:
         return PostgresStore(self._dsn, connect={**self._connecting, "command_timeout": server.CONNECT_SECONDS})

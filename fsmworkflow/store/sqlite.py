@@ -88,12 +88,11 @@ class SQLiteStore(Verbs):
             await connection
         except sqlite3.Error as error:
             connection._thread.join(1.0)  # it is just ending, and must have answered before the event loop is closed
-            raise StoreError(f"cannot open {self.url}: {self._without_directory() or error}") from error
+            parent = os.path.dirname(self.path)
+            there = os.path.isdir(parent)  # noqa: ASYNC240 (of a store that cannot be opened)
+            reason = error if there else f"there is no directory {parent}: make it first"
+            raise StoreError(f"cannot open {self.url}: {reason}") from error
         return connection
-
-    def _without_directory(self) -> str | None:
-        parent = os.path.dirname(self.path)
-        return None if os.path.isdir(parent) else f"there is no directory {parent}: make it first"
 
     def _alone(self) -> asyncio.Lock:
         """The lock for opening and closing connections, of the running event loop."""

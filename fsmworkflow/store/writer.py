@@ -141,9 +141,10 @@ class Writer:
             return
         self._pause = FIRST_PAUSE
         _answer(batch[:PART], error)
-        rest = batch[PART:]  # in another turn of the loop, so that no timer waits for ten thousand steps
-        # After those that were just answered, so that what they put next rides along.
-        loop.call_soon(self._over, rest, error) if rest else loop.call_soon(self._flush)
+        del batch[:PART]  # what was answered is kept by nobody
+        # The rest in another turn of the loop, so that no timer waits for ten thousand steps; and what comes next after
+        # those that were just answered, so that what they put rides along.
+        loop.call_soon(self._over, batch, error) if batch else loop.call_soon(self._flush)
 
 
 def in_task(apply: Apply) -> Start:
