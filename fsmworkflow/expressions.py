@@ -2,8 +2,8 @@
 
 Python's parser reads the text, a fixed list of its nodes is let through, and each becomes a closure: nothing of the
 text is ever compiled or run by Python. Names are fields of the data, dotted, and `event` is the payload. Of the
-libraries that do this, simpleeval walks the tree anew each time (30 to 60 us) and reaches attributes of Python objects,
-and cel-python takes 300 us and more; docs/design.md has the comparison.
+libraries that were tried, simpleeval reaches attributes, methods and f-strings, and finds out only when it is asked;
+CEL in Rust takes a copy of all data each time and bounds no macro; cel-python takes 170 us. See docs/design.md.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from fsmworkflow.workflow import Children, Migration, OnFailure, Outcome, State,
 __all__ = ["Paths", "place_of", "problems_of"]
 
 COMPOSITE = frozenset({"state", "parallel", "region"})
-MIGRATIONS, TIMERS = 1_000, 1_000_000
-"""The most migrations, and the most timers of all states that delays out of "*" may make."""
+MIGRATIONS, EVERYWHERE = 1_000, 4_000_000
+"""The most migrations, and the most that "*" may stand for: states times transitions, where a delay counts for four."""
 HINTS = 100
 """How many problems are told with a hint at the nearest name: looking for one takes a millisecond at the worst."""
 ANY = "*"
@@ -45,8 +45,8 @@ def problems_of(workflow: Workflow) -> list[str]:
     problems += _initial_problems(workflow)
     for t in workflow.transitions:
         problems += _transition_problems(workflow, t, workflow.states if len(problems) < HINTS else ())
-    if sum(t.delay is not None and t.source == "*" for t in workflow.transitions) * len(workflow.states) > TIMERS:
-        problems.append(f"the delays out of '*' make more than {TIMERS:,} timers, one of each in every state")
+    if len(workflow.states) * sum(4 if t.delay else 1 for t in workflow.transitions if t.source == "*") > EVERYWHERE:
+        problems.append(f"{len(workflow.states):,} states are too many for so many transitions out of '*'")
     problems += _action_problems(workflow) + _migration_problems(workflow)
     if problems or workflow._problems:
         return list(dict.fromkeys(problems))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -115,12 +116,9 @@ class Names:
         return name if _ERRORS.get(name) is kind and name not in self._given else self.name(kind, place)
 
     def _placed(self, place: str) -> str:
-        name = number = re.sub(r"\W+", "_", place).strip("_")
-        count = 1
-        while not self._free(number):
-            count += 1
-            number = f"{name}_{count}"
-        return number
+        name = re.sub(r"\W+|^(?=\d)", "_", place)
+        numbered = (f"{name}_{count}" if count else name for count in itertools.count())
+        return next(one for one in numbered if self._free(one))
 
     def _free(self, name: str) -> bool:
         taken = name in self.code or name in self._given or name in _ERRORS

@@ -61,7 +61,7 @@ class Source:
     def of(cls, config: Any) -> Source:
         """Plain values, as a program has them."""
         name = config.get("name") if isinstance(config, dict) else None
-        source = cls(cut(name) if isinstance(name, str) else "workflow", config)
+        source = cls(name[:100] if isinstance(name, str) else "workflow", config)
         source.bounded()
         return source
 
