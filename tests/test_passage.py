@@ -291,12 +291,13 @@ async def test_what_a_passage_cannot_do_is_refused_by_name_before_anything_is_re
         await stream(None, flow, never(), [])
 
 
-async def test_what_was_not_seen_at_the_start_stops_the_stream_and_is_no_error_of_a_record() -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_what_was_not_seen_at_the_start_stops_the_stream_and_is_no_error_of_a_record(workers: int) -> None:
     flow, kept = Workflow("flow"), []
     flow.step("first", initial=True, then="good")(lambda ctx: getattr(ctx, "call")(print))  # noqa: B009
     flow.final("good")
     with pytest.raises(StreamError, match="a passage has no key, remembers no calls"):
-        await stream(None, flow, [{"a": 1}], [], errors=kept)
+        await stream(None, flow, [{"a": 1}], [], errors=kept, workers=workers)
     assert kept == []
 
 

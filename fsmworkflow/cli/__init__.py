@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import click
 
-from fsmworkflow.cli import definitions, runs, schedules, steering, working
+from fsmworkflow.cli import definitions, runs, schedules, steering, streams, working
 from fsmworkflow.cli import store as kept
 from fsmworkflow.cli.answers import clean
 from fsmworkflow.cli.targets import line
@@ -71,6 +71,6 @@ def cli() -> None:
     """
 
 
-for group in (runs, steering, working, kept, schedules, definitions):
+for group in (runs, steering, working, kept, schedules, definitions, streams):
     for command in group.COMMANDS:
         cli.add_command(command)

@@ -240,9 +240,13 @@ class Flow:
             works = [self._in_thread(self._straight, waiting, ends) for _ in range(self.workers)]
         else:
             works = [self._awaited(waiting, ends) for _ in range(self.workers)]
-        async with asyncio.TaskGroup() as group:
-            for work in works:
-                group.create_task(work)
+        tasks = [asyncio.ensure_future(work) for work in works]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         return ends
 
     async def _awaited(self, records: Iterator[tuple[int, Any]], ends: list[End]) -> None:

@@ -110,8 +110,18 @@ class _File(Sink):
         if data:
             self._put(gzip.compress(data, 6, mtime=0) if self.packed else data)
         if sync and data:
-            os.fsync(self._descriptor)
+            self._flush()
         return self._mark() if self.keeps else None
+
+    def _flush(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise self._full(error) from error
+
+    def _full(self, error: OSError) -> StreamError:
+        said = f"the sink {self.name} cannot be written: {error}"
+        return StreamError(f"{said}. What was committed is there: mend that, and go on")
 
     def _put(self, data: bytes) -> None:
         left = memoryview(data)
@@ -119,9 +129,7 @@ class _File(Sink):
             while left:
                 left = left[os.write(self._descriptor, left) :]
         except OSError as error:
-            raise StreamError(
-                f"the sink {self.name} cannot be written: {error}. What was committed is there: mend that, and go on"
-            ) from error
+            raise self._full(error) from error
         self._length += len(data)
         self._tail = (self._tail + data)[-TAIL:]
 

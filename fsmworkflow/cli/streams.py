@@ -1,0 +1,111 @@
+"""The verb for streams: records of a file through a workflow, with a bar that says how far it is."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from fsmworkflow.cli.answers import answer, progress
+from fsmworkflow.cli.targets import FILES, engine_of, workflow_in, workflows_of
+from fsmworkflow.cli.verbs import verb
+from fsmworkflow.engine import Engine
+from fsmworkflow.stream import Progress, stream
+from fsmworkflow.stream.passage import Mode
+
+__all__ = ["COMMANDS"]
+
+
+@verb("stream")
+@click.argument("target")
+@click.argument("source")
+@click.option(
+    "--sink",
+    "sinks",
+    multiple=True,
+    required=True,
+    metavar="[STATE=]FILE",
+    help="Where records go that end in STATE, or all; STATE= only counts them. - is standard output.",
+)
+@click.option(
+    "--errors", metavar="FILE", help="Where records go that fail or are malformed; else it stops at the first."
+)
+@click.option("--limit", type=click.FloatRange(0, 1), help="The share of those above which it stops.")
+@click.option("--key", help="Keep where it is under this key, to go on there when it is started again.")
+@click.option("--store", metavar="URL", help="Where that is kept, if TARGET is a workflow.")
+@click.option("--workflow", metavar="NAME", help="Which workflow, where the engine knows several.")
+@click.option("--code", multiple=True, metavar="MODULE", help="Where the functions of a file are.")
+@click.option("--chunk", default=10_000, show_default=True, type=click.IntRange(1), help="So many records a commit.")
+@click.option("--every", default="1s", show_default=True, help="Or what came within this time.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="So many records at once.")
+@click.option(
+    "--mode", default="copy", show_default=True, type=click.Choice(get_args(Mode)), help="What a step is given."
+)
+async def run(
+    target: str, source: str, sinks: tuple[str, ...], key: str | None, store: str | None, workflow: str | None,
+    code: tuple[str, ...], as_json: bool, **how: Any,
+) -> int:  # fmt: skip
+    """Let every record of SOURCE pass through a workflow.
+
+    TARGET is a file in YAML or JSON, or MODULE:NAME of a Workflow or an Engine. SOURCE and FILE say by their names what
+    is in them: .jsonl, .csv, .txt, .log, each also .gz; - is standard input.
+    """
+    found = workflow_in(workflows_of(target, code), workflow)
+    async with AsyncExitStack() as stack:
+        engine = None if key is None else await stack.enter_async_context(_engine(target, store))
+        with progress(found.name) as more:
+            done = await stream(
+                engine,
+                found,
+                source,
+                _outlets(sinks),
+                key=key,
+                on_progress=lambda far: more(_far(found.name, far)),
+                **how,
+            )
+    if "-" in _files(sinks):  # its answer is the records
+        click.echo(_said(done), err=True)
+    else:
+        answer(as_json, done, _said(done))
+    return 0
+
+
+def _engine(target: str, store: str | None) -> Engine:
+    if store is not None:
+        return Engine(store)
+    if target.lower().endswith(FILES):
+        raise click.UsageError("--key needs --store URL, where TARGET is a file")
+    return engine_of(target)
+
+
+def _outlets(sinks: tuple[str, ...]) -> Any:
+    """The sink of all, or of each state."""
+    if len(sinks) == 1 and "=" not in sinks[0]:
+        return sinks[0]
+    if unnamed := [sink for sink in sinks if "=" not in sink]:
+        raise click.UsageError(f"say of which state {unnamed[0]} is the sink: --sink STATE={unnamed[0]}")
+    pairs = (sink.partition("=") for sink in sinks)
+    return {state: file or None for state, _, file in pairs}
+
+
+def _files(sinks: tuple[str, ...]) -> list[str]:
+    return [sink.partition("=")[2] if "=" in sink else sink for sink in sinks]
+
+
+def _far(name: str, far: Progress) -> str:
+    share = "" if far.share is None else f", {far.share:.0%}"
+    left = "" if far.left is None else f", {far.left:,.0f} s left"
+    return f"{Path(name).name}: {far.records:,} records, {far.rate:,.0f}/s{share}{left}"
+
+
+def _said(done: Progress) -> str:
+    resumed = f", {done.resumed:,} of them before" if done.resumed else ""
+    lines = [f"{done.records:,} records{resumed}, {done.rate:,.0f}/s"]
+    lines += [f"  {state}: {many:,}" for state, many in done.states.items()]
+    lines += [f"  {kind}: {many:,}" for kind, many in done.kinds.items()]
+    return "\n".join([*lines, f"  malformed: {done.malformed:,}"] if done.malformed else lines)
+
+
+COMMANDS = (run,)

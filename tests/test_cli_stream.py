@@ -1,0 +1,91 @@
+"""Streams from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsmworkflow.cli import main
+from tests.terminal import plain, terminal
+
+ROOT = Path(__file__).parent.parent
+APP = """
+from fsmworkflow import Engine, Workflow, field
+
+order = Workflow("order")
+
+@order.step(initial=True, then=[(field("total") > 0, "output"), "error"])
+def price(ctx):
+    ctx.data["total"] = sum(ctx.data["items"])
+
+order.final("output", "error")
+engine = Engine("sqlite:///app.db", workflows=[order])
+"""
+WAYS = ["--sink", "output=good.jsonl", "--sink", "error=bad.jsonl"]
+
+
+@pytest.fixture(autouse=True)
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "stream_app.py").write_text(APP)
+    records = [{"items": [n]} for n in range(3)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    yield
+    sys.modules.pop("stream_app", None)
+
+
+@pytest.mark.parametrize("target", [["stream_app:engine"], ["stream_app:order", "--store", "sqlite:///app.db"]])
+def test_a_file_is_streamed_and_a_second_start_with_the_key_only_reports_it(target: list[str], capsys: Any) -> None:
+    words = ["stream", target[0], "in.jsonl", *target[1:], *WAYS, "--key", "k"]
+    for _ in range(2):
+        assert main([*words, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["records"], told["states"], told["share"]) == (3, {"error": 1, "output": 2}, 1.0)
+    assert Path("good.jsonl").read_text() == '{"items":[1],"total":1}\n{"items":[2],"total":2}\n'
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["  error: 1", "  output: 2"]
+
+
+def test_what_fails_goes_where_it_is_told_and_else_stops_it(capsys: Any) -> None:
+    Path("in.jsonl").write_text('{"items": [1]}\n{"item": 1}\nno json\n')
+    assert main(["stream", "stream_app:order", "in.jsonl", "--sink", "out.jsonl"]) == 3
+    assert "record 2 of in.jsonl failed in state 'price': KeyError: 'items'" in capsys.readouterr().err
+    Path("out.jsonl").unlink(missing_ok=True)
+    assert main(["stream", "stream_app:order", "in.jsonl", "--sink", "out.jsonl", "--errors", "wrong.jsonl"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["  output: 1", "  KeyError: 1", "  malformed: 1"]
+    assert len(Path("wrong.jsonl").read_text().splitlines()) == 2
+
+
+def test_records_on_standard_output_are_all_that_is_there(capfd: Any) -> None:
+    assert main(["stream", "stream_app:order", "in.jsonl", "--sink", "output=-", "--sink", "error="]) == 0
+    out, err = capfd.readouterr()
+    assert [json.loads(line)["total"] for line in out.splitlines()] == [1, 2]
+    assert err.startswith("3 records")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--sink", "a.jsonl", "--sink", "error=b.jsonl"], 2, "say of which state a.jsonl is the sink"),
+        (["--sink", "output=a.jsonl"], 3, "there is none for error"),
+        (["--sink", "a.jsonl", "--key", "k"], 2, "and no Engine"),
+    ],
+)
+def test_what_is_wrong_with_the_command_is_said(words: list[str], code: int, said: str, capsys: Any) -> None:
+    assert main(["stream", "stream_app:order", "in.jsonl", *words]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_bar_says_how_far_it_is() -> None:
+    Path("in.jsonl").write_text("".join(f'{{"items": [{n}]}}\n' for n in range(3000)))
+    code, shown = terminal("stream", "stream_app:order", "in.jsonl", *WAYS, "--chunk", "1000")
+    assert code == 0
+    assert "order: 3,000 records" in plain(shown)
+    assert "3,000 records" in plain(shown).splitlines()[-3]
