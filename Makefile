@@ -50,6 +50,7 @@ format: $(VENV)/.installed-dev
 bench: $(BENCH_VENV)/.installed-bench
 	$(BENCH_VENV)/bin/python benchmarks/run.py
 	$(BENCH_VENV)/bin/python benchmarks/processes.py
+	$(BENCH_VENV)/bin/python -m benchmarks.stream
 
 peers: $(BENCH_VENV)/.installed-peers
 

@@ -37,6 +37,16 @@ __all__ = ["Compiled", "passage"]
 Test = Callable[[Any], Any]
 
 
+class Context(Passing):
+    """What a step is given here: one for each record, and so quickly made."""
+
+    __slots__ = ()
+    attempt, event, stopping = 1, None, False
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+
 def passage(workflow: Workflow, mode: Mode) -> Passage:
     """The shortest way for records through this workflow."""
     return Compiled(workflow, mode) if compilable(workflow) else Decided(workflow)
@@ -127,7 +137,7 @@ class Compiled(Passage):
             return self._no_dict(record)
         node, copying, idle = self.first, self.copying, 0
         data = Borrowed(record) if self.borrowing else record
-        ctx = Passing(data)
+        ctx = Context(data)
         while not node.final:
             trigger, fn = None, node.fn
             if fn is not None:
@@ -161,7 +171,7 @@ class Compiled(Passage):
         if not isinstance(record, dict):
             return self._no_dict(record)
         node, idle, data = self.first, 0, Borrowed(record) if self.borrowing else record
-        ctx = Passing(data)
+        ctx = Context(data)
         while not node.final:
             trigger = None
             if node.fn is not None:
