@@ -125,11 +125,11 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fields: tuple[FieldRow, ...] = ()
 
 
-class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A run and those below it, parents first. `fsmworkflow` is the version of this format."""
 
+    fsmworkflow: int
     runs: tuple[Kept, ...]
-    fsmworkflow: int = FORMAT
 
 
 def written(document: Document) -> bytes:
@@ -178,7 +178,7 @@ async def exported(store: Store, workflow: str, key: str) -> Document:
         rows = await _family(store, workflow, key)
         kept = [await _kept(store, row, first=number == 0) for number, row in enumerate(rows)]
         if [_moment(row) for row in await _family(store, workflow, key)] == [_moment(row) for row in rows]:
-            return Document(tuple(kept))
+            return Document(fsmworkflow=FORMAT, runs=tuple(kept))
         await asyncio.sleep(PAUSE)
     raise StoreError(f"run {workflow}/{key} moves all the time: pause it first, or stop who drives it")
 

@@ -63,7 +63,10 @@ def table(console: Any, names: Sequence[str], rows: Sequence[Sequence[object]], 
     for row in rows:
         cells = (cell if isinstance(cell, Text) else Text("" if cell is None else clean(str(cell))) for cell in row)
         made.add_row(*cells)
-    console.print(made)
+    with console.capture() as shown:
+        console.print(made)
+    lines = shown.get().splitlines()
+    console.file.write("".join(f"{line if console.is_terminal else line.rstrip()}\n" for line in lines))
 
 
 def colour(word: str) -> Any:
