@@ -281,6 +281,16 @@ def test_no_text_of_a_workflow_can_end_a_line_or_a_quote() -> None:
         assert len(re.findall(r'(?<!\\)(?:\\\\)*"', line)) % 2 == 0, line
 
 
+def test_graphviz_draws_two_hundred_states_in_time(tmp_path: Path) -> None:
+    flow, source = Workflow("long"), tmp_path / "x.dot"
+    for number in range(200):
+        flow.wait(f"s{number}", initial=number == 0, on={"next": f"s{number + 1}", "back": f"s{max(0, number - 3)}"})
+    flow.final("s200")
+    source.write_text(diagram(flow, format="dot"), encoding="utf-8")
+    done = subprocess.run([program("dot"), "-Tsvg", source], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.count('class="node"') == 203
+
+
 def test_a_workflow_of_a_thousand_states_is_drawn_in_a_second() -> None:
     import time
 

@@ -14,6 +14,8 @@ HEAD = """digraph {
     node [shape=box, style="rounded,filled", fillcolor="#f4f4fb", color="#5a5a8c", fontname="Helvetica", fontsize=12];
     edge [color="#444444", fontname="Helvetica", fontsize=10];
 """
+MANY, QUICK = 200, "    nslimit=2; nslimit1=2; mclimit=0.5;"
+"""From so many arrows on Graphviz shall look for a good place less long: it may take minutes else."""
 LOOKS = {
     "": "",
     "visited": ', color="#2e7d32", penwidth=2',
@@ -29,6 +31,7 @@ def dot(picture: Picture) -> str:
     ids = {node.path: f"s{number}" for number, node in enumerate(picture.all(), 1)}
     holders = {node.path for node in picture.all() if node.inner}
     lines = [f"    label={_text([picture.name, *picture.facts])};"]
+    lines += [QUICK] if len(picture.arrows) > MANY else []
     for node in picture.nodes:
         lines += _state(node, ids, 1)
     lines += _first(picture.nodes, "", ids, holders, 1)
