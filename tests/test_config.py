@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from dataclasses import replace
@@ -92,6 +93,17 @@ def test_a_file_says_the_same_in_yaml_and_in_json(tmp_path: Path) -> None:
     assert made.states["draft"].step is not None
     assert made.states["draft"].step.execute is draft
     assert made.states["expired"].outcome == "failed"
+
+
+def test_the_readme_shows_one_machine_in_python_and_in_yaml(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (python,) = re.findall(r"^```python\n([^`]*?)^async def main[^`]*?```\n\n### The same in a file", page, re.M)
+    (yaml,) = re.findall(r"^```yaml\n# order.yaml\n(.*?)^```", page, re.M | re.S)
+    shown: dict[str, Any] = {}
+    exec(python, shown)
+    made, read = shown["order"].check(), load(tmp_path, yaml, functions={"take": shown["take"]})
+    assert read.chart.structure == made.chart.structure
+    assert [t.update for t in read.transitions] == [t.update for t in made.transitions]
 
 
 def test_on_is_a_key_and_yes_is_text(tmp_path: Path) -> None:

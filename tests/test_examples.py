@@ -636,3 +636,13 @@ def test_an_example_shows_one_thing_in_under_80_lines_of_code() -> None:
     for path in EXAMPLES.glob("*.py"):
         if path.name not in ("digest.py", "digest_demo.py", "llm_demo.py", "texts.py"):
             assert sum(bool(line.strip()) for line in path.read_text(encoding="utf-8").splitlines()) < 80, path.name
+
+
+def test_a_claim_is_read_from_a_file_and_a_mistake_in_it_is_told_with_its_line(start: Start) -> None:
+    small, review, paid, told = start("claim.py").splitlines()
+    assert small == "small: paid 20"
+    assert review == "large: review"
+    assert paid == "large: paid 120, by ann, asked 1 time"
+    assert told == (
+        "misspelt.yaml:11:10: states[0].then[0].condition: unknown key 'condition' (did you mean 'conditions'?)"
+    )

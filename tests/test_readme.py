@@ -44,6 +44,7 @@ EXPECTED = {
         "    s2 --> [*]\n"
         "    s3 --> [*]"
     ),
+    "docs/files.md 1": "paid ann 1",
     "docs/pystator.md 1": ("OPEN ['fill']\nbooked 100\nTrue True {'order_qty': 100, 'qty': 100}"),
     "docs/retention.md 1": "1\n[]",
     "docs/schedules.md 1": "report 3 True\n['paused']\n[]",
@@ -71,6 +72,9 @@ def _blocks() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "block"), _blocks(), ids=[name for name, _ in _blocks()])
 def test_a_snippet_runs_and_prints_what_the_page_says(name: str, block: str, tmp_path: Path) -> None:
+    page = (ROOT / name.split()[0]).read_text(encoding="utf-8")
+    for file, text in re.findall(r"^```yaml\n# (\S+\.yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        (tmp_path / file).write_text(text, encoding="utf-8")  # the files that the page shows
     program = tmp_path / "snippet.py"
     program.write_text(STAND_INS + block, encoding="utf-8")
     home = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
