@@ -52,9 +52,24 @@ async def lags(found: list[float]) -> None:
         found.append(time.perf_counter() - due)
 
 
+class Search:
+    """How long Python's full searches for garbage take, in seconds of this thread's CPU."""
+
+    def __init__(self) -> None:
+        self.longest = self.began = 0.0
+        gc.callbacks.append(self)
+
+    def __call__(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self.began = time.thread_time()
+        elif info["generation"] == 2:
+            self.longest = max(self.longest, time.thread_time() - self.began)
+
+
 async def at_once(url: str, many: int) -> dict[str, Any]:
     """All runs are there together."""
     late: list[float] = []
+    search = Search()
     async with Engine(url, workflows=[flow]) as engine:
         looking = asyncio.create_task(lags(late))
         starting = []
@@ -69,7 +84,8 @@ async def at_once(url: str, many: int) -> dict[str, Any]:
             rested = await asyncio.gather(*(engine.result(flow, run.key) for run in rested if run.status == "waiting"))
         looking.cancel()
         done = sum([len(page) for page in [await engine.list(flow, status="done", limit=many + 1)]])
-    return {"done": done, "p99": sorted(late)[int(len(late) * 0.99)], "looks": len(late), "rss": peak()}
+    p99 = sorted(late)[int(len(late) * 0.99)]
+    return {"done": done, "p99": p99, "search": search.longest, "looks": len(late), "rss": peak()}
 
 
 async def in_turn(url: str, many: int) -> dict[str, Any]:

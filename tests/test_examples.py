@@ -248,6 +248,13 @@ def test_a_report_comes_each_night_and_once_for_the_nights_that_were_missed(star
     assert start("nightly.py").splitlines() == then
 
 
+def test_what_a_worker_was_at_that_was_killed_is_taken_up_by_the_others(start: Start, durable_url: str) -> None:
+    killed, sent, again = start("workers.py", durable_url).splitlines()
+    assert killed == "killed one of three in the middle of a step"
+    assert sent == "30 of 30 are sent, by 2 processes" or sent == "30 of 30 are sent, by 3 processes"
+    assert 1 <= int(again.split()[0]) <= 3
+
+
 def test_typed_data_is_typed_in_steps_and_wrong_data_is_refused_with_its_place(start: Start) -> None:
     small, large, refused = start("typed.py").splitlines()
     assert small == "Ann, 01 May 2031: 19.00"

@@ -128,10 +128,6 @@ def weather(server: Server, children: Children, seconds: float) -> None:
             raise
 
 
-def test_all_faults_together_lose_nothing(private_postgres: Server, children: Children) -> None:
-    weather(private_postgres, children, 10)
-
-
-@pytest.mark.soak
-def test_all_faults_together_for_ten_minutes_lose_nothing(private_postgres: Server, children: Children) -> None:
-    weather(private_postgres, children, 600)
+@pytest.mark.parametrize("seconds", [30, pytest.param(600, marks=pytest.mark.soak)])
+def test_all_faults_together_lose_nothing(private_postgres: Server, children: Children, seconds: float) -> None:
+    weather(private_postgres, children, seconds)
