@@ -53,6 +53,7 @@ EXPECTED = {
     "docs/transitions.md 1": "liquid",
     "README.md 8": "[0, 1, 4, 9, 16]\n['n-3', 'n-4']",
     "README.md 9": ("('working', {'title': 'no ink', 'to': 'ann'})\na ticket that is working takes close, put_back"),
+    "README.md 10": "{'error': 1000, 'output': 2000}",
     "docs/versions.md 1": (
         "workflow  version  state   becomes  fit  mapped  stuck\n"
         "order     1 -> 2   review  check    0    1       0\n"

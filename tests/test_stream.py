@@ -226,6 +226,7 @@ async def test_a_stream_that_has_ended_is_reported_and_writes_nothing(store_url:
     assert not out.exists()
     assert seen == [30, 60, 90, 100]
     assert (again.records, again.states, again.chunks) == (done.records, done.states, 4)
+    assert (done.resumed, again.resumed, again.rate) == (0, 100, 0.0)
 
 
 async def test_a_chunk_is_one_move_of_a_run_that_everybody_can_see(store_url: str, tmp_path: Path) -> None:

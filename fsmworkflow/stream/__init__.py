@@ -11,7 +11,21 @@ of a run of a built-in workflow, whose data is the cursor: where the source is, 
 from __future__ import annotations
 
 from fsmworkflow.stream import sinks, sources
+from fsmworkflow.stream.pipe import Pipe
 from fsmworkflow.stream.run import retry, stream
+from fsmworkflow.stream.windows import window
 from fsmworkflow.stream.words import Malformed, Progress, Sink, Source, StreamError
 
-__all__ = ["Malformed", "Progress", "Sink", "Source", "StreamError", "retry", "sinks", "sources", "stream"]
+__all__ = [
+    "Malformed",
+    "Pipe",
+    "Progress",
+    "Sink",
+    "Source",
+    "StreamError",
+    "retry",
+    "sinks",
+    "sources",
+    "stream",
+    "window",
+]

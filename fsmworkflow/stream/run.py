@@ -102,6 +102,8 @@ async def _unkept(flow: Flow, telling: Telling) -> Progress:
     while not cursor["ended"]:
         cursor = {**cursor, **await flow.chunk(cursor)}
         await telling.tell(cursor)
+    for sink in flow.sinks:
+        await sink.end()
     return telling.progress(cursor)
 
 
@@ -116,6 +118,8 @@ async def _kept(engine: Engine, flow: Flow, key: str, telling: Telling) -> Progr
     cursor = dict(run.data)
     if flow.opened:
         await telling.tell(cursor)
+    else:
+        telling.resumed = cursor["records"]
     return telling.progress(cursor)
 
 

@@ -130,5 +130,8 @@ class Sink:
     def checkpoint(self, *, sync: bool) -> Any:
         """Let what was written reach the place, with `sync` so that it survives a power cut. Returns the mark."""
 
+    async def end(self) -> None:
+        """No more will come: the source has ended, and all of it was written."""
+
     def close(self) -> None:
         """Let go of what is open."""

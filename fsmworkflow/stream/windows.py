@@ -1,0 +1,86 @@
+"""Windows: some records of a source at a time, as one record, for a workflow that adds up what is in them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fsmworkflow.retry import Duration, seconds
+from fsmworkflow.stream.sources import source_of
+from fsmworkflow.stream.words import Batch, Malformed, Source
+
+__all__ = ["window"]
+
+FOREVER = 1e9
+MANY = 1_000_000
+"""How many records a window of a time may hold."""
+
+
+def window(source: Any, *, count: int | None = None, every: Duration | None = None) -> Source:
+    """A source of windows of another one, `{"records": [...]}`: of `count` records, or of what came `every` so long.
+
+    With both, of whichever is full first. The last one may hold fewer. It can be gone on with by a key where the other
+    one can. Raises ValueError where neither is given, or `count` is no whole number from 1.
+    """
+    if count is None and every is None:
+        raise ValueError("a window is of count= records, or of what comes every= so long")
+    if count is not None and (type(count) is not int or count < 1):
+        raise ValueError(f"count must be a whole number from 1, not {count!r}")
+    return _Windows(source_of(source), count or MANY, FOREVER if every is None else seconds(every))
+
+
+class _Windows(Source):
+    """`_held` is of the window that is not full; `_mark` is where the last full one ended."""
+
+    def __init__(self, source: Source, count: int, every: float) -> None:
+        self._source, self._count, self._every = source, count, every
+        self.name, self.waits = source.name, source.waits
+        self._held: list[Any] = []
+        self._mark: Any = None
+        self._until = 0.0
+
+    def identity(self) -> dict[str, Any] | None:
+        return self._source.identity()
+
+    def open(self, known: dict[str, Any] | None, position: Any) -> None:
+        self._source.open(known, position)
+        self._mark, self.size = position, self._source.size
+
+    def mark(self) -> Any:
+        return self._mark
+
+    def close(self) -> None:
+        self._source.close()
+
+    def read(self, many: int, seconds: float) -> Batch:
+        found, until = Batch([]), time.monotonic() + seconds
+        while len(found.records) < many and not found.ended and (now := time.monotonic()) < until:
+            self._take(self._source.read(self._count - len(self._held), self._left(now, until)), found)
+        return found
+
+    async def gather(self, many: int, seconds: float) -> Batch:
+        found, until = Batch([]), time.monotonic() + seconds
+        while len(found.records) < many and not found.ended and (now := time.monotonic()) < until:
+            self._take(await self._source.gather(self._count - len(self._held), self._left(now, until)), found)
+        return found
+
+    def _left(self, now: float, until: float) -> float:
+        """How long to wait for the next records: a window begins with its first one."""
+        if not self._held:
+            self._until = now + self._every
+        return max(0.0, min(until, self._until) - now)
+
+    def _take(self, batch: Batch, found: Batch) -> None:
+        """Add what was read; what is malformed stands beside the windows."""
+        wrong = [record for record in batch.records if type(record) is Malformed] if batch.bad else []
+        self._held += batch.records if not wrong else [one for one in batch.records if type(one) is not Malformed]
+        found.records += wrong
+        found.bad += len(wrong)
+        found.read += batch.read
+        found.ended = batch.ended
+        late = time.monotonic() >= self._until or batch.ended
+        if self._held and (late or len(self._held) >= self._count):
+            found.records.append({"records": self._held})
+            self._held = []
+        if not self._held:
+            self._mark = self._source.mark()
