@@ -421,3 +421,21 @@ def test_the_documentation_names_every_verb_and_what_it_says_to_type_works(monke
     done = subprocess.run(["bash", "-e", "-c", shell], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "articles/" in done.stdout
+
+
+def test_every_verb_takes_json_and_debug() -> None:
+    from click import Group
+
+    from fsmworkflow.cli import cli
+
+    todo: list[Any] = list(cli.commands.values())
+    verbs = 0
+    while todo:
+        command = todo.pop()
+        if isinstance(command, Group):
+            todo += command.commands.values()
+            continue
+        verbs += 1
+        options = {word for parameter in command.params for word in parameter.opts}
+        assert {"--json", "--debug"} <= options, command.name
+    assert verbs > 25

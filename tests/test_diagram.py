@@ -33,6 +33,8 @@ HOSTILE = [
     "1. item",
     "- list",
     "end note",
+    "the direction LR of it",
+    "a [[fork]] in it",
     "ünïcode 漢字 🎉 ﷽",
     "\u202egnp.exe",
     "[link](javascript:alert(1)) www.example.com",
@@ -246,7 +248,7 @@ def test_hostile_names_are_only_ever_labels_in_a_browser(tmp_path: Path) -> None
     figure = shown[shown.index("<figure>") : shown.index("</figure>")]
     assert not re.search(r"<(?:script|img|a|b|code|strong|em|li)\b", figure)
     told = re.sub(r"\s", "", "".join(texts))
-    for name in HOSTILE[:12]:
+    for name in HOSTILE[:14]:
         assert re.sub(r"\s", "", name).replace(".", "") in told, name
 
 

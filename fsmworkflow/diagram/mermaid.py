@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from fsmworkflow.diagram.path import ANY
@@ -11,6 +12,8 @@ __all__ = ["drawn", "mermaid"]
 
 PLAIN = frozenset(" ,/[]")
 """What stands in a label as it is, beside letters and digits: nothing that Mermaid, Markdown or HTML reads."""
+READ = re.compile(r"direction(?= )|\[(?=\[)", re.IGNORECASE)
+"""What Mermaid reads wherever in a line it stands: `direction LR` and `[[fork]]`."""
 LOOKS = (
     "classDef region stroke-dasharray:6 4",
     "classDef visited stroke:#2e7d32,stroke-width:2px",
@@ -78,4 +81,5 @@ def _look(node: Node) -> str:
 def _text(text: str) -> str:
     """A label of one line. All but the plainest signs become their numbers, so no text can be anything else."""
     shown = (sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in " ".join(text.split()))
-    return "".join(sign if sign.isalnum() or sign in PLAIN else f"#{ord(sign)};" for sign in shown) or " "
+    told = "".join(sign if sign.isalnum() or sign in PLAIN else f"#{ord(sign)};" for sign in shown) or " "
+    return READ.sub(lambda word: f"#{ord(word[0][0])};{word[0][1:]}", told)
