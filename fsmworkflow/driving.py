@@ -31,6 +31,8 @@ Claimed = tuple["Driving", "Driving | None"]
 
 BUSY = 0.02
 """Seconds between two looks at a run that an event is just moving."""
+FAR, SLOWEST = 5.0, 90.0
+"""Seconds between two looks for events whose write took long, as they bear its begin, and how long it may take."""
 
 
 class Driving:
@@ -556,25 +558,33 @@ class Drives:
 
     async def _poll_for_ever(self) -> None:
         """Look for what other processes have posted to runs of ours, and for timers of runs that rest here."""
-        since = self.store.now()
-        heard = 0
+        heard, since, far = 0, self.store.now(), 0.0
         while True:
             heard = await self._next_look(heard)
             now = self.store.now()
-            if self.worker.unreleased:
-                await self.worker.release_again()
-            for name, drive in list(self._held.items()):
-                if not drive.idle:
-                    self._wake(name)
-            if not self._held and not self._drives:
-                since = now
-                continue
             try:
-                for name in await self.store.woken(self.worker.token, since - self.poll):
-                    self._wake(name)
+                await self.worker.release_again()
+                for name, drive in list(self._held.items()):
+                    if not drive.idle:
+                        self._wake(name)
+                if abs(now - far) >= FAR:
+                    await self._wake_posted(now - SLOWEST)
+                    far = now
+                else:
+                    await self._wake_posted(since - self.poll)
                 since = now
             except Exception as error:  # whatever it is, the next look must come
                 log.warning("the engine could not look for events: %r", error)
+
+    async def _wake_posted(self, since: float) -> None:
+        """Wake the runs to which something was posted since then, of which their drives do not know yet."""
+        found = await self.store.woken(self.worker.token, since) if self._held or self._drives else ()
+        for workflow, key, posted in found:
+            name = (workflow, key)
+            driving = self._drives.get(name)
+            drive = self._held.get(name) if driving is None else driving.drive
+            if drive is None or drive.run.posted != posted:
+                self._wake(name)
 
     async def _next_look(self, heard: int) -> int:
         """Wait until it is time to look again, or until it has rung for a run of ours."""

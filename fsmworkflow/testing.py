@@ -7,7 +7,21 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from fsmworkflow.records import Call, Event, Move, Owner, Run
 from fsmworkflow.retry import Duration, seconds
-from fsmworkflow.store import NONE, Calls, Entries, Events, Keys, Limits, Names, Owners, Pairs, Runs, Store, Versions
+from fsmworkflow.store import (
+    NONE,
+    Calls,
+    Entries,
+    Events,
+    Keys,
+    Limits,
+    Names,
+    Owners,
+    Pairs,
+    Runs,
+    Store,
+    Versions,
+    Woken,
+)
 from fsmworkflow.store.lent import Lent
 
 __all__ = ["Clock", "Crash", "CrashingStore"]
@@ -188,7 +202,7 @@ class CrashingStore:
     async def taken(self, run: Run, version: int) -> Event | None:
         return await self._other(self.inner.taken, run, version)
 
-    async def woken(self, owner: str, since: float) -> Keys:
+    async def woken(self, owner: str, since: float) -> Woken:
         return await self._other(self.inner.woken, owner, since)
 
     async def children(self, run: Run, state: str, visit: int) -> Runs:

@@ -594,11 +594,11 @@ async def test_an_owner_is_told_which_of_its_runs_were_posted_to_since(store: St
     for run in (mine, others, free):
         for n in range(2):
             await post(store, run, event(id=f"e{n}", due=1e12))
-    assert await store.woken(ME, begun) == [("w", "a")]
-    assert await store.woken(OTHER, begun) == [("w", "c")]
+    assert await store.woken(ME, begun) == [("w", "a", 2)]
+    assert await store.woken(OTHER, begun) == [("w", "c", 2)]
     assert await store.woken(ME, store.now() + 60) == []
     await store.commit(taking(also, event()))  # taken at once: there is nothing left to be told
-    assert await store.woken(ME, begun) == [("w", "a")]
+    assert await store.woken(ME, begun) == [("w", "a", 2)]
     await store.commit(moved(replace(mine, posted=2), status="done"))
     assert await store.woken(ME, begun) == []
 
@@ -643,7 +643,7 @@ async def test_events_are_dated_by_the_stores_clock(tmp_path: Any) -> None:
             since = clock.turn(10)
             assert await store.woken(ME, since) == []
             await post(store, run, event(id="e2"))
-            assert await store.woken(ME, since) == [("w", "a")]
+            assert await store.woken(ME, since) == [("w", "a", 2)]
 
 
 async def test_an_event_that_a_rival_program_breaks_is_an_error_of_its_own(durable_url: str) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from fsmworkflow import Engine, Event, Workflow
+from fsmworkflow import Engine, Event, Workflow, driving
 from fsmworkflow.decide import begin
+from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.bell import CHANNEL
 from fsmworkflow.store.postgres import PostgresStore
 from tests.postgres_server import execute
@@ -191,3 +192,63 @@ async def test_without_a_bell_the_next_look_finds_it(sqlite_url: str) -> None:
         await two.store.post("letter", "a", Event(name="read", id="1"))
         await until(over(one, flow, "a"))
     assert time.monotonic() - began < 1.5  # half a second between two looks, on a busy machine
+
+
+def slow_writer(url: str) -> Store:
+    """A store in another process, whose writes show a minute after they began."""
+    if url.startswith("sqlite"):
+        return open_store(url, clock=lambda: time.time() - 60)
+    store = PostgresStore(url)
+    store._measured = lambda asking: asking  # type: ignore[assignment, method-assign, return-value]
+    store._offset = -60.0
+    return store
+
+
+@pytest.mark.parametrize("at", ["at rest", "in a step"])
+async def test_an_event_whose_write_took_a_minute_is_found_all_the_same(
+    durable_url: str, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    monkeypatch.setattr(driving, "FAR", 0.2)
+    flow = Workflow("slow")
+    flow.wait("ready", initial=True, on={"read": "over", "work": "busy"})
+
+    @flow.step("busy", then="over", on={"read": "over"})
+    async def busy(ctx: Any) -> None:
+        await asyncio.sleep(60)
+
+    flow.final("over")
+    async with Engine(durable_url, workflows=[flow], poll=0.02) as engine:
+        await engine.start(flow, key="a")
+        await engine.result(flow, "a")
+        if at == "in a step":
+            await engine.send(flow, "a", "work")
+        for _ in range(5):  # looks that cannot see it yet
+            await until(looked_again(engine))
+        rival = slow_writer(durable_url)
+        await rival.open()
+        try:
+            posted = await rival.post("slow", "a", Event(name="read", id="late"))
+            assert posted.due is not None
+            assert posted.due < engine.store.now() - 50
+            await until(over(engine, flow, "a"))
+        finally:
+            await rival.close()
+
+
+def looked_again(engine: Engine) -> Callable[[], Awaitable[bool]]:
+    """Whether the engine has looked for events once more."""
+    woken, looks = engine.store.woken, 0
+
+    async def counted(owner: str, since: float) -> Any:
+        nonlocal looks
+        found = await woken(owner, since)
+        looks += 1
+        return found
+
+    async def look() -> bool:
+        if looks:
+            engine.store.woken = woken  # type: ignore[method-assign]
+        return looks > 0
+
+    engine.store.woken = counted  # type: ignore[method-assign]
+    return look

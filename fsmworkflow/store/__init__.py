@@ -22,6 +22,7 @@ Calls = list[Call]
 Events = list[Event]
 Names = list[str]
 Keys = list[tuple[str, str]]
+Woken = list[tuple[str, str, int]]
 Versions = Mapping[str, int]
 Pairs = Sequence[tuple[int, int]]
 Limits = Mapping[str, int]
@@ -102,10 +103,11 @@ class Store(Protocol):
     async def taken(self, run: Run, version: int) -> Event | None:
         """The event of the inbox that was accepted by the move of that version, or None."""
 
-    async def woken(self, owner: str, since: float) -> Keys:
-        """The (workflow, key) of runs held by this owner in whose inbox something waits that was posted since then.
+    async def woken(self, owner: str, since: float) -> Woken:
+        """The (workflow, key, posted) of runs held by this owner in whose inbox something waits that came since then.
 
-        An event bears the time at which its write began, so it may show some time after it: overlap the times.
+        An event bears the time at which its write began, and a write may take as long as it likes: overlap the times.
+        What was seen before is known by `posted`, the number of events that were ever posted to the run.
         """
 
     async def rings(self, names: Names, heard: int, within: float) -> int:

@@ -13,7 +13,7 @@ from fsmworkflow.codec import read_back
 from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError, TransactionError
 from fsmworkflow.flights import SUSPECT
 from fsmworkflow.records import UNFINISHED, Call, Child, Entry, Event, Move, Order, Owner, Post, Run, replace
-from fsmworkflow.store import NONE, Calls, Entries, Events, Keys, Limits, Names, Owners, Pairs, Runs, Versions
+from fsmworkflow.store import NONE, Calls, Entries, Events, Keys, Limits, Names, Owners, Pairs, Runs, Versions, Woken
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.rows import drops, ends, is_new, opened, posted, related, sealed, sealed_move
 
@@ -358,11 +358,11 @@ class MemoryStore:
         events = self._events.get(run.id, {}).values()
         return next((opened(e) for e in events if e.version == version and e.status == "accepted"), None)
 
-    async def woken(self, owner: str, since: float) -> Keys:
+    async def woken(self, owner: str, since: float) -> Woken:
         self._open()
         mine = [run for run in self._runs.values() if run.owner == owner]
         new = (run for run in mine if any(self._created[e.number - 1] >= since for e in self._waiting(run)))
-        return [(run.workflow, run.key) for run in new]
+        return [(run.workflow, run.key, run.posted) for run in new]
 
     async def rings(self, names: Names, heard: int, within: float) -> int:
         await asyncio.sleep(within)

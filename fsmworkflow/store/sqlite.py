@@ -35,6 +35,7 @@ log = logging.getLogger("fsmworkflow")
 T = TypeVar("T")
 PASSING = ("locked", "busy", "disk is full", "disk i/o error")
 BUSY_SECONDS, OPEN_SECONDS, CLOSE_SECONDS = 5.0, 15.0, 5.0
+"""Opening waits for a lock for a while, then says so: a program that starts must not hang unseen."""
 
 
 class SQLiteStore(Verbs):
@@ -194,16 +195,19 @@ class SQLiteStore(Verbs):
     # -- claims and owners ------------------------------------------------------------------------------------------
 
     async def _claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs, limits: Limits) -> Runs:
-        values: dict[str, Any] = {"by": by, "now": self._clock(), "many": many}
-        values |= {"workflows": json.dumps(dict(workflows)), "but": json.dumps(list(but))}
+        values = self._wanted(workflows, many, by, but)
         if not await self._ask(lambda db: sqlite_statements.claimable(db, {**values, "many": 1}, limits)):
             return []  # whoever looks and finds nothing writes nothing, and waits for no lock
         return await self._do(lambda db: sqlite_statements.claimed(db, owner, values, limits))
 
     async def _oldest_due(self, workflows: Versions, by: float, but: Pairs) -> Sequence[Any]:
-        values: dict[str, Any] = {"by": by, "now": self._clock(), "many": 1}
-        values |= {"workflows": json.dumps(dict(workflows)), "but": json.dumps(list(but))}
+        values = self._wanted(workflows, 1, by, but)
         return await self._ask(lambda db: db.execute(SQL["claimable"], values).fetchall())
+
+    def _wanted(self, workflows: Versions, many: int, by: float, but: Pairs) -> dict[str, Any]:
+        """The parameters of a claim."""
+        chosen = {"workflows": json.dumps(dict(workflows)), "but": json.dumps(list(but))}
+        return {"by": by, "now": self._clock(), "many": many, **chosen}
 
     async def claim_one(
         self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None

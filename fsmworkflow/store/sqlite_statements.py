@@ -61,12 +61,12 @@ def _batch(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
     moves: list[Move] = []
     posts: list[Write] = []
     for write in batch:
+        write.error = None  # of an attempt before
         if write.kind == "move":
             moves.append(write.record)
         elif write.kind == "post":
             posts.append(write)
         else:
-            write.error = None
             _SINGLE[write.kind](db, write, now)
             if write.error is not None:
                 raise Mixed
@@ -75,7 +75,6 @@ def _batch(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
             if write.kind == "move":
                 write.result = due.get(write.run.id)
     for write in posts:  # after the moves: what was decided without it is not made stale by it
-        write.error = None
         _single_post(db, write, now)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fsmworkflow.errors import Refused, RunNotFound
 from fsmworkflow.records import Call, Event, Move, Owner, Run
-from fsmworkflow.store import NONE, Calls, Events, Keys, Limits, Names, Owners, Pairs, Runs, Versions, rows
+from fsmworkflow.store import NONE, Calls, Events, Keys, Limits, Names, Owners, Pairs, Runs, Versions, Woken, rows
 from fsmworkflow.store.writer import Kind, Writer
 
 CHUNK = 2_000
@@ -114,8 +114,9 @@ class Verbs:
     async def taken(self, run: Run, version: int) -> Event | None:
         return next(map(rows.event_of, await self._read_rows("taken", run.id, version)), None)
 
-    async def woken(self, owner: str, since: float) -> Keys:
-        return [(row["workflow"], row["key"]) for row in await self._read_rows("woken", since, owner)]
+    async def woken(self, owner: str, since: float) -> Woken:
+        found = await self._read_rows("woken", since, owner)
+        return [(row["workflow"], row["key"], row["posted"]) for row in found]
 
     async def rings(self, names: Names, heard: int, within: float) -> int:
         await asyncio.sleep(within)

@@ -661,7 +661,7 @@ SELECT * FROM fsm_events WHERE run = $1 AND event_id = $2;
 SELECT * FROM fsm_events WHERE run = $1 AND version = $2 AND status = 'accepted';
 
 -- name: woken
-SELECT DISTINCT workflow, key
+SELECT DISTINCT workflow, key, posted
   FROM fsm_events JOIN fsm_runs ON fsm_runs.id = run
  WHERE fsm_events.status = 'waiting' AND fsm_events.created >= $1 AND owner = $2;
 

@@ -122,7 +122,7 @@ SELECT * FROM fsm_events WHERE run = ? AND version = ? AND status = 'accepted';
 
 -- name: woken
 -- CROSS JOIN fixes the order: what was posted since is little, what one owner holds may be much.
-SELECT DISTINCT workflow, key
+SELECT DISTINCT workflow, key, posted
   FROM fsm_events CROSS JOIN fsm_runs ON fsm_runs.id = run
  WHERE fsm_events.status = 'waiting' AND fsm_events.created >= ? AND owner = ?;
 
