@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from fsmworkflow.case import Case
 from fsmworkflow.codec import Fields
-from fsmworkflow.conditions import Seen, View
+from fsmworkflow.conditions import View
 from fsmworkflow.errors import NoTransition
 from fsmworkflow.records import Run
 from fsmworkflow.statechart import Arc
@@ -45,13 +45,8 @@ def _nowhere(case: Case, arcs: tuple[Arc, ...]) -> str:
         return f"{where} returned the trigger {event.trigger!r}, which no transition out of it takes{hint}"
     if not arcs:
         return f"{where} ended, and no transition leads on by itself: return a trigger"
-    lines = "".join(f"\n  - {one.condition}: {_seen(one)}" for one in case.asked)
+    lines = "".join(f"\n  - {one.condition}: {one.answer}{one.saw}" for one in case.asked)
     return f"{where} ended, and none of its conditions holds:{lines}"
-
-
-def _seen(one: Seen) -> str:
-    saw = ", ".join(f"{name} = {value}" for name, value in one.values.items())
-    return f"{one.answer} ({saw})" if saw else str(one.answer)
 
 
 async def pick(case: Case, fields: Fields) -> list[Arc]:

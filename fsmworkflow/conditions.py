@@ -46,6 +46,11 @@ class Seen(msgspec.Struct, frozen=True):
     answer: bool | None
     error: str | None = None
 
+    @property
+    def saw(self) -> str:
+        """What was looked at, in parentheses; empty where that was nothing."""
+        return f" ({', '.join(f'{name} = {value}' for name, value in self.values.items())})" if self.values else ""
+
 
 class View(msgspec.Struct):
     """What a guard may look at. Every condition and function that is asked appends one `Seen` to `seen`.

@@ -39,6 +39,8 @@ AGAIN, LONGEST = 0.05, 5.0
 """Seconds before a step is run again whose transaction had no effect, at first and at the most; it is doubled."""
 PIECE = 0.25
 """Seconds of one piece of a wait for which no step runs."""
+ACTS = frozenset({"running", "waiting", "compensating"})
+"""The statuses in which a run that is not over does what its last move named."""
 STOPPING = frozenset({records.CANCEL, records.RERUN})
 """What stops a running step, also one that accepts no event."""
 
@@ -50,9 +52,9 @@ class Drive:
     """
 
     __slots__ = (
-        "_acting", "_anew_at", "_anew_in", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_peek", "_rung",
-        "_sent", "_shift", "_steps", "_stopped", "_told", "_unread", "_woken", "error", "hold", "inbox", "retry",
-        "run", "store", "worker", "workflow",
+        "_acting", "_acts", "_anew_at", "_anew_in", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_peek",
+        "_rung", "_sent", "_shift", "_steps", "_stopped", "_told", "_unread", "_woken", "error", "hold", "inbox",
+        "retry", "run", "store", "worker", "workflow",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +92,7 @@ class Drive:
         self._inline: tuple[asyncio.Task[Any] | None] | None = None  # the step that runs in our own task, each another
         self._peek: asyncio.Task[None] | None = None
         self._rung = self._stopped = False
+        self._acts = ACTS
 
     # -- from outside -----------------------------------------------------------------------------------------------
 
@@ -168,17 +171,13 @@ class Drive:
             self.wake()
         return not self.idle
 
-    async def woken(self, others: Iterable[asyncio.Future[Any]], limit: float) -> None:
-        """Wait until something is posted to a held run, all of `others` are done, or `limit` seconds have passed."""
+    async def woken(self, ends: Iterable[asyncio.Future[Any]], limit: float | None) -> None:
+        """Wait until something is posted to the run, one of `ends` is done, or `limit` seconds have passed."""
         self._woken = asyncio.get_running_loop().create_future()
-        waited = set(others)
-        ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(asyncio.wait(waited))] if waited else []
-        ends.append(self._woken)
         try:
-            await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*ends, self._woken}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for future in ends:
-                future.cancel()
+            self._woken.cancel()
             self._woken = None
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -241,7 +240,7 @@ class Drive:
             await self._look()
             return True
         run = self.run
-        if run.actions and run.due is not None and (run.over or run.status in ("running", "waiting", "compensating")):
+        if run.actions and run.due is not None and (run.over or run.status in self._acts):
             await self._after()
             return True
         if self._acting.stopping and not self._steps:
@@ -443,15 +442,8 @@ class Drive:
         limit = min(times) - now if times else None
         if not self._steps:
             limit = PIECE if limit is None else min(limit, PIECE)
-        self._woken = asyncio.get_running_loop().create_future()
-        if self._unread:
-            return
-        try:
-            waited: set[asyncio.Future[Any]] = {*self._steps.values(), self._woken}
-            await asyncio.wait(waited, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._woken.cancel()
-            self._woken = None
+        if not self._unread:
+            await self.woken(self._steps.values(), limit)
 
     async def _stop(self, names: list[tuple[str, int]]) -> None:
         """Cancel steps and wait until they have ended; after 10 s they are left behind, and what they do is dropped."""
@@ -624,7 +616,9 @@ class Drive:
             if event.name != records.JOINED or self.run.active[event.state].children:
                 self._idle = ()  # where there were no children nothing was waited for
             if event.name != records.JOINED:
-                self._entered_by[move.after.version] = event
+                entered = {**self._entered_by, move.after.version: event}
+                visits = {stay.visit for stay in move.after.active.values()}
+                self._entered_by = {visit: by for visit, by in entered.items() if visit in visits}
             self.inbox = [e for e in self.inbox if e.id != event.id]
         self._fresh = self._fresh or move.after.active is not move.before.active
         posted = move.after.posted + (1 if event.id and not event.number else 0)
@@ -674,7 +668,11 @@ class Drive:
         before = self.run
         await self.worker.hold(before)
         failed = await act_after(self.workflow, before, self.worker)
-        if before.over:
+        if failed is not None and before.status == "compensating":
+            # What is to be undone comes first: they are tried again at its end, and then listed.
+            self._acts = self._acts - {before.status}
+            log.error("an action of run %s/%s failed while it is undone: %r", before.workflow, before.key, failed)
+        elif before.over:
             await self._ended_acting(before, failed)
         elif failed is None:
             self.run = replace(before, actions=())

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fsmworkflow.children import awaits
 from fsmworkflow.drive import LEFT_BEHIND, Drive
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound, StoreError
+from fsmworkflow.failures import asked_to_stop
 from fsmworkflow.line import CHUNK, Crew, Line
 from fsmworkflow.machine import WATCH, goes_on, left_alone, may_go_on, patience
 from fsmworkflow.records import STEERING, Event, Post, Run, replace
@@ -382,8 +383,8 @@ class Drives:
                 while not driving.done.done():
                     await driving.news()
                 run = driving.done.result()
-            except asyncio.CancelledError:
-                if not (driving.done.cancelled() and self.worker.stopping):
+            except asyncio.CancelledError as error:
+                if asked_to_stop(error) or not driving.done.cancelled() or (driving.hold and not self.worker.stopping):
                     raise
                 run = driving.run
             goes_on = may_go_on(run, self.store.now(), retry=False)
@@ -522,7 +523,12 @@ class Drives:
                     self._adopt(name)
             driven = (self._drives.get(name) for name in names)
             waited = [one.done for one in driven if one is not None]
-            await drive.woken(waited, self.poll)
+            ended = [asyncio.ensure_future(asyncio.wait(waited))] if waited else []
+            try:
+                await drive.woken(ended, self.poll)
+            finally:
+                for one in ended:
+                    one.cancel()
             if any(done.done() and not done.cancelled() and done.exception() for done in waited):
                 await asyncio.sleep(self.poll)  # a drive has failed, and not its step: the next will hardly fare better
         return drive.idle or self.worker.stopping
@@ -617,8 +623,7 @@ class Drives:
         claimed = await self.worker.claim(self._versions(), CHUNK)
         line.ended = seen.issuperset(run.id for run in claimed)
         seen.update(run.id for run in claimed)
-        if not line.ended:
-            self._enter(line, claimed, hold=True)
+        self._enter(line, claimed, hold=True)
 
     async def _claim_due(self, line: Line[Claimed]) -> None:
         """Wait until runs are due that nobody drives, and claim them. What rests again is not held."""

@@ -349,7 +349,7 @@ class Engine:
         definition = self._known(workflow).check()
         run = await self._drives.load(definition.name, key)
         made = forked(definition, run, await self.store.history(run), new_key, at, data, now=self.store.now())
-        driving = self._drives.start(definition, made, retry=False)
+        driving = await self._drives.driving(definition, made, retry=False)
         there = await driving.begun()
         tell(there, made, data=made, refuse=True)
         return self._shown(there)
@@ -382,8 +382,8 @@ class Engine:
         """In words: why the run is where it is, and what it waits for. Raises RunNotFound."""
         definition = self._known(workflow).check()
         run = await self._drives.load(definition.name, key)
-        awaited = {state: stay.visit for state, stay in run.active.items() if stay.children}
-        children = {state: await self.store.children(run, state, visit) for state, visit in awaited.items()}
+        awaited = {state: stay for state, stay in run.active.items() if stay.children}
+        children = {s: await self.store.children(run, stay.was or s, stay.visit) for s, stay in awaited.items()}
         history, (_, inbox) = await self.store.history(run), await self.store.inbox(run)
         return explained(definition, run, history, inbox, children, now=self.store.now())
 

@@ -40,9 +40,7 @@ def explained(
     lines = [f"{run.workflow}/{run.key} is {run.status} in state {run.state}, at version {run.version}."]
     lines.append(f"Last, {_what(last, history)}, at {_clock(last.at)}.")
     for one in last.asked:
-        saw = ", ".join(f"{name} = {value}" for name, value in one.values.items())
-        answer = "no answer" if one.answer is None else one.answer
-        asked = f"{one.condition} -> {answer}{f' ({saw})' if saw else ''}"
+        asked = f"{one.condition} -> {'no answer' if one.answer is None else one.answer}{one.saw}"
         lines.append(f"  asked: {one.error if one.error and run.error is None else asked}")
     told = last.changes.get("error") if last.event == ERROR and last.source != last.dest else None
     if run.error is None and isinstance(told, dict):  # as `on_error` leaves it

@@ -14,7 +14,6 @@ import time
 import weakref
 from pathlib import Path
 
-from fsmworkflow.errors import FSMWorkflowError
 from fsmworkflow.records import Owner, replace
 from fsmworkflow.store import Store
 
@@ -124,7 +123,7 @@ class Lease:
             async with asyncio.timeout(self.length / 3):
                 await store.open()
                 await self._renew(store)
-        except (FSMWorkflowError, TimeoutError) as error:
+        except Exception as error:  # whatever it is, the next attempt must come
             log.warning("the lease could not be renewed: %r", error)
 
 

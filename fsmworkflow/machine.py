@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Coroutine, Iterable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Self
 
 import msgspec
@@ -74,46 +75,50 @@ class PersistentWorkflowStateMachine:
         Definition, functions and key are checked first: DefinitionError, InvalidKey. Raises what a failing step raised;
         RunFailed where the run ended as failed. When cancelled, the run stays where it is and may be resumed.
         """
-        definition = self.definition
-        if self.key is not None and (problems := name_problem(self.key, "key")):
-            raise errors.InvalidKey(problems[0])
-        workflow = definition.check() if isinstance(definition, Workflow) else definition.build(self.steps, self)
+        workflow = self._checked()
         worker: Worker = await self._db.acquire()
         try:
             return await self._run(workflow, worker)
         finally:
             await self._db.release()
 
+    def _checked(self) -> Workflow:
+        if self.key is not None and (problems := name_problem(self.key, "key")):
+            raise errors.InvalidKey(problems[0])
+        definition = self.definition
+        return definition.check() if isinstance(definition, Workflow) else definition.build(self.steps, self)
+
     # -- one entity ---------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         """Start the run or take it up, drive it until it rests, and hold it: for one entity that answers events.
 
-        Raises what `run_workflow` raises.
+        While another machine, here or elsewhere, holds the run of that key, it waits. Raises what `run_workflow` does.
         """
-        definition = self.definition
-        workflow = definition.check() if isinstance(definition, Workflow) else definition.build(self.steps, self)
-        worker: Worker = await self._db.acquire()
-        try:
+        workflow = self._checked()
+        async with AsyncExitStack() as held:
+            worker: Worker = await self._db.acquire()
+            held.push_async_callback(self._db.release)
             key = self.key or await _next_key(workflow, worker, {})
+            while (other := worker.driven.get((workflow.name, key))) is not None:
+                await asyncio.wait([other])
+            held.enter_context(worker.driving((workflow.name, key)))
             if self._snapshot is not None:
                 await worker.store.create(self._snapshot)
             run, fresh = await take_up(workflow, worker, key, self._input, wait=True, rest=True)
             self._drive = Drive(workflow, run, worker, fresh=fresh, retry=True, hold=True, hooks=self._hooks)
+            held.push_async_callback(self._let_go)
             await self._go()
-        except BaseException:
-            self._drive = None
-            await self._db.release()
-            raise
+            self._held = held.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._held.aclose()
+
+    async def _let_go(self) -> None:
         drive, self._drive = self._drive, None
-        try:
-            if drive is not None and drive.run.owner is not None:
-                await drive.store.release(drive.run)
-        finally:
-            await self._db.release()
+        if drive is not None and drive.run.owner is not None:
+            await drive.store.release(drive.run)
 
     async def send(self, event: str, payload: Any = None, *, event_id: str | None = None) -> Event:
         """Send an event, and drive the run until it rests. Returns what became of it: `.status`.
@@ -122,7 +127,7 @@ class PersistentWorkflowStateMachine:
         `async with` goes on with both. Raises RunOver for a run that has ended, UnknownEvent for a name that no
         transition has, and what a step or a condition raised that failed the run for good.
         """
-        drive = self._held()
+        drive = self._driving()
         known_event(drive.workflow, event)
         posted = Event(name=event, payload=payload, id=id_of(event_id))
         async with self._sending:
@@ -136,7 +141,7 @@ class PersistentWorkflowStateMachine:
             return await drive.store.event(drive.run, posted.id) or sent
 
     async def _go(self) -> None:
-        drive = self._held()
+        drive = self._driving()
         try:
             if not drive.idle or drive.run.actions or awaits(drive.run):
                 await driven(drive)
@@ -148,7 +153,7 @@ class PersistentWorkflowStateMachine:
 
     def may(self, event: str, payload: Any = None) -> bool:
         """Whether this event would now be accepted, its conditions asked. Nothing is sent. Not for async conditions."""
-        drive = self._held()
+        drive = self._driving()
         if drive.run.over or not drive.workflow.chart.accepted(drive.run.active, event):
             return False
         move = _by_hand(decide(drive.workflow, drive.run, Event(name=event, payload=payload), now=drive.store.now()))
@@ -161,7 +166,7 @@ class PersistentWorkflowStateMachine:
 
     def snapshot(self) -> dict[str, Any]:
         """The run as plain values, for a place of your own; `from_snapshot` makes a machine of it again."""
-        run = self._held().run
+        run = self._driving().run
         return {**msgspec.to_builtins(replace(run, fields={}, owner=None, id=0)), "data": text_of(run.fields).decode()}
 
     @classmethod
@@ -173,7 +178,7 @@ class PersistentWorkflowStateMachine:
         machine._snapshot = replace(run, fields=fields_of(snapshot["data"]), epoch=0)
         return machine
 
-    def _held(self) -> Drive:
+    def _driving(self) -> Drive:
         if self._drive is None:
             raise errors.EngineClosed("this machine holds no run: use it inside `async with machine:`")
         return self._drive
@@ -184,12 +189,10 @@ class PersistentWorkflowStateMachine:
         stuck: dict[str, errors.DefinitionChanged] = {}
         while True:
             key = self.key or await _next_key(workflow, worker, stuck)
-            driven = worker.driven.get((workflow.name, key))
-            if driven is not None:
-                await asyncio.wait([driven])
-                continue
             try:
-                if (run := await self._one(workflow, worker, key)) is not None:
+                driven = worker.driven.get((workflow.name, key))
+                one = self._one(workflow, worker, key) if driven is None else self._other(workflow, worker, key, driven)
+                if (run := await one) is not None:
                     return _ended(*run)
             except errors.DefinitionChanged as error:
                 if self.key is not None:
@@ -199,9 +202,7 @@ class PersistentWorkflowStateMachine:
 
     async def _one(self, workflow: Workflow, worker: Worker, key: str) -> tuple[Run, BaseException | None] | None:
         """Drive the run of this key, and return it with what its step raised. None where another process took it."""
-        done: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        worker.driven[workflow.name, key] = done  # before the first await, so that no other machine here takes it
-        try:
+        with worker.driving((workflow.name, key)):  # before the first await, so that no other machine here takes it
             run, fresh = await take_up(workflow, worker, key, self._input, wait=self.key is not None)
             if run.owner is None and self.key is None and workflow.concurrency is None:
                 return None
@@ -217,9 +218,18 @@ class PersistentWorkflowStateMachine:
                     await drive.give_up()
                 self.run = drive.run
             return self.run, drive.error
-        finally:
-            del worker.driven[workflow.name, key]
-            done.cancel()
+
+    async def _other(
+        self, workflow: Workflow, worker: Worker, key: str, driven: asyncio.Future[None]
+    ) -> tuple[Run, None] | None:
+        """The run that another machine here holds, where it rests. None once that one may have let it go."""
+        there = await worker.store.load(workflow.name, key)
+        if there is None or driven.done() or await goes_on(there, worker.store):
+            await asyncio.wait([driven], timeout=SELDOM)
+            return None
+        tell(there, await first(workflow, worker.store, key, self._input), self._input)
+        self.run = there
+        return there, None
 
 
 async def driven(drive: Drive) -> None:
@@ -256,21 +266,18 @@ async def driven(drive: Drive) -> None:
 async def _drive_child(parent: Drive, name: tuple[str, str], drives: dict[tuple[str, str], Drive]) -> None:
     """Drive a run below another one until it rests, unless another process does."""
     worker, definition = parent.worker, parent.workflow.below[name[0]]
-    done: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-    worker.driven[name] = done
-    try:
-        claimed = await worker.claim_one(*name, definition.version, definition.concurrency)
-        if claimed is None:
-            await asyncio.sleep(WATCH)
-        else:
-            drives[name] = Drive(definition, claimed, worker)
-            await drives[name].go()
-    except errors.LeaseLost as error:
-        log.warning("%s", error)
-    finally:
-        drives.pop(name, None)
-        del worker.driven[name]
-        done.cancel()
+    with worker.driving(name):
+        try:
+            claimed = await worker.claim_one(*name, definition.version, definition.concurrency)
+            if claimed is None:
+                await asyncio.sleep(WATCH)
+            else:
+                drives[name] = Drive(definition, claimed, worker)
+                await drives[name].go()
+        except errors.LeaseLost as error:
+            log.warning("%s", error)
+        finally:
+            drives.pop(name, None)
 
 
 def _by_hand(decision: Coroutine[Any, Any, Move]) -> Move:
@@ -329,15 +336,12 @@ async def take_up(
     One that is over has no owner, nor, unless `rest`, one that rests; nor has one that a live owner drives, unless
     `wait` says to wait for its end.
     """
-    store = worker.store
+    store, limit = worker.store, workflow.concurrency
     fresh = await first(workflow, store, key, data)
-    limit = workflow.concurrency
-    if limit is None:
-        there, created = await worker.create(fresh)
-        if created:
-            return there, True
-    else:  # it waits for its place among all that are driven
-        there, _ = await store.create(fresh)
+    # With a limit it waits for its place among all that are driven.
+    there, created = await (worker.create(fresh) if limit is None else store.create(fresh))
+    if created and limit is None:
+        return there, True
     retry = there.status == "failed"  # a failure that was waited for is not tried again
     pause = WATCH
     if not there.over and left_alone(workflow, there) and rest:

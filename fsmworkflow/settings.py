@@ -190,10 +190,11 @@ def _store(url: str | None, options: dict[str, Any] | None) -> Store:
     if options is None:
         return open_store(str(url))
     from fsmworkflow.store.postgres import PostgresStore
+    from fsmworkflow.store.postgres_server import shown
 
     store = PostgresStore(url, **options)
     if options["connect"]:
-        store.url = _shown(options["connect"])  # keywords may have replaced what the URL says
+        store.url = shown(None, options["connect"])  # keywords may have replaced what the URL says
     return store
 
 
@@ -274,16 +275,6 @@ def _words(url: str) -> Words:
     if place and not host:
         also.pop("host", None)
     return {word: value for word in VARIABLES if (value := unquote(found[word] or "") or also.get(word, ""))}
-
-
-def _shown(words: Mapping[str, Any]) -> str:
-    """A URL of these words that asyncpg reads, without the password."""
-    user, host, port = words.get("user"), words.get("host", ""), words.get("port", 5432)
-    login = f"{quote(user, safe='')}@" if user else ""
-    database = quote(words.get("database", ""), safe="")
-    if host.startswith("/"):  # the directory of a Unix socket
-        return f"postgresql://{login}/{database}?host={quote(host)}&port={port}"
-    return f"postgresql://{login}{f'[{host}]' if ':' in host else host}:{port}/{database}"
 
 
 def _port(text: str | None) -> int | None:

@@ -37,7 +37,7 @@ async def rerun(case: Case) -> Move:
     workflow, run, version = case.workflow, case.run, case.run.version + 1
     state = workflow.states.get(case.event.payload)
     ends = state is None or (state.kind == "final" and "." not in state.name)
-    if run.over or run.status == "compensating" or state is None or ends:
+    if run.over or run.undo.ends is not None or state is None or ends:
         return case.rejected()
     left, entered = tuple(run.active), workflow.chart.entered((state.name,))
     active = {one: new_stay(workflow, one, version, case.now) for one in entered}

@@ -13,7 +13,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -49,7 +49,7 @@ FORGOTTEN = 86_400.0
 class Worker:
     """An owner, from `open` to `close`: a random token, a lease of `lease` seconds, and the runs that it drives.
 
-    `driven` holds, by workflow and key, a future for each run that is being driven in this process; `workflows` are
+    `driven` holds, by workflow and key, a future for each run that is driven or held in this process; `workflows` are
     those known by name; `told` is called with the events that steps have emitted, once they are durable; `stuck` holds,
     by id, the version of each run that does not fit its workflow, and is claimed only by key for as long as it is so.
     """
@@ -70,7 +70,7 @@ class Worker:
         self.token = ""
         self.stopping = False
         self.threads = Threads()
-        self.driven: dict[tuple[str, str], asyncio.Future[Run]] = {}
+        self.driven: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._lease: Lease | None = None
         self.workflows: dict[str, Workflow] = {}
         self.told: Callable[[Iterable[Post]], None] = lambda posts: None
@@ -115,6 +115,16 @@ class Worker:
                 await self.store.bury(token)
         except TimeoutError:
             log.warning("the store cannot be told that this owner has ended: its runs are free when its lease is over")
+
+    @contextlib.contextmanager
+    def driving(self, name: tuple[str, str]) -> Iterator[None]:
+        """Round what drives or holds a run in this process, so that nothing else here does."""
+        done = self.driven[name] = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            del self.driven[name]
+            done.cancel()
 
     async def hold(self, run: Run) -> None:
         """Make sure that a run is still ours, before something is done in its name. Raises LeaseLost.

@@ -46,8 +46,8 @@ class Ledger:
         return os.fstat(self._file).st_size
 
     def lines(self, what: str | None = None) -> list[Line]:
-        """All lines, or those of one kind, oldest first."""
-        found = [json.loads(line) for line in self.path.read_text().splitlines()]
+        """All lines, or those of one kind, oldest first. One that is just being written is none yet."""
+        found = [json.loads(line) for line in self.path.read_text().rpartition("\n")[0].splitlines()]
         return found if what is None else [line for line in found if line["what"] == what]
 
     def close(self) -> None:

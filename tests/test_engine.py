@@ -31,6 +31,7 @@ from fsmworkflow import (
     UnknownWorkflow,
     Workflow,
     WorkflowContext,
+    acting,
     field,
 )
 
@@ -797,3 +798,30 @@ async def test_an_ended_run_keeps_its_status_and_lists_the_action_that_failed(st
     assert [action.name for action in run.actions] != []
     assert run.error is not None
     assert run.error.message == "nobody listens"
+
+
+async def test_an_action_that_fails_for_good_keeps_nothing_from_being_undone(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acting, "ACTION_RETRY", Retry(attempts=3, first_delay=0, max_delay=0))
+    order: list[str] = []
+    workflow = Workflow("acting")
+
+    def tell(ctx: Any) -> None:
+        order.append("tell")
+        raise OSError("nobody listens")
+
+    def refund(ctx: Any) -> None:
+        order.append(f"undo {ctx.state}")
+
+    workflow.step("pay", initial=True, then="ship", compensate=refund)(lambda ctx: None)
+    workflow.step("ship", then=To("refused", after=tell), compensate=refund)(lambda ctx: None)
+    workflow.final("refused", outcome="failed")
+    async with Engine(store_url, workflows=[workflow]) as engine:
+        with pytest.raises(RunFailed, match="refused"):
+            await engine.run(workflow, key="k")
+        run = await engine.get(workflow, "k")
+    assert order == [*["tell"] * 3, "undo ship", "undo pay", *["tell"] * 3]
+    assert (run.status, run.over, run.undo.left, run.undo.lost) == ("failed", True, (), ())
+    assert [action.name for action in run.actions] != []
+    assert (run.owner, run.due) == (None, None)

@@ -28,7 +28,15 @@ from fsmworkflow import (
     open_store,
 )
 from fsmworkflow.conditions import field, payload
-from fsmworkflow.errors import CodecError, EventNotFound, NotAccepted, UnknownEvent, UnknownState
+from fsmworkflow.errors import (
+    CodecError,
+    EventNotFound,
+    InputDiffers,
+    InvalidKey,
+    NotAccepted,
+    UnknownEvent,
+    UnknownState,
+)
 from fsmworkflow.store import Store
 from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.testing import Clock, Crash, CrashingStore
@@ -516,6 +524,83 @@ async def test_an_entity_answers_events_one_after_the_other_and_says_what_it_may
         assert machine.is_final
 
 
+async def test_P6_entities_of_one_key_hold_its_run_one_after_the_other(store: Store) -> None:
+    bodies, sent = 0, []
+    flow = Workflow("entity")
+
+    @flow.step(initial=True, then="open")
+    async def begin(ctx: Any) -> None:
+        nonlocal bodies
+        bodies += 1
+        await asyncio.sleep(0.02)
+
+    flow.wait("open", on={"add": To("open", update=lambda data, event: data.update(n=data.get("n", 0) + 1)),
+                          "close": "closed"})  # fmt: skip
+    flow.final("closed")
+
+    async def hold() -> None:
+        async with PersistentWorkflowStateMachine(store, flow, key="o") as machine:
+            sent.append(await machine.send("add"))
+            await asyncio.sleep(0.02)
+            sent.append(await machine.send("add"))
+
+    await asyncio.gather(*(hold() for _ in range(4)))
+    assert bodies == 1
+    assert {event.status for event in sent} == {"accepted"}
+    assert len({event.version for event in sent}) == 8
+    async with PersistentWorkflowStateMachine(store, flow, key="o") as machine:
+        assert machine.data["n"] == 8
+
+
+async def test_a_run_that_an_entity_holds_is_reported_as_it_rests_and_waited_for_while_it_goes_on(store: Store) -> None:
+    flow, go = Workflow("entity"), asyncio.Event()
+    flow.wait("open", initial=True, on={"work": "busy"})
+
+    @flow.step("busy", then="over")
+    async def busy(ctx: Any) -> None:
+        await go.wait()
+
+    flow.final("over")
+    other = PersistentWorkflowStateMachine(store, flow, key="o", data={"n": 1})
+    async with PersistentWorkflowStateMachine(store, flow, key="o") as entity:
+        assert (await other.run_workflow()).state == "open"
+        sending = asyncio.create_task(entity.send("work"))
+        while entity._driving().run.state != "busy":
+            await asyncio.sleep(0.005)
+        waiting = asyncio.create_task(other.run_workflow())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        go.set()
+        assert (await sending).status == "accepted"
+        assert (await waiting).state == "over"
+        assert entity.is_final
+
+
+async def test_entities_without_a_key_that_begin_at_once_hold_a_run_each(store: Store) -> None:
+    flow = Workflow("entity")
+    flow.wait("open", initial=True, on={"close": "closed"})
+    flow.final("closed")
+    machines = [PersistentWorkflowStateMachine(store, flow) for _ in range(4)]
+    async with contextlib.AsyncExitStack() as held:
+        await asyncio.gather(*(held.enter_async_context(machine) for machine in machines))
+        assert len({machine._driving().run.key for machine in machines}) == 4
+
+
+@pytest.mark.parametrize("key", ["a\nb", 7, "x" * 201])
+async def test_the_key_of_an_entity_is_checked(key: Any) -> None:
+    with pytest.raises(InvalidKey):
+        async with PersistentWorkflowStateMachine("memory://", order(), key=key):
+            pass
+
+
+async def test_an_entity_keeps_no_event_but_the_one_that_led_into_its_visit(store: Store) -> None:
+    flow = order()
+    async with PersistentWorkflowStateMachine(store, flow, key="o", data={"left": 10}) as machine:
+        for _ in range(10):
+            await machine.send("fill", {"qty": 1})
+        assert machine._driving()._entered_by == {}
+
+
 async def test_what_is_sent_to_an_entity_that_has_failed_waits_until_it_is_taken_up_again(store: Store) -> None:
     order = Workflow("order")
     order.wait("open", initial=True, on={"fill": To("filled", update=lambda data, event: data.update(event.payload))})
@@ -613,6 +698,32 @@ async def test_a_run_that_has_ended_is_not_forked_where_nothing_goes_on(store: S
         assert (await one.fork(flow, "a", new_key="b", at=1)).state == "review"
         with pytest.raises(ValueError, match="expired"):
             await one.fork(flow, "a", new_key="c")
+
+
+async def test_P6_forks_to_one_key_make_one_run_and_run_its_body_once(store: Store) -> None:
+    bodies, go = 0, asyncio.Event()
+    flow = Workflow("forked")
+
+    @flow.step(initial=True, then="over")
+    async def first(ctx: Any) -> None:
+        nonlocal bodies
+        bodies += 1
+        await go.wait()
+
+    flow.final("over")
+    async with engine(store, flow) as one:
+        go.set()
+        await one.run(flow, {"n": 1}, key="a")
+        go.clear()
+        bodies = 0
+        forks = await asyncio.gather(*(one.fork(flow, "a", new_key="b", at=0) for _ in range(3)))
+        assert {run.id for run in forks} == {(await one.fork(flow, "a", new_key="b", at=0)).id}
+        with pytest.raises(InputDiffers):
+            await one.fork(flow, "a", new_key="b", at=0, data={"n": 2})
+        go.set()
+        assert (await one.result(flow, "b")).status == "done"
+        assert [entry.version for entry in await one.history(flow, "b")] == [0, 1]
+    assert bodies == 1
 
 
 CHILD = """

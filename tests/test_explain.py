@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
 import pytest
 
-from fsmworkflow import Engine, RunFailed, Workflow, field, payload
+from fsmworkflow import Engine, RunFailed, To, Workflow, field, payload
 
 
 async def nothing(ctx: Any) -> None:
@@ -204,3 +205,26 @@ async def test_what_is_printed_of_a_failure_is_short_and_has_no_traceback(store_
         assert "Traceback" in failure.traceback
         assert repr(failure).startswith("<Failure in work, attempt 1: OSError: 'no bed\\n")
         assert len(repr(failure)) < 300
+
+
+async def test_the_children_of_a_state_that_has_another_name_now_are_told(durable_url: str) -> None:
+    def shop(version: int, name: str) -> Workflow:
+        box, flow = Workflow("box"), Workflow("shop", version=version)
+        box.wait("open", initial=True, on={"close": "closed"})
+        box.final("closed")
+        flow.child(name, box, initial=True, then="over", on={"note": To(name, internal=True)})
+        flow.final("over")
+        return flow
+
+    old, new = shop(1, "pack"), shop(2, "packing")
+    new.migrate(1, to=2, states={"pack": "packing"})
+    async with Engine(durable_url, workflows=[old]) as engine:
+        await engine.run(old, key="a")
+    async with Engine(durable_url, workflows=[new]) as engine:
+        await engine.resume()
+        note = await engine.send(new, "a", "note")
+        while (await engine.event(new, "a", note.id)).status == "waiting":
+            await asyncio.sleep(0.005)
+        lines = await told(engine, new, "a")
+    assert lines[0].startswith("shop/a is waiting in state packing, at version")
+    assert lines[-1] == "Its child in packing has not ended: 1 waiting."

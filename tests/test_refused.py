@@ -399,6 +399,36 @@ async def test_resume_goes_on_past_a_run_that_cannot_be_claimed(law: Law) -> Non
         assert len(await engine.list(made, status="done")) == 5
 
 
+async def test_resume_leaves_no_run_claimed_that_it_does_not_drive(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "ASIDE", 0.05)
+    made, go = Workflow("flow"), asyncio.Event()
+
+    @made.step(initial=True, then="end")
+    async def only(ctx: Any) -> None:
+        if not ctx.data["bad"]:
+            await go.wait()
+
+    made.final("end")
+    async with Engine(law.url, workflows=[made]) as engine, asyncio.timeout(SECONDS):
+        await unowned(engine, made, "bad", {"bad": True, "drink": "poison"})
+        await unowned(engine, made, "slow", {"bad": False})
+        await law.made(f"NEW.version > 0 AND {POISON}")  # it can be claimed, and nothing can be written of it
+        resuming = asyncio.create_task(engine.resume(concurrency=1))
+
+        async def aside() -> bool:
+            run = await engine.get(made, "bad")
+            return run.epoch > 0 and run.owner is None and not engine._worker.stuck
+
+        await until(aside)  # and may be claimed once more
+        go.set()
+        await resuming
+
+        async def given_back() -> bool:
+            return (await engine.get(made, "bad")).owner is None
+
+        await until(given_back)
+
+
 async def test_a_run_that_can_neither_go_on_nor_be_given_back_is_given_back_when_it_can(
     law: Law, monkeypatch: pytest.MonkeyPatch
 ) -> None:

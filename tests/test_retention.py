@@ -54,6 +54,7 @@ async def adopt(store: Store, url: str, child: Run, parent: Run) -> None:
     if url == "memory://":
         rows: dict[int, Run] = store._runs  # type: ignore[attr-defined]
         rows[child.id] = replace(rows[child.id], child=Child(parent.id, "s", 0, 0, turn=2))
+        store._children.setdefault((parent.id, "s", 0), []).append(child.id)  # type: ignore[attr-defined]
     else:
         place = f"parent = {parent.id}, parent_state = 's', parent_visit = 0, ordinal = 0, turn = 2"
         sql(url, f"UPDATE fsm_runs SET {place} WHERE id = {child.id}")
@@ -202,6 +203,7 @@ async def test_a_child_stays_while_its_parent_is_not_over(store: Store, store_ur
     await adopt(store, store_url, child, parent)
     await newest(store)
     assert await store.prune("child", ENDS, 100.0, 10) == int(over)
+    assert len(await store.children(parent, "s", 0)) == int(not over)
 
 
 # -- races ------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from fsmworkflow.decide import begin, decide
 from fsmworkflow.due import due_next
 from fsmworkflow.errors import DeadlineExceeded, NotAccepted
 from fsmworkflow.failures import failure
-from fsmworkflow.records import CANCEL, DONE, ERROR, PAUSE, RERUN, RETRY, UNPAUSE, Event, Move, replace
+from fsmworkflow.records import CANCEL, DONE, ERROR, PARKED, PAUSE, RERUN, RETRY, UNPAUSE, Event, Move, replace
 from tests.tables import NOW, check_move
 
 DAY = 86_400.0
@@ -883,6 +883,16 @@ async def test_rerun_of_a_state_in_which_nothing_can_go_on_is_rejected(state: st
     play = await at_pay()
     assert (await play.take(Event(name=RERUN, payload=state))).answer == "rejected"
     assert play.state == "pay"
+
+
+async def test_rerun_of_a_run_that_was_parked_while_it_was_undone_is_rejected() -> None:
+    play = await at_pay()
+    await play.take(Event(name=CANCEL))
+    assert (play.run.status, play.run.undo.ends) == ("compensating", "cancelled")
+    await play.take(Event(name=PARKED))
+    assert (await play.take(Event(name=RERUN, payload="hotel"))).answer == "rejected"
+    await play.take(Event(name=RETRY))
+    assert (play.run.status, play.run.undo.ends) == ("compensating", "cancelled")
 
 
 @pytest.mark.parametrize("name", [RETRY, UNPAUSE])

@@ -225,6 +225,24 @@ async def test_a_step_that_outlasts_the_grace_is_cancelled_and_its_run_given_bac
     assert (run.state, run.version, run.owner) == ("first", 0, None)
 
 
+async def test_who_waits_for_a_run_whose_driver_was_sent_away_is_not_cancelled_and_sees_its_end(store: Store) -> None:
+    gauge, stuck = Gauge(), asyncio.Event()
+    flow = relay(gauge, stuck)
+    async with engine(store, flow, grace=0.05) as one:
+        await unowned(store, flow, "a")
+        async with one.working():
+
+            async def begun() -> bool:
+                return gauge.bodies["first a"] == 1
+
+            await until(begun)
+            waiting = asyncio.create_task(one.run(flow, key="a"))
+            await asyncio.sleep(0)
+        stuck.set()
+        assert (await waiting).status == "done"
+    assert gauge.bodies == {"first a": 2, "second a": 1}
+
+
 async def test_work_ends_when_the_engine_closes_at_once_where_nothing_is_driven(store: Store) -> None:
     one = Engine(store, workflows=[relay(Gauge())], poll=30)
     await one.__aenter__()

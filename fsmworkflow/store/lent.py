@@ -6,17 +6,15 @@ However its user is cancelled, it ends once, whole, and is given back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from fsmworkflow.errors import RolledBack, TransactionError
 from fsmworkflow.records import Move, Run
+from fsmworkflow.store.writer import begun
 
 Keys = list[tuple[str, str]]
 
 __all__ = ["Lent"]
-
-T = TypeVar("T")
 
 
 class Lent:
@@ -43,7 +41,7 @@ class Lent:
 
     async def begin(self) -> None:
         """Connect and begin, as soon as the store can. Raises TransactionError where it never can."""
-        self._beginning = _told(self._begin())
+        self._beginning = begun(self._begin())
         try:
             await asyncio.shield(self._beginning)
         except BaseException:
@@ -58,7 +56,7 @@ class Lent:
         """
         if self._ending is not None:
             raise self._too_long()
-        committing = _told(self._commit(move))
+        committing = begun(self._commit(move))
         self._ending = committing
         return await asyncio.shield(committing)
 
@@ -69,7 +67,7 @@ class Lent:
     def drop(self) -> asyncio.Task[Any]:
         """As `rollback`, without waiting for it."""
         if self._ending is None:
-            self._ending = _told(self._given_back())
+            self._ending = begun(self._given_back())
         return self._ending
 
     async def _given_back(self) -> None:
@@ -103,13 +101,6 @@ class Lent:
 
     async def _rollback(self) -> None:
         raise NotImplementedError
-
-
-def _told(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Work that goes on where its caller is cancelled; then nobody asks how it ended."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(lambda task: None if task.cancelled() else task.exception())
-    return task
 
 
 def own_end(where: str) -> TransactionError:

@@ -448,7 +448,8 @@ class MemoryStore:
             self._events.pop(run.id, None)
             self._live.pop(run.id, None)
         self._calls = {place: calls for place, calls in self._calls.items() if place[0] not in gone}
-        self._children = {visit: runs for visit, runs in self._children.items() if visit[0] not in gone}
+        for visit, family in list(self._children.items()):
+            self._children[visit] = [number for number in family if number not in gone]
         return len(gone)
 
     def _family(self, run: Run) -> Runs:

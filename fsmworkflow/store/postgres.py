@@ -60,9 +60,7 @@ class PostgresStore(Verbs):
         self.pool: asyncpg.Pool[asyncpg.Record] | None = None  # the user's: what steps hold cannot starve our reads
         self._reads: asyncpg.Pool[asyncpg.Record] | None = None
         self._lends: asyncpg.Pool[asyncpg.Record] | None = None  # whose connections steps have for their transactions
-        self._bell = Bell(self._connect)
         self._offset = 0.0
-        self._watch = Watch(self._connect)
         self._write: asyncpg.Connection[asyncpg.Record] | None = None
         self._open = False
         self._pid = 0

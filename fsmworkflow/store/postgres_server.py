@@ -7,6 +7,7 @@ import contextlib
 import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import asyncpg
 
@@ -53,8 +54,11 @@ def saying(place: str, lasting: type[StoreError] = StoreError) -> Iterator[None]
 def shown(url: str | None, keywords: Mapping[str, Any]) -> str:
     """The address as it may be shown: without the password, wherever it stands."""
     if url is None:
-        user, host, port = keywords.get("user"), keywords.get("host", "localhost"), keywords.get("port", 5432)
-        return f"postgresql://{f'{user}@' if user else ''}{host}:{port}/{keywords.get('database') or user or ''}"
+        user, host, port = keywords.get("user", ""), str(keywords.get("host", "localhost")), keywords.get("port", 5432)
+        login, database = f"{quote(user, safe='')}@" if user else "", quote(keywords.get("database") or user, safe="")
+        if host.startswith("/"):  # the directory of a Unix socket
+            return f"postgresql://{login}/{database}?host={quote(host)}&port={port}"
+        return f"postgresql://{login}{f'[{host}]' if ':' in host else host}:{port}/{database}"
     # By hand: what urlsplit makes of a password that was not escaped may show it.
     scheme, _, rest = url.partition("://")
     login, at, place = rest.rpartition("@")

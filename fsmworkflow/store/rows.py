@@ -168,10 +168,9 @@ def ends(move: Move) -> bool:
 
 def settle_values(before: Run, after: Run, now: float) -> tuple[Value, ...]:
     """The parameters of the block `settle`."""
-    error = None if after.error is None else text(after.error)
     return (
-        text(after.actions) if after.actions else None, after.owner, error, before.posted, after.due, now, now,
-        after.flight, before.id, before.version, before.owner, before.epoch,
+        text(after.actions) if after.actions else None, after.owner, None if after.error is None else text(after.error),
+        before.posted, after.due, now, after.flight, before.id, before.version, before.owner, before.epoch,
     )  # fmt: skip
 
 
@@ -239,10 +238,14 @@ KEPT = ("name", "id", "state", "visit", "due", "status", "version", "number")
 """What a store keeps of an event, beside its payload."""
 
 
+EVENT = ("name", "id", "state", "visit", "due", "status", "version", "number")
+"""What is stored of an event beside its payload."""
+
+
 def opened(event: Event) -> Event:
     """A sealed event as one reads it: its payload a private copy, and nothing in it that is not stored."""
     payload = None if event.payload is None else value_of(event.payload)
-    return Event(payload=payload, **{name: getattr(event, name) for name in KEPT})
+    return Event(payload=payload, **{name: getattr(event, name) for name in EVENT})
 
 
 def event_of(row: Row) -> Event:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from fsmworkflow.errors import Refused, RunNotFound
 from fsmworkflow.records import Call, Event, Move, Owner, Run
@@ -14,25 +14,22 @@ from fsmworkflow.store.writer import Kind, Writer
 CHUNK = 2_000
 
 
-class Verbs:
+class Verbs(Protocol):
     """The verbs of a store that has a writer, and two ways to read: as rows, and as whole runs."""
 
     _writer: Writer
 
     def _check(self) -> object:
         """Raise StoreError unless open."""
-        raise NotImplementedError
 
     def now(self) -> float:
-        raise NotImplementedError
+        """See Store."""
 
     async def _read_rows(self, block: str, *values: Any) -> list[Any]:
         """The rows that a named statement returns, each a `rows.Row`."""
-        raise NotImplementedError
 
     async def _read_runs(self, block: str, *values: Any) -> Runs:
         """The runs that a named statement returns, with their large fields."""
-        raise NotImplementedError
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -85,11 +82,10 @@ class Verbs:
         return sorted(claimed, key=lambda run: (run.due or 0.0, run.id))
 
     async def _claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs, limits: Limits) -> Runs:
-        raise NotImplementedError
+        """As `claim`, in one transaction."""
 
     async def _oldest_due(self, workflows: Versions, by: float, but: Pairs) -> Sequence[Any]:
         """The id and version of the run that such a claim would take first, if there is one."""
-        raise NotImplementedError
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

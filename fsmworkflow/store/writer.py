@@ -209,6 +209,11 @@ async def whole(work: Coroutine[Any, Any, T]) -> T:
 
     The work goes on to its end, and nobody asks any more how that was.
     """
+    return await asyncio.shield(begun(work))
+
+
+def begun(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Work that goes on where its caller is cancelled; then nobody asks how it ended."""
     task = asyncio.create_task(work)
     task.add_done_callback(lambda task: None if task.cancelled() else task.exception())
-    return await asyncio.shield(task)
+    return task

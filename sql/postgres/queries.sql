@@ -409,16 +409,16 @@ SELECT workflow, key FROM live WHERE due <= $2 OR (due IS NOT NULL AND status IN
 WITH hit AS (
     UPDATE fsm_runs
        SET actions = done.actions, owner = done.owner, error = done.error, flight = done.flight,
-           due = CASE WHEN posted = done.seen THEN done.due ELSE least(coalesce(fsm_runs.due, done.at), done.now) END
-      FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::float8[], $6::float8[], $7::float8[],
-                  $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::bigint[])
-           AS done (actions, owner, error, seen, due, at, now, flight, run, version, mover, epoch)
+           due = CASE WHEN posted = done.seen THEN done.due ELSE least(coalesce(fsm_runs.due, done.at), done.at) END
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::float8[], $6::float8[], $7::bigint[],
+                  $8::bigint[], $9::bigint[], $10::text[], $11::bigint[])
+           AS done (actions, owner, error, seen, due, at, flight, run, version, mover, epoch)
      WHERE id = done.run AND fsm_runs.version = done.version
        AND fsm_runs.owner = done.mover AND fsm_runs.epoch = done.epoch
     RETURNING id),
 dropped AS (
     UPDATE fsm_events SET status = 'dropped', version = ended.version
-      FROM unnest($13::bigint[], $14::bigint[]) AS ended (version, run) JOIN hit ON hit.id = ended.run
+      FROM unnest($12::bigint[], $13::bigint[]) AS ended (version, run) JOIN hit ON hit.id = ended.run
      WHERE fsm_events.run = ended.run AND fsm_events.status = 'waiting')
 SELECT id FROM hit;
 

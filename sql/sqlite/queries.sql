@@ -48,8 +48,9 @@ UPDATE fsm_events SET status = 'dropped', version = ? WHERE run = ? AND status =
 -- name: settle
 -- What is no move: actions that were done are struck off, and the run is released. The version stays.
 UPDATE fsm_runs
-   SET actions = ?, owner = ?, error = ?, due = CASE WHEN posted = ? THEN ? ELSE min(coalesce(due, ?), ?) END, flight = ?
- WHERE id = ? AND version = ? AND owner = ? AND epoch = ?;
+   SET actions = ?1, owner = ?2, error = ?3, flight = ?7,
+       due = CASE WHEN posted = ?4 THEN ?5 ELSE min(coalesce(due, ?6), ?6) END
+ WHERE id = ?8 AND version = ?9 AND owner = ?10 AND epoch = ?11;
 
 -- name: create
 INSERT INTO fsm_runs
@@ -254,9 +255,6 @@ SELECT workflow, key FROM live WHERE due <= ?2 OR (due IS NOT NULL AND status IN
 
 -- name: load
 SELECT * FROM fsm_runs WHERE workflow = ? AND key = ?;
-
--- name: load_id
-SELECT * FROM fsm_runs WHERE id = ?;
 
 -- name: fields
 SELECT run, hash, text FROM fsm_fields WHERE (run, hash) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?));
