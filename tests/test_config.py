@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fsmworkflow import DefinitionError, Workflow, open_store
+from fsmworkflow import DefinitionError, FSMWorkflowError, Workflow, open_store
+from fsmworkflow.conditions import View, as_guard
 from fsmworkflow.config import Functions, functions_of
 from tests.scenarios import SCENARIOS, Ledger, Scenario, by_run, check_end
 
@@ -134,6 +137,111 @@ def test_what_the_check_finds_has_its_place_too(tmp_path: Path) -> None:
         problem.startswith("w.yaml:8:5: states[0].then: transition 'then' of 'draft': there is no state 'jugde'")
         for problem in found
     )
+
+
+def rows(*states: Any, **told: Any) -> dict[str, Any]:
+    """A definition of the states `a` and `b`, the second an end, and of these."""
+    return {"name": "w", "initial": "a", "states": [*(states or ["a"]), {"name": "b", "final": True}], **told}
+
+
+def asking(condition: Any, **told: Any) -> dict[str, Any]:
+    return rows(transitions=[{"trigger": "go", "source": "a", "dest": "b", "conditions": condition, **told}])
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({}, "the key 'name' is missing"),
+        (rows({"name": "a", "step": "draft", "final": True}), "states[0]: 'step' and 'final' do not go together"),
+        (rows({"name": "a", "timeout": 5}), "states[0]: 'timeout' needs 'step' beside it"),
+        (rows({"name": "a", "initial": "x"}), "states[0]: 'initial' needs 'children' beside it"),
+        (rows({"name": "a", "children": ["x"]}), "states[0]: the key 'initial' is missing: it names the first"),
+        (rows(initial="c"), "there is no state 'c': it names the first of the states"),
+        (rows(initial=True), "initial: True must be text"),
+        (rows("a", "a"), "state 'a' is declared twice"),
+        (rows({"name": "a.b"}), "states[0]: state name 'a.b' holds a dot"),
+        (rows(transitions=[{"trigger": "go", "source": "a"}]), "transitions[0]: the key 'dest' is missing"),
+        (rows(transitions=[{"trigger": "go", "source": "c", "dest": "b"}]), "transitions[0]: transition 'go' of 'c'"),
+        (rows({"name": "a", "on": {"go": ["b", "b"]}}), "states[0].on.go[0]: what follows it can never be taken"),
+        (rows({"name": "a", "on_error": {"ValueEror": "b"}}), "no error 'ValueEror' (did you mean 'ValueError'?)"),
+        (rows({"name": "a", "child": {"workflow": "x"}, "then": "b"}), "states[0].child: there is no workflow 'x'"),
+        (rows({"name": "a", "step": "draft", "retry": 3}), "states[0].retry: 3 must be a mapping"),
+        (rows({"name": "a", "step": "draft", "retry": {"attempts": 0}, "then": "b"}), "attempts must be 1 or more"),
+        (rows({"name": "a", "step": "a b", "then": "b"}), "states[0].step: 'a b' is no name of a function"),
+        (rows(keep={"don": "30d"}, transitions=[{"trigger": "go", "source": "a", "dest": "b"}]), "keep: 'don' must be"),
+        (rows(version="1"), "version: '1' must be a whole number"),
+        (rows(payload="Merge"), "payload: 'Merge' must be 'merge'"),
+        (rows(workflows=[rows()]), "workflows[0]: there is another workflow 'w'"),
+        (asking("paid"), "no function 'paid': give it in functions=; of a field ask more, as in `paid == true`"),
+        (asking("n >="), "transitions[0].conditions: column"),
+        (asking({"field": "n", "all": []}), "transitions[0].conditions: a condition has one of"),
+        (asking({"not": "n == 1", "operator": "eq"}), "a condition has one of"),
+        (asking({"field": "n", "value": 1, "value_field": "m"}), "it is compared with one value"),
+        (asking({"field": "n", "operator": "gte"}), "operator: 'gte' must be 'contains' or"),
+        (asking({"field": "n", "operator": "in", "value": 3}), "operator in needs a list"),
+        (asking({"field": "n", "value": {"$date": "soon"}}), "transitions[0].conditions"),
+        (asking({"field": "n", "value": {"$decimal": "x"}}), "cannot be read"),
+        (asking({"field": "n", "operator": "matches", "value": "a(?=b)"}), "does not compile"),
+        (asking({"field": "n", "operator": "matches", "value": 3}), "needs a pattern"),
+        (asking("n == 1", error="ValueError"), "a trigger, a delay and an error each need a transition of their own"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_meant_is_told_with_its_path(config: dict[str, Any], told: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        Workflow.from_dict(config, functions=STEPS)
+    assert any(told in problem for problem in caught.value.problems), caught.value.problems
+
+
+async def test_a_pattern_in_a_file_takes_no_more_time_than_its_text_is_long() -> None:
+    made = Workflow.from_dict(asking({"field": "n", "operator": "matches", "value": "(a+)+$"}))
+    guard = as_guard(made.transitions[0].conditions)
+    began = time.process_time()
+    assert not await guard.ask(View({"n": "a" * 50_000 + "b"}))
+    assert await guard.ask(View({"n": "aaa"}))
+    assert time.process_time() - began < 1
+
+
+def test_what_is_no_function_is_no_condition() -> None:
+    with pytest.raises(DefinitionError, match="is no condition"):
+        Workflow.from_dict(asking("paid"), functions={"paid": 3})
+
+
+async def test_conditions_combine() -> None:
+    text = {"any": [{"all": ["n > 1", {"not": "n > 5"}]}, {"field": "m", "value_payload": "m"}]}
+    guard = as_guard(Workflow.from_dict(asking(text, unless=["n == 3", "n == 4"])).transitions[0].conditions)
+    answers = [await guard.ask(View({"n": n, "m": 1}, {"m": 0})) for n in range(1, 7)]
+    assert answers == [False, True, False, False, True, False]
+    assert await guard.ask(View({"n": 9, "m": 1}, {"m": 1}))
+
+
+def test_workflows_of_a_file_are_each_other_s_children() -> None:
+    inner = {**rows({"name": "a", "child": {"workflow": "w"}, "then": "b"}), "name": "inner"}
+    outer = rows({"name": "a", "each": {"workflow": "inner", "over": "items"}, "then": "b"}, workflows=[inner])
+    made = again(Workflow.from_dict(outer))
+    assert made.states["a"].children is not None
+    below = made.states["a"].children.workflow
+    assert (below.name, made.states["a"].children.concurrency) == ("inner", 8)
+    assert below.states["a"].children is not None
+    assert below.states["a"].children.workflow is made
+
+
+def test_a_program_without_files_loads_nothing_for_them() -> None:
+    told = "import sys, fsmworkflow as f; w = f.Workflow('w'); w.wait('a', initial=True, on={'x': 'b'}); w.final('b')"
+    told += "; w.check(); print([m for m in sys.modules if m.startswith(('yaml', 'fsmworkflow.config'))])"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_json_needs_no_yaml_and_yaml_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    load(tmp_path, json.dumps(asking("n == 1")), "w.json")
+    with pytest.raises(FSMWorkflowError, match=r"pip install 'fsmworkflow\[yaml\]'"):
+        load(tmp_path, "name: w")
+    with pytest.raises(DefinitionError, match="ends neither in"):
+        load(tmp_path, "name: w", "w.txt")
+    with pytest.raises(OSError):
+        Workflow.load(tmp_path / "nowhere.json")
 
 
 # -- code is named ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ TOLD = 100
 """How many problems are told of one file."""
 
 Make = Callable[[Any, Place], Any]
-"""What becomes of a value that the schema calls by a name. LookupError and ValueError are problems at its place."""
+"""What becomes of a value that the schema calls by a name. LookupError, TypeError and ValueError are problems there."""
 
 _TYPES: dict[str, tuple[str, tuple[type, ...]]] = {  # in messages, and as Python has it
     "string": ("text", (str,)), "boolean": ("true or false", (bool,)), "integer": ("a whole number", (int,)),
@@ -91,11 +91,11 @@ class Reading:
             made = self._row(value, fitting, place)
         elif isinstance(value, (list, tuple)) and "items" in fitting:
             made = [self.read(inner, fitting["items"], (place, number, value)) for number, inner in enumerate(value)]
-        for name in names if len(self.problems) == before else ():
-            try:
+        try:
+            for name in names if len(self.problems) == before else ():
                 made = self.makes[name](made, place) if name in self.makes else made
-            except (LookupError, ValueError) as error:
-                self.problem(str(error.args[0]), place)
+        except (LookupError, TypeError, ValueError) as error:
+            self.problem(str(error.args[0]), place)
         return made
 
     def _flat(self, kind: Any, names: tuple[str, ...]) -> Iterator[_Kind]:

@@ -102,7 +102,12 @@ class _Reader:
         """A function by its name, an expression, or a condition that was made already."""
         if isinstance(told, Guard):
             return told
-        return as_guard(self._code(told, place)) if re.fullmatch(NAME, told) else Expression(told)
+        if not re.fullmatch(NAME, told):
+            return Expression(told)
+        try:
+            return as_guard(self._code(told, place))
+        except LookupError as error:
+            raise LookupError(f"{error.args[0]}; of a field ask more, as in `{told[:60]} == true`") from None
 
     def _guards(self, told: Any, _: Place) -> list[Guard]:
         return told if isinstance(told, list) else [told]

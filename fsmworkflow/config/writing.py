@@ -43,9 +43,9 @@ def _shown(value: Any) -> Any:
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
-def _but(table: Mapping[str, Any], *absent: Any) -> dict[str, Any]:
+def _but(table: Mapping[str, Any]) -> dict[str, Any]:
     """A table without the entries that say nothing."""
-    return {key: value for key, value in table.items() if not any(value is one for one in (None, False, *absent))}
+    return {key: value for key, value in table.items() if value is not None and value is not False}
 
 
 class _Writer:
