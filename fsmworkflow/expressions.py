@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, NoReturn, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from fsmworkflow.conditions import Guard, Seen, View, cut
 from fsmworkflow.errors import ConditionError
@@ -218,6 +219,9 @@ def _unknown(kind: Any, path: str) -> str | None:
             kind = get_type_hints(kind).get(name)
         except (NameError, TypeError):
             return None
+        if get_origin(kind) in (Union, UnionType):
+            others = [one for one in get_args(kind) if one is not NoneType]
+            kind = others[0] if len(others) == 1 else None
     return None
 
 

@@ -158,7 +158,7 @@ print(told, time.process_time() - began, int(peak) // 1024)
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *LOADED])
-def test_a_file_ends_within_two_seconds_and_300_mb(name: str, tmp_path: Path) -> None:
+def test_P14_a_file_ends_within_two_seconds_and_300_mb(name: str, tmp_path: Path) -> None:
     text = {**REFUSED, **LOADED}[name]
     file = tmp_path / name
     file.write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -36,6 +36,8 @@ class Order:
     order_qty: int = 10
     status: str = "open"
     line: Line = field(default_factory=Line)
+    spare: Line | None = None
+    either: Line | int = 0
     note: str | None = None
 
     @property
@@ -154,7 +156,7 @@ async def test_typed_data_is_read_by_its_declared_fields() -> None:
         "-" * 900 + "1 == a", "x" * (TEXT + 1), "a" * 10_000_000, "[" * 400, "\ud800 == 1", "a == '\ud800'",
     ],
 )  # fmt: skip
-def test_what_is_no_expression_is_refused_when_it_is_parsed(text: str) -> None:
+def test_P14_what_is_no_expression_is_refused_when_it_is_parsed(text: str) -> None:
     if text in ("len",):  # a name like any other
         Expression(text)
         return
@@ -164,7 +166,7 @@ def test_what_is_no_expression_is_refused_when_it_is_parsed(text: str) -> None:
     assert time.process_time() - began < SECONDS
 
 
-async def test_no_text_list_or_number_grows_without_bound() -> None:
+async def test_P14_no_text_list_or_number_grows_without_bound() -> None:
     big = {"s": "x" * 99_999, "l": list(range(200_000)), "n": 2**4_000, "d": Decimal("1E+999999")}
     for text in ("s + 'yz' == ''", "lower(s + s) == ''", "1 in l", "sum(l) == 1", "n * n == 1", "n / 1 == 1"):
         began = time.process_time()
@@ -223,5 +225,8 @@ def test_an_unknown_name_in_typed_data_is_an_error_of_the_check() -> None:
     assert "a Order has no field 'fill_qt' (did you mean 'fill_qty'?)" in caught.value.problems[0]
     with pytest.raises(DefinitionError, match="a Line has no field 'prize'"):
         typed("line.prize == 1")
+    with pytest.raises(DefinitionError, match="a Line has no field 'prize'"):
+        typed("has(spare) and spare.prize == 1")
+    typed("either.prize == 1 and status.x == 1")  # of which the type does not say enough
     with pytest.raises(DefinitionError, match="no field 'nope'"):
         typed("has(nope)")
