@@ -201,6 +201,39 @@ async def test_where_one_of_the_keys_is_taken_nothing_is_written(stores: tuple[S
         await exported(second, "page", "b/1/pages/1/0")
 
 
+@pytest.mark.parametrize("urls", [("sqlite", "sqlite"), ("postgres", "sqlite")], indirect=True, ids="-".join)
+async def test_what_is_exported_of_a_run_that_moves_is_of_one_moment(stores: tuple[Store, Store]) -> None:
+    first, second = stores
+    flow = Workflow("counting")
+
+    @flow.step(initial=True, then=[(field("n") >= 60, "end"), "count"])
+    async def count(ctx: Any) -> None:
+        ctx.data["n"] += 1
+        ctx.data["large"] = LARGE + str(ctx.data["n"])
+        await asyncio.sleep(0.02 * (ctx.data["n"] % 4))
+
+    flow.final("end")
+    moments = set()
+    async with Engine(first, workflows=[flow]) as engine:
+        await engine.start(flow, {"n": 0}, key="k")
+        while (await engine.get(flow, "k")).status == "running":
+            try:
+                out = await exported(first, "counting", "k")
+            except StoreError:  # it never stood still
+                continue
+            document = read(written(out))
+            row = document.runs[0].run
+            moments.add(row.version)
+            data = json.loads(bytes(row.data))
+            assert data["n"] == row.version
+            held = {one.hash: bytes(one.text) for one in document.runs[0].fields}
+            if row.version:
+                assert json.loads(held[data["large"]["$field"]]) == LARGE + str(row.version)
+    assert len(moments) > 3
+    run, _ = await imported(second, await exported(first, "counting", "k"))
+    assert (run.state, run.data["n"]) == ("end", 60)
+
+
 async def test_a_store_in_memory_exports_nothing() -> None:
     store = open_store("memory://")
     await store.open()
