@@ -174,7 +174,8 @@ def _payload(path: str, names: list[str], asked: bool) -> Read:
 
 def _met(path: str, value: Any, asked: bool, read: dict[str, Any]) -> Any:
     if asked:
-        return value is not _MISSING and value is not None
+        read[path] = None if value is _MISSING else value
+        return read[path] is not None
     if value is _MISSING:
         raise LookupError(f"there is no {path}; has({path}) asks whether there is")
     read[path] = value

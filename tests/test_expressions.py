@@ -120,7 +120,13 @@ async def test_history_has_the_values_that_an_expression_read() -> None:
     view = View({"a": 1, "b": "x" * 1_000, "c": 3})
     assert not await Expression("a > 1 and c == 3").ask(view)
     assert not await Expression("len(b) < 5 or c == 4").ask(view)
-    assert [one.values for one in view.seen] == [{"a": "1"}, {"b": "'" + "x" * 196 + "...", "c": "3"}]
+    assert not await Expression("has(nope) or has(event.by)").ask(view)
+    large = "'" + "x" * 196 + "..."
+    assert [one.values for one in view.seen] == [
+        {"a": "1"},
+        {"b": large, "c": "3"},
+        {"nope": "None", "event.by": "None"},
+    ]
 
 
 async def test_an_exact_key_wins_over_a_path() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import builtins
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from fsmworkflow import errors
 from fsmworkflow.workflow import nearest
@@ -18,6 +18,7 @@ __all__ = ["NAME", "Code", "Functions", "Names"]
 NAME = r"[^\W\d]\w*|[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 """How code is named: `pay`, or `shop.orders:pay`."""
 
+Fn = TypeVar("Fn", bound=Callable[..., Any])
 _ERRORS: dict[str, Any] = {
     name: found
     for where in (builtins, errors)
@@ -29,7 +30,13 @@ _ERRORS: dict[str, Any] = {
 class Functions(dict[str, Any]):
     """Functions by the names that a definition uses: `@functions.register`, or `@functions.register("name")`."""
 
-    def register(self, name: Any) -> Any:
+    @overload
+    def register(self, name: Fn, /) -> Fn: ...
+
+    @overload
+    def register(self, name: str, /) -> Callable[[Fn], Fn]: ...
+
+    def register(self, name: Any, /) -> Any:
         """Enter a function or class, by its own name or by the one that is given. Raises ValueError for a name that
         is taken by another."""
 

@@ -31,6 +31,8 @@ from fsmworkflow import (
     open_store,
     payload,
 )
+from fsmworkflow.config import Functions, functions_of, schema
+from fsmworkflow.expressions import Expression
 
 
 @dataclass
@@ -131,3 +133,25 @@ async def first_style() -> None:
         machine.steps = {"a": WorkflowStep(name="a", execute=first, retry=None)}
         assert_type(await machine.run_workflow(), Run)
         assert_type(machine.state, str | None)
+
+
+functions = Functions()
+
+
+@functions.register
+async def paid(ctx: WorkflowContext[Order]) -> None:
+    ctx.data.total += 1
+
+
+@functions.register("large")
+def is_large(ctx: WorkflowContext[Order]) -> bool:
+    return ctx.data.total > 1_000
+
+
+async def as_data() -> None:
+    loaded = Workflow.load("order.yaml", functions=functions, modules=["shop.orders"])
+    assert_type(loaded, Workflow)
+    again = Workflow.from_dict(loaded.to_dict(), functions=functions_of(loaded))
+    again.wait("more", on={"go": [(Expression("total > 1") & field("customer").is_not_none(), "end")]})
+    assert "$defs" in schema()
+    assert_type(is_large(WorkflowContext.__new__(WorkflowContext)), bool)
