@@ -81,14 +81,21 @@ class Glance:
 
 def copied(value: Any) -> Any:
     """A deep copy of plain data: dicts and lists are new, everything else is what it was."""
-    if isinstance(value, dict):
-        new = dict(value)
-        for key, item in new.items():
+    kind = type(value)
+    if kind is dict:
+        fields = value.copy()
+        for key, item in value.items():
             if type(item) not in _ATOMS:
-                new[key] = copied(item)
-        return new
-    if isinstance(value, list):
-        return [item if type(item) in _ATOMS else copied(item) for item in value]
+                fields[key] = copied(item)
+        return fields
+    if kind is list:
+        items = value.copy()
+        for place, item in enumerate(value):
+            if type(item) not in _ATOMS:
+                items[place] = copied(item)
+        return items
+    if isinstance(value, (dict, list)):  # of a class of its own
+        return copied(dict(value) if isinstance(value, dict) else list(value))
     return value
 
 
