@@ -332,7 +332,8 @@ def test_a_guard_without_a_function_is_refused_and_passes_where_the_machine_is_n
         ("type: stable", "type: parallel", "a parallel state has regions"),
         ("trigger: fill, ", "", "a transition has 'trigger', 'after', or 'auto: true'"),
         ("dest: FILLED", "dest: FILLED, guards: [{expr: '__import__(1)'}]", "there is no function of this name"),
-        ("dest: FILLED", "dest: FILLED, actions: [{set: {a: 1}}]", "effects are not mapped"),
+        ("dest: FILLED", "dest: FILLED, actions: [{set: 3}]", "transitions[1].actions[0].set: it is a mapping"),
+        ("dest: FILLED", "dest: FILLED, actions: [{incremnt: a}]", "no key 'incremnt' (did you mean 'increment'?)"),
         ("type: stable", "type: stable, invoke: [{src: a, on_done: b}, {src: c, on_done: d}]", "invokes one service"),
         ("name: OPEN", "name: OPEN, parent: OPEN", "lies within itself"),
         ("type: stable", "type: stable, timeout: {seconds: soon, destination: FILLED}", "it is a number or a number"),
@@ -343,6 +344,183 @@ def test_what_cannot_be_mapped_is_refused_by_name_and_place(tmp_path: Path, old:
     with pytest.raises(DefinitionError) as refused:
         machine(QUICK.replace(old, new), tmp_path).workflow()
     assert told in str(refused.value)
+
+
+LIFE = """
+meta: {version: "1.1.0", machine_name: order_management, strict_mode: true, description: the life of an order}
+groups: {live: {description: on the book}}
+state_variables:
+  - {key: order_id, type: string, required: true}
+  - {key: quantity, type: number, required: true}
+  - {key: filled_qty, type: number, default: 0}
+states:
+  - name: DRAFT
+    type: initial
+    on_enter: [{set: {status: draft, reports: 0}}, {timestamp: created_at}]
+    on_exit: [clear_draft, {clear: note}]
+  - name: PENDING_VALIDATION
+    group: live
+    on_enter: [enqueue, {set: {status: pending_validation}}]
+    timeout: {seconds: 30.0, destination: VALIDATION_TIMED_OUT}
+  - {name: VALIDATION_FAILED, type: terminal, on_enter: [{set: {status: validation_failed}}]}
+  - {name: VALIDATION_TIMED_OUT, type: terminal, on_enter: [{set: {status: validation_timed_out}}]}
+  - name: PENDING_NEW
+    on_enter: [send_order, {set: {status: pending_new}}, {timestamp: submitted_at}]
+    timeout: {seconds: 10.0, destination: TIMED_OUT_ACK}
+  - {name: TIMED_OUT_ACK, type: terminal, on_enter: [{set: {status: timed_out_ack}}]}
+  - {name: REJECTED, type: terminal}
+  - {name: OPEN, on_enter: [notify, {set: {status: open}}], on_exit: [stop_timer]}
+  - {name: PARTIALLY_FILLED, on_enter: [notify, {set: {status: partially_filled}}]}
+  - name: PENDING_CANCEL
+    on_enter: [{set: {status: pending_cancel}}]
+    timeout: {seconds: 5.0, destination: CANCEL_TIMED_OUT}
+  - {name: CANCEL_TIMED_OUT, type: terminal}
+  - {name: CANCEL_REJECTED}
+  - {name: FILLED, type: terminal, on_enter: [update_positions, {set: {status: filled}}]}
+  - {name: CANCELED, type: terminal, on_enter: [{set: {status: canceled}}]}
+  - {name: EXPIRED, type: terminal}
+  - {name: ERROR_STATE, type: error, on_enter: [alert]}
+transitions:
+  - {trigger: submit_order, source: DRAFT, dest: PENDING_VALIDATION, actions: [reserve]}
+  - {trigger: abandon_order, source: DRAFT, dest: CANCELED}
+  - {trigger: validation_pass, source: PENDING_VALIDATION, dest: PENDING_NEW}
+  - {trigger: validation_fail, source: PENDING_VALIDATION, dest: VALIDATION_FAILED}
+  - {trigger: exchange_ack, source: PENDING_NEW, dest: OPEN}
+  - {trigger: exchange_nack, source: PENDING_NEW, dest: REJECTED}
+  - trigger: execution_report
+    source: [OPEN, PARTIALLY_FILLED]
+    dest: FILLED
+    guards: [is_full_fill]
+    actions: [book, {increment: reports}]
+  - trigger: execution_report
+    source: [OPEN, PARTIALLY_FILLED]
+    dest: PARTIALLY_FILLED
+    guards: [is_partial_fill]
+    actions: [book, {increment: reports}, {append: {field: seen, value: part}}]
+  - {trigger: cancel_request, source: [OPEN, PARTIALLY_FILLED], dest: PENDING_CANCEL}
+  - {trigger: cancel_ack, source: PENDING_CANCEL, dest: CANCELED}
+  - {trigger: cancel_nack, source: PENDING_CANCEL, dest: CANCEL_REJECTED}
+  - {trigger: resume_trading, source: CANCEL_REJECTED, dest: OPEN, guards: [has_no_fills]}
+  - {trigger: resume_trading, source: CANCEL_REJECTED, dest: PARTIALLY_FILLED, guards: [has_partial_fills]}
+  - {trigger: order_expired, source: [OPEN, PARTIALLY_FILLED], dest: EXPIRED}
+error_policy: {default_fallback: ERROR_STATE, retry_attempts: 3}
+"""
+
+
+def life(tmp_path: Path, done: list[str]) -> Machine:
+    made = machine(LIFE, tmp_path)
+    made.bind_guards(
+        {
+            "is_full_fill": lambda ctx: ctx["filled_qty"] >= ctx["quantity"],
+            "is_partial_fill": lambda ctx: 0 < ctx["filled_qty"] < ctx["quantity"],
+            "has_no_fills": lambda ctx: not ctx["filled_qty"],
+            "has_partial_fills": lambda ctx: ctx["filled_qty"] > 0,
+        }
+    )
+    names = (
+        "clear_draft",
+        "enqueue",
+        "send_order",
+        "notify",
+        "stop_timer",
+        "update_positions",
+        "alert",
+        "reserve",
+        "book",
+    )
+    made.bind_actions({name: lambda ctx, name=name: done.append(f"{name} {ctx['status']}") for name in names})
+    return made
+
+
+@pytest.mark.parametrize("kept", ["memory", "sqlite"])
+async def test_an_order_lives_and_its_effects_are_in_the_commit_of_each_move(tmp_path: Path, kept: str) -> None:
+    done: list[str] = []
+    db = "memory://" if kept == "memory" else f"sqlite:///{tmp_path}/orders.db"
+    async with life(tmp_path, done).create({"order_id": "7", "quantity": 10, "note": "x"}, db=db, key="7") as order:
+        assert (order.current_state, order.context["status"]) == ("DRAFT", "draft")
+        assert "created_at" in order.context
+        await order.submit_order()
+        assert done == [f"{name} pending_validation" for name in ("clear_draft", "reserve", "enqueue")]
+        assert "note" not in order.context
+        await order.validation_pass()
+        await order.exchange_ack()
+        await order.execution_report(filled_qty=4)
+        await order.execution_report(filled_qty=6)
+        assert (order.is_partially_filled, order.context["seen"]) == (True, ["part", "part"])
+        await order.cancel_request()
+        await order.cancel_nack()
+        await order.resume_trading()
+        assert order.context["status"] == "partially_filled"
+        await order.execution_report(filled_qty=10)
+        assert (order.is_filled, order.is_final, order.context["status"]) == (True, True, "filled")
+        assert order.context["reports"] == 3
+    assert done[-2:] == ["book filled", "update_positions filled"], "actions see what the effects have made"
+
+
+async def test_each_wait_of_an_order_has_its_timeout(tmp_path: Path) -> None:
+    clock, flow = Clock(1_000_000.0), life(tmp_path, []).workflow()
+    ways = {
+        "VALIDATION_TIMED_OUT": ["submit_order"],
+        "TIMED_OUT_ACK": ["submit_order", "validation_pass"],
+        "CANCEL_TIMED_OUT": ["submit_order", "validation_pass", "exchange_ack", "cancel_request"],
+    }
+    async with Engine(MemoryStore(clock=clock), workflows=[flow], poll=0.01) as engine:
+        for key, events in ways.items():
+            await engine.run(flow, {"order_id": key, "quantity": 1, "filled_qty": 0}, key=key)
+            for event in events:
+                await engine.send(flow, key, event)
+            await engine.result(flow, key)
+        clock.turn(31)
+        assert [await ended(engine, flow, key) for key in ways] == list(ways)
+
+
+def test_a_fallback_that_no_service_leads_to_is_left_out(tmp_path: Path) -> None:
+    assert "ERROR_STATE" not in life(tmp_path, []).workflow().states
+    assert not life(tmp_path, []).create().is_error_state
+
+
+WITHIN = """
+states:
+  - {name: idle, type: initial}
+  - {name: up, initial_child: up.first, on_enter: [{append: {field: way, value: up}}]}
+  - {name: up.first, parent: up, on_enter: [{append: {field: way, value: first}}]}
+  - {name: up.over, type: terminal, parent: up, on_enter: [{append: {field: way, value: over}}]}
+  - name: both
+    type: parallel
+    regions: [{name: a, initial: a.one, states: [a.one, a.two]}, {name: b, initial: b.one, states: [b.one]}]
+    on_enter: [{append: {field: way, value: both}}]
+  - {name: a.one, on_enter: [{append: {field: way, value: a1}}]}
+  - {name: a.two, on_enter: [{append: {field: way, value: a2}}]}
+  - {name: b.one, on_enter: [{append: {field: way, value: b1}}]}
+transitions:
+  - {trigger: go, source: idle, dest: up}
+  - {trigger: again, source: up.first, dest: up.first}
+  - {trigger: split, source: up.first, dest: both}
+  - {trigger: jump, source: up.first, dest: a.two}
+  - {trigger: turn, source: a.one, dest: a.two}
+  - {trigger: back, source: both, dest: up}
+  - {trigger: stop, source: up.first, dest: up.over}
+"""
+
+
+async def test_effects_of_entry_are_those_of_all_that_is_entered_and_a_terminal_state_ends_the_run(
+    tmp_path: Path,
+) -> None:
+    async with machine(WITHIN, tmp_path).create() as one:
+        for event, added in (
+            ("go", ["up", "first"]), ("again", ["first"]), ("split", ["both", "a1", "b1"]), ("turn", ["a2"]),
+            ("back", ["up", "first"]), ("jump", ["both", "b1", "a2"]), ("back", ["up", "first"]), ("stop", ["over"]),
+        ):  # fmt: skip
+            before = one.context.get("way", [])
+            await one.send(event)
+            assert one.context["way"] == [*before, *added], event
+        assert (one.current_state, one.is_up_over, one.is_final) == ("up.over", True, True)
+
+
+def test_effects_of_the_exit_of_a_state_within_another_are_refused(tmp_path: Path) -> None:
+    text = WITHIN.replace("parent: up, on_enter", "parent: up, on_exit: [{clear: x}], on_enter", 1)
+    with pytest.raises(DefinitionError, match="effects of the exit of a state within another are not mapped"):
+        machine(text, tmp_path).workflow()
 
 
 def test_plain_values_are_read_as_files_are() -> None:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from fsmworkflow.conditions import Guard, Joined, as_guard
 from fsmworkflow.readers.places import Node
+from fsmworkflow.readers.pystator.effects import EFFECTS, Effect, effect, is_effect, updated
 from fsmworkflow.readers.pystator.guards import Merged, Named, Required, check
 from fsmworkflow.retry import Retry
 from fsmworkflow.threads import Threads, is_async
@@ -43,6 +44,7 @@ class Builder:
         self.paths: dict[str, str] = {}
         self.names: dict[str, str] = {}
         self.acts: dict[str, Fn] = {}
+        self.ways: list[tuple[Transition, list[Effect]]] = []
         policy = self.root["error_policy"] if "error_policy" in self.root else Node(self.root.source, {}, None)
         policy.keys(("default_fallback", "retry_attempts", "strict_mode"))
         self.fallback = policy.get("default_fallback", str)
@@ -70,9 +72,72 @@ class Builder:
             self._state(name, self.states[name])
         for one, sources in sorted(transitions, key=lambda part: part[0].get("priority", int, default=0)):
             self._transition(one, sources)
-        if self.fallback is not None:
-            self._target(self.policy["default_fallback"])
+        self._fall()
+        self._begin()
+        for way, effects in self.ways:
+            inside = way.internal or way.dest is None
+            changes = effects if inside else [*self._left(way), *effects, *self._entered(way)]
+            self.workflow.add(replace(way, update=updated(changes)))
         return self.workflow.check()
+
+    def _lead(self, way: Transition, effects: Iterable[Effect] = ()) -> None:
+        """A way that is added once all states are known, and so the effects of what it enters."""
+        self.ways.append((way, list(effects)))
+
+    def _fall(self) -> None:
+        """A fallback that no invoked service leads to, nor any transition, is left out: no run would come there."""
+        if self.fallback is None:
+            return
+        path = self._target(self.policy["default_fallback"])
+        if all(way.dest != path for way, _ in self.ways) and not self.workflow.states[path].initial:
+            del self.workflow.states[path]
+            self.ways = [(way, effects) for way, effects in self.ways if way.source != path]
+
+    def _begin(self) -> None:
+        """Where the first state has effects of its entry, the run comes there from a state before it."""
+        first = next((s for s in self.workflow.states.values() if s.initial and "." not in s.name), None)
+        if first is not None and self._entered(Transition(source="", dest=first.name)):
+            self.workflow.states[first.name] = replace(first, initial=False)
+            before = next(name for name in ("begin", "begin 0") if name not in self.workflow.states)
+            self.workflow.add(State(name=before, kind="choice", initial=True))
+            self._lead(Transition(source=before, dest=first.name))
+
+    # -- effects ------------------------------------------------------------------------------------------------------
+
+    def _effects(self, path: str, key: str) -> list[Effect]:
+        one = self.states.get(self.names.get(path, ""))
+        return [] if one is None else [effect(told) for told in one.each(key) if is_effect(told)]
+
+    def _left(self, way: Transition) -> list[Effect]:
+        """Those of the exit of an outermost state; within others, what is active there is only known in a run."""
+        source, dest = str(way.source).split("."), str(way.dest).split(".")
+        outer = source[0] != dest[0] or len(source) == 1
+        return self._effects(source[0], "on_exit") if outer else []
+
+    def _entered(self, way: Transition) -> list[Effect]:
+        """Those of the entry of what a transition enters, from outside inwards."""
+        source, dest = str(way.source).split("."), str(way.dest).split(".")
+        same = 0
+        while same < min(len(source), len(dest)) - 1 and source[same] == dest[same]:
+            same += 1
+        paths = []
+        for many in range(same + 1, len(dest) + 1):
+            path = ".".join(dest[:many])
+            paths += [path, *(p for p in self._below(path) if many == len(dest) or self._beside(path, p, dest))]
+        return [one for path in paths for one in self._effects(path, "on_enter")]
+
+    def _below(self, path: str) -> list[str]:
+        """The states that are entered with a state: its initial child, or those of each region."""
+        found: list[str] = []
+        for state in self.workflow.states.values():
+            if state.name.rpartition(".")[0] == path and (state.initial or state.kind == "region"):
+                found += [state.name, *self._below(state.name)]
+        return found
+
+    def _beside(self, path: str, other: str, dest: list[str]) -> bool:
+        """Whether it lies in another region of a parallel state than where the way leads."""
+        depth = path.count(".") + 1
+        return self.workflow.states[path].kind == "parallel" and other.split(".")[depth] != dest[depth]
 
     # -- states -------------------------------------------------------------------------------------------------------
 
@@ -91,7 +156,7 @@ class Builder:
             outer, _, region = self.around.get(name, "").partition("/")
             outer = outer or (self._known(one["parent"]) if "parent" in one else "")
             around = [self._path(outer, (*below, name))] if outer else []
-            path = ".".join([*around, *([region] if region else []), segment(name)])
+            path = ".".join([*around, *([region] if region else []), segment(name.removeprefix(f"{outer}."))])
             if path in self.names:
                 one.refuse(f"states {name!r} and {self.names[path]!r} have the same name here")
             self.paths[name], self.names[path] = path, name
@@ -117,7 +182,9 @@ class Builder:
         if "timeout" in one:
             timeout = one["timeout"].keys(("seconds", "destination"), needed=("seconds", "destination"))
             seconds = timeout["seconds"].of(int, float)
-            self.workflow.add(Transition(source=path, dest=self._target(timeout["destination"]), delay=seconds))
+            self._lead(Transition(source=path, dest=self._target(timeout["destination"]), delay=seconds))
+        if "." in path and (told := next((told for told in one.each("on_exit") if is_effect(told)), None)):
+            told.refuse("effects of the exit of a state within another are not mapped: write them on its transitions")
 
     def _kind(self, name: str, one: Node) -> Any:
         kind = one.get("type", str, default="stable")
@@ -129,6 +196,9 @@ class Builder:
             return kind
         if any(other.value.get("parent") == name for other in self.states.values()):
             return "state"
+        if kind == "terminal" and "parent" in one and name not in self.around:
+            self._lead(Transition(source=self.paths[name], dest=None))  # it ends the run, and not what is around it
+            return "wait"
         if kind == "terminal" or (kind == "error" and name not in self.leaving):
             return "final"
         return "wait"
@@ -164,7 +234,7 @@ class Builder:
 
         if self.fallback is not None:
             dest = self._target(self.policy["default_fallback"])
-            self.workflow.add(Transition(source=self.paths[name], dest=dest, error=Exception))
+            self._lead(Transition(source=self.paths[name], dest=dest, error=Exception))
         return WorkflowStep(name, execute, Retry(attempts=self.attempts) if self.attempts > 1 else None)
 
     # -- transitions --------------------------------------------------------------------------------------------------
@@ -180,6 +250,7 @@ class Builder:
     def _transition(self, one: Node, sources: Iterable[str]) -> None:
         internal = one.get("internal", bool, default=False)
         guards, action = self._guards(one), self._acts(one, "actions")
+        effects = [effect(told) for told in one.each("actions") if is_effect(told)]
         trigger = one.get("trigger", str)
         for source in sources:
             path = self.paths[source]
@@ -189,11 +260,11 @@ class Builder:
                 internal=internal,
             )  # fmt: skip
             if "after" in one:
-                self.workflow.add(replace(made, delay=delay(one["after"])))
+                self._lead(replace(made, delay=delay(one["after"])), effects)
             if trigger is not None and not choosing and not one.get("auto", bool, default=False):
-                self.workflow.add(replace(made, trigger=self.machine.trigger(trigger)))
+                self._lead(replace(made, trigger=self.machine.trigger(trigger)), effects)
             elif choosing or "after" not in one:
-                self.workflow.add(made)
+                self._lead(made, effects)
 
     def _target(self, one: Node) -> str:
         name = one.of(str)
@@ -237,7 +308,7 @@ class Builder:
 
         What a row has of it is its name: that of the actions, with their parameters.
         """
-        found = [self._action(action) for action in one.each(key)]
+        found = [self._action(action) for action in one.each(key) if not is_effect(action)]
         name = ", ".join(f"{told}({json.dumps(params, sort_keys=True)})" if params else told for told, params in found)
         if found and name not in self.acts:
             made = [
@@ -256,9 +327,7 @@ class Builder:
         if isinstance(one.value, str):
             self._function(self.machine.actions, "action", one)
             return one.value, {}
-        if {"effect", "set"} & one.of(dict).keys():
-            one.refuse("effects are not mapped: write an action, or let the payload change the data")
-        one.keys(("name", "params"), needed=("name",))
+        one.keys(("name", "params", *EFFECTS), needed=("name",))
         self._function(self.machine.actions, "action", one["name"])
         return one.value["name"], one.get("params", dict, default={})
 
