@@ -133,6 +133,10 @@ def forked(
     at = run.version if at is None else at
     if not 0 <= at <= run.version:
         raise ValueError(f"run {run.workflow}/{run.key} has versions 0 to {run.version}, not {at}")
+    if len(history) <= run.version:
+        raise ValueError(
+            f"run {run.workflow}/{run.key} has forgotten its old moves, from which its data would be folded"
+        )
     if history[at].dest in workflow.finals:
         raise ValueError(f"run {run.workflow}/{run.key} had ended at version {at}, in {history[at].dest!r}")
     then = _as_it_was(run, history, at)

@@ -39,6 +39,8 @@ ON_TIME = 60.0
 CHUNK = 100
 """How many missed ticks one step starts."""
 WINDOW = 3_600.0
+KEPT, TRIMMED = 1_000, 100
+"""How many moves of a schedule's history are kept, and after how many more those before them go."""
 REMOVED = "removed"
 SAID = ("cron", "timezone", "missed", "overlap")
 """What the log says of a schedule: its data is the user's own."""
@@ -186,6 +188,8 @@ async def _tick(engine: Engine, target: Workflow, ctx: WorkflowContext) -> None:
         name = f"{ctx.run.visit} {ctx.data['next']}"  # of this visit: one that an earlier visit posted is spent
         event = Event(name="tick", id=name, payload={"tick": ctx.data["next"]}, due=following.timestamp())
         await engine._drives.post(built_in(engine, target), ctx.run.key, event)
+    if ctx.run.version > KEPT and ctx.run.version % TRIMMED < 2:  # of each tick's two moves, one enters this state
+        await engine.store.trim(ctx.run, ctx.run.version - KEPT)
 
 
 async def _start(engine: Engine, target: Workflow, key: str, data: Any) -> None:

@@ -187,6 +187,9 @@ class CrashingStore:
     async def prune(self, workflow: str, statuses: Names, before: float, many: int) -> int:
         return await self._other(self.inner.prune, workflow, statuses, before, many)
 
+    async def trim(self, run: Run, before: int) -> None:
+        await self._write(self.inner.trim, run, before)
+
     async def list(self, **which: Any) -> Runs:
         return await self._other(self.inner.list, **which)
 

@@ -10,6 +10,7 @@ import msgspec
 
 from fsmworkflow.errors import FSMWorkflowError, RunNotFound, StoreError
 from fsmworkflow.records import Run, Status
+from fsmworkflow.schedule import PREFIX
 from fsmworkflow.store import Store
 from fsmworkflow.store.rows import run_of
 from fsmworkflow.store.sql import queries
@@ -159,7 +160,9 @@ def _problems(document: Document) -> Iterator[str]:
     for number, kept in enumerate(document.runs):
         run = kept.run
         yield from name_problem(run.workflow, "workflow name") + name_problem(run.key, "key")
-        if [move.version for move in kept.moves] != list(range(run.version + 1)):
+        versions = [move.version for move in kept.moves]
+        first = versions[1] if run.workflow.startswith(PREFIX) and len(versions) > 1 else 1
+        if versions != [0, *range(first, run.version + 1)]:
             yield f"the history of {run.workflow}/{run.key} has gaps"
         if run.id in ids or (run.parent not in ids if number else run.parent is not None):
             yield f"{run.workflow}/{run.key} does not belong to the first run"

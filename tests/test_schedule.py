@@ -581,9 +581,38 @@ async def test_a_schedule_that_failed_is_mended_by_giving_it_again(reports: Repo
     assert reports.ran == expected
 
 
+async def test_a_schedule_keeps_its_start_and_its_last_moves(reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsmworkflow.schedule.KEPT", 6)
+    monkeypatch.setattr("fsmworkflow.schedule.TRIMMED", 4)
+    expected = nights(reports, 1, 12)
+    async with reports.engine() as engine:
+        address = (await engine.schedule("nightly", "report", **NIGHTLY)).address
+        for night in range(12):
+            if night == 8:
+                await engine.pause(*address)
+                await engine.unpause(*address)
+            await reports.turn(engine, "1d")
+        versions = [entry.version for entry in await engine.history(*address)]
+        last = (await engine.get(*address)).version
+        assert last > 24
+        assert versions == [0, *range(versions[1], last + 1)]
+        assert 6 <= last - versions[1] < 12
+        assert "is waiting in state waiting" in await engine.explain(*address)
+        with pytest.raises(ValueError, match="has forgotten its old moves"):
+            await engine.fork(*address, new_key="other")
+        events = await engine.list("report")
+        await engine.unschedule("nightly")
+        assert await engine.schedules() == []
+    assert [run.key for run in events] == reports.ran == expected
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_P7_a_crash_at_any_write_leaves_one_run_for_every_tick(reports: Reports, when: Any) -> None:
+async def test_P7_a_crash_at_any_write_leaves_one_run_for_every_tick(
+    reports: Reports, when: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two nights, crashed at the n-th write, and what was left taken up by a restarted process."""
+    monkeypatch.setattr("fsmworkflow.schedule.KEPT", 1)  # so that old moves go, too
+    monkeypatch.setattr("fsmworkflow.schedule.TRIMMED", 2)
     began = reports.clock()
     for at in range(1, 60):
         await reports.store.reset()

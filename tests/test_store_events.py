@@ -64,6 +64,29 @@ async def fate(store: Store, run: Run, event_id: str = "e1") -> tuple[str, int |
     return there.status, there.version
 
 
+async def test_moves_between_the_start_and_a_version_are_forgotten_with_their_events(store: Store) -> None:
+    run, other = await resting(store), await resting(store, "b")
+    for number in range(4):
+        for one in (run, other):
+            await post(store, one, event(id=f"e{number}"))
+        taken = (await inbox(store, run))[0]
+        await store.commit(taking(run, taken))
+        run = await settled(store, run)
+    await post(store, run, event(id="later"))
+    run = await settled(store, run)
+    assert run.owner is not None
+    await store.trim(replace(run, epoch=run.epoch + 1), 3)
+    assert [entry.version for entry in await store.history(run)] == [0, 1, 2, 3, 4]
+    await store.trim(run, 3)
+    await store.trim(run, 3)
+    assert [entry.version for entry in await store.history(run)] == [0, 3, 4]
+    fates = [None if (found := await store.event(run, f"e{n}")) is None else found.version for n in range(4)]
+    assert fates == [None, None, 3, 4]
+    assert [one.id for one in await inbox(store, run)] == ["later"]
+    assert len(await inbox(store, other)) == 4
+    assert [entry.version for entry in await store.history(other)] == [0]
+
+
 async def settled(store: Store, run: Run) -> Run:
     """The run as it is, with a `posted` that is the number of its events."""
     there = await reload(store, run)

@@ -166,11 +166,17 @@ class Store(Protocol):
         that was there, or makes a new one. Where an id could be given again, the newest run of the store stays too.
         """
 
+    async def trim(self, run: Run, before: int) -> None:
+        """Forget the moves of a run of ours between its start and a version, with the events that they took.
+
+        Nothing where another owner has claimed it. For runs that go on for ever and whose old moves nobody needs.
+        """
+
     async def list(self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int) -> Runs:
         """Runs in the order of their making, after the one with id `after`."""
 
     async def history(self, run: Run) -> Entries:
-        """All moves of a run, from version 0. Raises RunNotFound where it has been deleted."""
+        """All moves of a run, from version 0, save what was trimmed. Raises RunNotFound where it has been deleted."""
 
     async def enrol(self, owner: Owner) -> None:
         """Make an owner known, or its lease longer."""

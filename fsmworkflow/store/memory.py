@@ -452,6 +452,15 @@ class MemoryStore:
             self._children[visit] = [number for number in family if number not in gone]
         return len(gone)
 
+    async def trim(self, run: Run, before: int) -> None:
+        self._open()
+        row = self._runs.get(run.id)
+        if row is not None and (row.owner, row.epoch) == (run.owner, run.epoch):
+            self._moves[run.id] = [one for one in self._moves[run.id] if not 0 < one.version < before]
+            events = self._events.get(run.id, {})
+            for event in [e for e in events.values() if e.version is not None and e.version < before]:
+                del events[event.id]
+
     def _family(self, run: Run) -> Runs:
         below = [r for r in self._runs.values() if r.parent == run.id]
         return [run, *(r for child in below for r in self._family(child))]

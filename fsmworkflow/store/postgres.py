@@ -362,6 +362,9 @@ class PostgresStore(Verbs):
 
         return await patiently(lambda: whole(self._writing_on(go))) if ids else 0
 
+    async def trim(self, run: Run, before: int) -> None:
+        await self._do(lambda db: db.execute(SQL["trim"], run.id, run.owner, run.epoch, before))
+
     async def enrol(self, owner: Owner) -> None:
         values = (owner.token, owner.machine, owner.process, owner.lease, owner.started, owner.draining)
         await self._do(lambda db: self._measured(db.fetchval(SQL["enrol"], *values)))

@@ -240,6 +240,10 @@ class SQLiteStore(Verbs):
             return 0
         return await self._do(lambda db: sqlite_statements.prune(db, {**which, "ids": json.dumps(ids)}))
 
+    async def trim(self, run: Run, before: int) -> None:
+        values = {"run": run.id, "owner": run.owner, "epoch": run.epoch, "before": before}
+        await self._do(lambda db: [db.execute(SQL[block], values) for block in ("trim_moves", "trim_events")])
+
     async def enrol(self, owner: Owner) -> None:
         values = (owner.token, owner.machine, owner.process, owner.lease, owner.started, owner.draining)
         await self._do(lambda db: db.execute(SQL["enrol"], values))

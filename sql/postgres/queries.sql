@@ -501,6 +501,12 @@ calls AS (DELETE FROM fsm_calls USING gone WHERE run = gone.id),
 fields AS (DELETE FROM fsm_fields USING gone WHERE run = gone.id)
 SELECT count(*) FROM gone;
 
+-- name: trim
+-- The moves of a run of ours between its start and a version, and the events that they took.
+WITH mine AS (SELECT id FROM fsm_runs WHERE id = $1 AND owner = $2 AND epoch = $3),
+events AS (DELETE FROM fsm_events USING mine WHERE run = mine.id AND fsm_events.status <> 'waiting' AND version < $4)
+DELETE FROM fsm_moves USING mine WHERE run = mine.id AND version > 0 AND version < $4;
+
 -- name: rows
 -- How many rows each table has.
 SELECT 'fsm_runs' AS name, count(*) AS many FROM fsm_runs

@@ -392,6 +392,16 @@ DELETE FROM fsm_calls WHERE run IN (SELECT value FROM json_each(?));
 -- name: prune_fields
 DELETE FROM fsm_fields WHERE run IN (SELECT value FROM json_each(?));
 
+-- name: trim_moves
+DELETE FROM fsm_moves
+ WHERE run = :run AND version > 0 AND version < :before
+   AND EXISTS (SELECT 1 FROM fsm_runs WHERE id = :run AND owner = :owner AND epoch = :epoch);
+
+-- name: trim_events
+DELETE FROM fsm_events
+ WHERE run = :run AND status <> 'waiting' AND version < :before
+   AND EXISTS (SELECT 1 FROM fsm_runs WHERE id = :run AND owner = :owner AND epoch = :epoch);
+
 -- name: rows
 -- How many rows each table has.
 SELECT 'fsm_runs' AS name, count(*) AS many FROM fsm_runs
