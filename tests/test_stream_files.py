@@ -13,10 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsmworkflow.stream import files, sources
+from fsmworkflow import Engine
+from fsmworkflow.stream import StreamError, files, sources, stream
 from fsmworkflow.stream.words import Malformed
+from tests.test_stream import lines, ns, numbered, read
 
 LIMIT = 40
+QUOTES = '""'
 SOON = 10.0
 content = st.lists(
     st.one_of(
@@ -118,3 +121,24 @@ def test_rows_over_several_lines_are_rows_and_any_mark_is_a_place_to_go_on_from(
                 rest += batch.records
             again.close()
             assert rest + batch.records == [*chain.from_iterable(whole[number:])]
+
+
+async def test_files_by_pattern_are_one_source_and_gone_on_with_within_one(store_url: str, tmp_path: Path) -> None:
+    for number in range(4):
+        text = "".join(f'{{"n": {n if n != 25 else QUOTES}}}\n' for n in range(10 * number, 10 * number + 10))
+        (tmp_path / f"in-{number}.jsonl").write_text(text)
+    source, out = tmp_path / "in-*.jsonl", tmp_path / "out.jsonl"
+    async with Engine(store_url) as engine:
+        with pytest.raises(StreamError, match="record 26"):
+            await stream(engine, numbered(), sources.files(source), out, key="k", chunk=4)
+        third = tmp_path / "in-2.jsonl"
+        third.rename(tmp_path / "gone")
+        with pytest.raises(StreamError, match=r"was at .*in-2.jsonl, which is not among the files"):
+            await stream(engine, numbered(), sources.files(source), out, key="k", chunk=4)
+        third.write_text((tmp_path / "gone").read_text().replace('""', "25"))
+        lines(tmp_path / "in-4.jsonl", [{"n": 40}])  # which has come since
+        done = await stream(engine, numbered(), sources.files(source), out, key="k", chunk=4)
+    assert ns(read(out)) == list(range(41))
+    assert (done.resumed, done.share) == (24, 1.0)
+    with pytest.raises(StreamError, match="there is no file"):
+        await stream(None, numbered(), sources.files(tmp_path / "none-*.csv"), [])

@@ -15,10 +15,11 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.stream.files import LINE, File, Line, Long, each, malformed
+from fsmworkflow.stream.folder import Folder
 from fsmworkflow.stream.tables import Rows
 from fsmworkflow.stream.words import Batch, Source, StreamError
 
-__all__ = ["Csv", "Errors", "JsonLines", "Records", "Rows", "Source", "Text", "source_of"]
+__all__ = ["Csv", "Errors", "JsonLines", "Records", "Rows", "Source", "Text", "files", "source_of"]
 
 
 class JsonLines(File):
@@ -225,3 +226,11 @@ def source_of(given: Any) -> Source:
             "sources.Csv(path) or sources.Text(path)"
         )
     return kind(given)
+
+
+def files(pattern: str | Path, kind: Callable[[str], Source] | None = None) -> Source:
+    """The files that a pattern names as one source, by the order of their paths: `sources.files("logs/*.log.gz")`.
+
+    `kind` makes the source of each, as `sources.Text`, where its name does not say what is in it. See Folder.
+    """
+    return Folder(pattern, source_of if kind is None else kind)

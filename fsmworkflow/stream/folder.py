@@ -1,0 +1,79 @@
+"""Folder: many files as one source, in the order of their names."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fsmworkflow.stream.words import Batch, Source, StreamError
+
+__all__ = ["Folder"]
+
+
+class Folder(Source):
+    """The files that a pattern names, such as "logs/*.log.gz" or "in/**/*.csv", one after the other by their paths.
+
+    `kind` makes the source of each, where its name does not say what is in it. A stream goes on by key within the file
+    that it was at. A file that has come since is read where its path is behind that one, and is else not seen.
+    """
+
+    def __init__(self, pattern: str | Path, kind: Callable[[str], Source]) -> None:
+        self.name = self._pattern = str(pattern)
+        self._kind = kind
+        self._left: list[str] = []
+        self._path = ""
+        self._known: dict[str, Any] | None = None
+        self._source: Source | None = None
+
+    def _paths(self) -> list[str]:
+        found = sorted(path for path in glob.glob(self._pattern, recursive=True) if os.path.isfile(path))
+        if not found:
+            raise StreamError(f"there is no file {self._pattern}")
+        return found
+
+    def identity(self) -> dict[str, Any] | None:
+        self._paths()
+        return {"pattern": self._pattern}
+
+    def open(self, known: dict[str, Any] | None, position: Any) -> None:
+        paths = self._paths()
+        self.size = sum(map(os.path.getsize, paths)) if not any(path.endswith(".gz") for path in paths) else None
+        if position is None:
+            self._left = paths
+            self._next(None, None)
+            return
+        if known != {"pattern": self._pattern} or position["path"] not in paths:
+            raise StreamError(
+                f"this stream was at {position['path']}, which is not among the files {self._pattern}: put it back, or "
+                "begin another stream under another key"
+            )
+        self._left = paths[paths.index(position["path"]) :]
+        self._next(position["known"], position["at"])
+
+    def _next(self, known: dict[str, Any] | None, at: Any) -> None:
+        """Open the next file."""
+        self.close()
+        self._path = self._left.pop(0)
+        self._source = self._kind(self._path)
+        self._known = known or self._source.identity()
+        self._source.open(known, at)
+
+    def read(self, many: int, seconds: float) -> Batch:
+        assert self._source is not None
+        batch = self._source.read(many, seconds)
+        if batch.ended and self._left:
+            batch.ended = False
+            self._next(None, None)
+        return batch
+
+    def mark(self) -> Any:
+        assert self._source is not None
+        return {"path": self._path, "known": self._known, "at": self._source.mark()}
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+        self._source = None
