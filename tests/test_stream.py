@@ -422,6 +422,45 @@ async def test_a_last_line_over_the_limit_and_one_of_exactly_the_limit(tmp_path:
     assert (len(out), len(wrong), done.read) == (1, 1, 2 * len(text) + 2)
 
 
+@pytest.mark.parametrize("mode", ["copy", "reference", "direct"])
+@pytest.mark.parametrize("depth", [200, 900, 5000, 100_000])
+async def test_a_record_nested_beyond_reason_is_one_that_went_wrong_and_the_rest_goes_on(
+    tmp_path: Path, mode: Any, depth: int
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    deep = '{"n": 1, "deep": ' + "[" * depth + "]" * depth + "}"
+    source.write_text('{"n": 0}\n' + deep + '\n{"n": 2}\n')
+    wrong: list[Any] = []
+    done = await stream(None, numbered(), source, out, errors=wrong, mode=mode)
+    assert done.records == 3
+    assert [n for n in ns(read(out)) if n != 1] == [0, 2]
+    assert done.errors + done.malformed + sum(done.states.values()) == 3
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("error", [ValueError("x" * 10**6), ValueError("\ud800\0"), Mute()])
+async def test_what_an_error_says_is_kept_in_reason_and_never_in_the_way(tmp_path: Path, error: Exception) -> None:
+    flow = Workflow("flow")
+
+    @flow.step(initial=True, then="over")
+    def fail(ctx: Any) -> None:
+        raise error
+
+    flow.final("over")
+    wrong = tmp_path / "wrong.jsonl"
+    await stream(None, flow, [{"n": 1}], [], errors=wrong)
+    (entry,) = read(wrong)
+    assert entry["error"]["type"] == type(error).__name__
+    assert len(entry["error"]["message"]) <= 20_010
+    with pytest.raises(StreamError, match="record 1") as told:
+        await stream(None, flow, [{"n": 1}], [])
+    assert len(str(told.value)) < 2000
+
+
 async def test_another_encoding_is_malformed_and_named(tmp_path: Path) -> None:
     for name, text in (("in.jsonl", '{"n": 1, "t": "ü"}\n'), ("in.csv", "n,t\n1,ü\n"), ("in.txt", "ü\n")):
         (tmp_path / name).write_bytes(text.encode("latin-1"))

@@ -142,9 +142,9 @@ class Compiled(Passage):
             trigger, fn = None, node.fn
             if fn is not None:
                 ctx._state, before = node.name, data
-                if copying:
-                    ctx.data = copied(data)
                 try:
+                    if copying:
+                        ctx.data = copied(data)
                     if (result := fn(ctx)) is not None:
                         trigger = by_hand(_ended(result, ctx))
                 except StreamError:
@@ -176,9 +176,9 @@ class Compiled(Passage):
             trigger = None
             if node.fn is not None:
                 ctx._state, before = node.name, data
-                if self.copying:
-                    ctx.data = copied(data)
                 try:
+                    if self.copying:
+                        ctx.data = copied(data)
                     if (result := await acted(node.name, node.fn, node.timeout, ctx)) is not None:
                         trigger = await _ended(result, ctx)
                 except StreamError:

@@ -23,6 +23,8 @@ Cursor = dict[str, Any]
 """Where a stream stands, as plain data."""
 
 NONE: End = ("", None)
+MESSAGE = 20_000
+"""So many characters of an error's text are kept."""
 ERRORS = "$errors"
 """The name under which a cursor has the sink of `errors=`."""
 EMPTY: Cursor = {
@@ -299,7 +301,7 @@ class Flow:
         place = f"record {entry['number']:,} of {self.source.name}"
         if isinstance(what, Malformed):
             return StreamError(f"{place} is malformed: {what.why}. Give errors= to keep such ones apart, or mend it")
-        said = f"{place} failed in state {what.state!r}: {type(what.error).__name__}: {what.error}"
+        said = f"{place} failed in state {what.state!r}: {type(what.error).__name__}: {_message(what.error)[:1000]}"
         error = StreamError(f"{said}. Give errors= to keep such ones apart, or mend the step, and begin again")
         error.__cause__ = what.error
         return error
@@ -317,8 +319,16 @@ def _entry(record: Any, what: Failed | Malformed, number: int) -> dict[str, Any]
     """A record that went wrong as `errors` has it."""
     if isinstance(what, Malformed):
         return {"number": number, "error": {"type": "Malformed", "message": what.why}, "text": what.text}
-    error = {"type": type(what.error).__qualname__, "message": str(what.error), "state": what.state}
+    error = {"type": type(what.error).__qualname__, "message": _message(what.error), "state": what.state}
     return {"number": number, "error": error, "record": record}
+
+
+def _message(error: BaseException) -> str:
+    """What an error says, as it may be written anywhere."""
+    try:
+        return str(error)[:MESSAGE].encode("utf-8", "backslashreplace").decode()
+    except Exception:  # its own text cannot be made
+        return ""
 
 
 def _each_once(given: dict[str, Any]) -> dict[str, Sink | None]:

@@ -98,7 +98,7 @@ class _File(Sink):
     def write(self, records: list[Any]) -> None:
         try:
             self._written.append(self._text(records))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise StreamError(f"the sink {self.name} cannot write a record: {error}") from error
 
     def _text(self, records: list[Any]) -> bytes:
