@@ -520,12 +520,13 @@ class Workflow(Scope):
     ) -> Workflow:
         """The workflow of a machine of the transitions library, from the `states` and `transitions` that it is given.
 
-        Mapped: names, Enums and mappings with name, on_enter, on_exit, final, initial, children, parallel and
-        transitions; trigger, source (also a list and "*"), dest (also "=" and None, which is internal), conditions,
-        unless, after. Names of nested states have _ between them, as there. Functions are given the context, `after`
-        and on_enter run after the commit. `auto_transitions=False` leaves out the triggers `to_<state>`; then a state
-        that nothing leads out of ends the run. Refused by name: before, prepare, ignore_invalid_triggers, timeout,
-        on_final, and several functions where one is taken. Raises DefinitionError.
+        Mapped: names, Enums, State objects and mappings with name, on_enter, on_exit, on_final, final, initial,
+        children or states, parallel, transitions, remap, timeout with a trigger in on_timeout, tags, which say nothing;
+        trigger, source (also a list and "*"), dest (also "=" and None, which is internal), conditions, unless, after.
+        Names of nested states have _ between them, as there. Functions are given the context, `after` and on_enter run
+        after the commit. `auto_transitions=False` leaves out the triggers `to_<state>`; then a state that nothing leads
+        out of ends the run. A parent entered without a child is its child `_`. Refused by name: before, prepare,
+        ignore_invalid_triggers, and an on_final of what holds others. Raises DefinitionError.
         """
         from fsmworkflow.config import Source, built, translated
 

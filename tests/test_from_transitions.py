@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from enum import Enum
 from typing import Any
 
 import pytest
+from transitions import State
 
 from fsmworkflow import Engine, PersistentWorkflowStateMachine, Workflow
 from fsmworkflow.errors import DefinitionError
+from fsmworkflow.store.memory import MemoryStore
+from fsmworkflow.testing import Clock
 
 MATTER = ["solid", "liquid", "gas", "plasma"]
 CHANGES = [
@@ -144,6 +148,147 @@ async def test_enums_conditions_and_loops_are_as_there() -> None:
     assert Workflow.from_dict(flow.to_dict(), functions=flow.code).to_dict() == flow.to_dict()
 
 
+@pytest.fixture(params=["memory", "sqlite"])
+def db(request: pytest.FixtureRequest) -> str:
+    return "memory://" if request.param == "memory" else str(request.getfixturevalue("sqlite_url"))
+
+
+async def states_of(flow: Workflow, events: list[str], db: str = "memory://") -> list[str | None]:
+    """The states that one run comes to, by these events."""
+    async with PersistentWorkflowStateMachine(db, flow) as one:
+        found = [one.state]
+        for event in events:
+            await one.send(event)
+            found.append(one.state)
+        return found
+
+
+async def test_state_objects_bring_their_callbacks_and_several_are_called_one_after_the_other(db: str) -> None:
+    said: list[str] = []
+    flow = Workflow.from_transitions(
+        [State("solid", on_exit=["say_goodbye"]), "liquid", {"name": "gas", "on_enter": ["say_hello", "wave"]}],
+        [["sublimate", "solid", "gas"]],
+        initial="solid",
+        functions={name: lambda ctx, name=name: said.append(name) for name in ("say_goodbye", "say_hello", "wave")},
+    )
+    assert await states_of(flow, ["sublimate"], db) == ["solid", "gas"]
+    assert said == ["say_goodbye", "say_hello", "wave"]
+
+
+@pytest.mark.parametrize(("speed", "state"), [(15, "offender_gone"), (5, "offender_caught")])
+async def test_a_hero_is_done_in_a_final_state(speed: int, state: str, db: str) -> None:
+    over: list[str] = []
+
+    def claim_success(ctx: Any) -> None:
+        over.append(ctx.run.state)
+
+    flow = Workflow.from_transitions(
+        ["idling", "rescuing_kitten",
+         *(State(name, final=True, on_enter=[claim_success]) for name in ("offender_gone", "offender_caught"))],
+        [
+            ["called", "idling", "rescuing_kitten"],
+            {"trigger": "intervene", "source": "rescuing_kitten", "dest": "offender_gone",
+             "conditions": lambda ctx: ctx.data["speed"] < ctx.event.payload["speed"]},
+            ["intervene", "rescuing_kitten", "offender_caught"],
+        ],
+        initial="idling",
+    )  # fmt: skip
+    async with PersistentWorkflowStateMachine(db, flow, data={"speed": 10}) as hero:
+        await hero.send("called")
+        await hero.send("intervene", {"speed": speed})
+        assert (hero.state, hero.is_final, over) == (state, True, [state])
+
+
+COUNTER = {
+    "name": "counting",
+    "initial": "1",
+    "states": ["1", "2", "3", "done"],
+    "transitions": [
+        ["increase", "1", "2"], ["increase", "2", "3"], ["decrease", "3", "2"], ["decrease", "2", "1"],
+        ["done", "3", "done"], ["reset", "*", "1"],
+    ],
+}  # fmt: skip
+COLLECTOR = [["collect", "*", "collecting"], ["wait", "*", "waiting"], ["count", "collecting", "counting"]]
+
+
+async def test_a_machine_within_another_counts_and_its_done_is_a_state_of_its_own(db: str) -> None:
+    flow = Workflow.from_transitions(["waiting", "collecting", COUNTER], COLLECTOR, initial="waiting")
+    events = ["collect", "count", "increase", "increase", "decrease", "reset", "increase", "increase", "done", "wait"]
+    assert await states_of(flow, events, db) == [
+        "waiting", "collecting", *(f"counting.{n}" for n in ("1", "2", "3", "2", "1", "2", "3", "done")), "waiting",
+    ]  # fmt: skip
+
+
+async def test_a_state_within_may_stand_for_one_around_it() -> None:
+    states = ["waiting", "collecting", {**COUNTER, "remap": {"done": "waiting"}}]
+    flow = Workflow.from_transitions(states, COLLECTOR, initial="waiting")
+    found = await states_of(flow, ["collect", "count", "increase", "increase", "done"])
+    assert found[-2:] == ["counting.3", "waiting"]
+    assert "counting.done" not in flow.states
+
+
+async def test_regions_answer_one_event_together_and_are_left_together(db: str) -> None:
+    states = [
+        "A", "B",
+        {"name": "C", "transitions": [["go", "2_z", "2_x"]], "parallel": [
+            {"name": "1", "children": ["a", "b", "c"], "initial": "a", "transitions": [["go", "a", "b"]]},
+            {"name": "2", "children": ["x", "y", "z"], "initial": "z"},
+        ]},
+    ]  # fmt: skip
+    flow = Workflow.from_transitions(states, [["reset", "C_1_b", "B"]], initial="A")
+    found = await states_of(flow, ["to_C", "go", "reset"], db)
+    assert found == ["A", "C.1.a, C.2.z", "C.1.b, C.2.x", "B"]
+
+
+async def test_a_final_parallel_state_ends_the_run_when_all_its_regions_have_ended() -> None:
+    region = {"children": ["a", {"name": "b", "final": True}], "initial": "a"}
+    states = ["A", "B", {"name": "C", "final": True, "parallel": [
+        {"name": "1", **region, "transitions": [["left", "a", "b"]]},
+        {"name": "2", **region, "transitions": [["right", "a", "b"]]},
+        {"name": "3", "final": True},
+    ]}]  # fmt: skip
+    ways = [["reset", "C", "A"], ["init", "A", "B"], ["do", "B", "C"]]
+    flow = Workflow.from_transitions(states, ways, initial="A", auto_transitions=False)
+    async with PersistentWorkflowStateMachine("memory://", flow) as one:
+        for event in ("init", "do", "left", "reset", "init", "do", "right"):
+            await one.send(event)
+            assert not one.is_final
+        await one.send("left")
+        assert (one.is_final, one.run.status) == (True, "done")  # type: ignore[union-attr]
+
+
+async def test_a_parent_that_is_entered_without_a_child_is_alone() -> None:
+    states = ["A", "B", {"name": "C", "children": ["1", "2", {"name": "3", "initial": "a", "children": ["a", "b"]}]}]
+    flow = Workflow.from_transitions(states, [["reset", "C", "A"], ["reset", "C_2", "C"]], initial="A")
+    found = await states_of(flow, ["to_C", "to_C_3", "to_C_2", "reset", "reset"])
+    assert found == ["A", "C._", "C.3.a", "C.2", "C._", "A"]
+
+
+async def test_a_timeout_is_the_trigger_that_it_names_and_begins_anew_with_each_entry() -> None:
+    came: list[str] = []
+    states = [
+        {"name": "preparing", "tags": ["home", "busy"]},
+        {"name": "waiting", "timeout": 1, "on_timeout": "go", "on_enter": lambda ctx: came.append(ctx.run.key)},
+        {"name": "away"},
+    ]
+    ways = [["done", "preparing", "waiting"], ["join", "waiting", "waiting"], ["go", "waiting", "away"]]
+    flow = Workflow.from_transitions(states, ways, initial="preparing")
+    clock = Clock(1_000.0)
+    async with Engine(MemoryStore(clock=clock), workflows=[flow], poll=0.01) as engine:
+        await engine.run(flow, key="hero")
+        for event, passed in (("done", 0.7), ("join", 0.5), ("join", 0.9)):
+            await engine.send(flow, "hero", event)
+            run = await engine.result(flow, "hero")
+            clock.turn(passed)
+            assert (run.state, run.due) == ("waiting", clock() - passed + 1)
+        clock.turn(0.2)
+        async with asyncio.timeout(20):
+            while (await engine.get(flow, "hero")).state == "waiting":
+                await asyncio.sleep(0.01)
+        assert (await engine.get(flow, "hero")).state == "away"
+    assert came == ["hero"] * 3
+
+
 @pytest.mark.parametrize(
     ("states", "ways", "told"),
     [
@@ -151,10 +296,11 @@ async def test_enums_conditions_and_loops_are_as_there() -> None:
         (MATTER, [{"trigger": "melt", "sorce": "solid"}], "there is no key 'sorce' (did you mean 'source'?)"),
         (MATTER, [["melt", "solid", "liqid"]], "'liqid'"),
         (MATTER, [["melt", "solid", "liquid", [3]]], "3 is neither a function nor the name of one"),
-        (MATTER, [{"trigger": "melt", "source": "solid", "dest": "gas", "after": ["a", "b"]}], "it takes one function"),
+        (MATTER, [["melt", "solid", "gas", None, None, None, ["a", "b"]]], "of several functions each is given"),
         (MATTER, ["melt"], "a transition is a list or a mapping"),
         ([{"name": "a", "ignore_invalid_triggers": True}], [], "an event that no state accepts waits"),
-        ([{"name": "a", "timeout": 3}], [], "write Transition(delay=)"),
+        ([{"name": "solid", "timeout": 3, "on_timeout": "go"}], [], "on_timeout 'go' is no trigger that leads out"),
+        ([{"name": "solid", "on_final": "x", "children": ["a"]}], [], "no 'on_final' of a state that holds others"),
         ([3], [], "a state is a name"),
     ],
 )  # fmt: skip
