@@ -15,7 +15,7 @@ from fsmworkflow.children import children_begin, children_joined, with_children
 from fsmworkflow.choosing import first, pick
 from fsmworkflow.draft import Draft
 from fsmworkflow.due import resting
-from fsmworkflow.errors import ConditionError, DeadlineExceeded, NotAccepted
+from fsmworkflow.errors import DeadlineExceeded, NotAccepted
 from fsmworkflow.failures import OWN, asked_to_stop, failure
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.steps import step_ended, step_raised
@@ -61,11 +61,13 @@ async def _event(case: Case) -> Move:
     try:
         merged = draft.merge_payload(case)
         arcs = await pick(case, draft.fields)
-        if not arcs:
-            return case.rejected()
-        draft.update(case, arcs, merged)
-    except ConditionError:  # what somebody sends stops no run: history has what could not be answered, and why
+    except Exception:
+        if not (case.asked and case.asked[-1].error):
+            raise
+        return case.rejected()  # what somebody sends stops no run: history has what could not be answered, and why
+    if not arcs:
         return case.rejected()
+    draft.update(case, arcs, merged)
     return await take(case, arcs, draft)
 
 
