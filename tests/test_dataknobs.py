@@ -218,6 +218,8 @@ async def test_functions_of_modules_that_are_allowed_are_found_and_take_paramete
         ({"arcs": [{"from": "start", "to": "end", "transform": "data['x'"}]}, "it is no function in Python"),
         ({"arcs": [{"from": "start", "to": "nowhere"}]}, "arcs[0].to: there is no state 'nowhere'"),
         ({"arcs": [{"from": "start"}]}, "arcs[0]: the key 'to' is missing"),
+        ({"metadata": {"at": ["${HOME}"]}}, "metadata.at[0]: variables of the environment are not read"),
+        ({"timeout_seconds": "$LATER"}, "timeout_seconds: variables of the environment are not read"),
         ({"arks": []}, "there is no key 'arks' (did you mean 'arcs'?)"),
         ({"arcs": [{"from": "start", "to": "end", "condition": {"type": "registerd"}}]}, "did you mean 'registered'"),
         ({"arcs": [{"from": "start", "to": "end", "target_network": "x"}]}, "there is no network 'x'"),

@@ -653,3 +653,15 @@ def test_a_claim_is_read_from_a_file_and_a_mistake_in_it_is_told_with_its_line(s
     assert told == (
         "misspelt.yaml:11:10: states[0].then[0].condition: unknown key 'condition' (did you mean 'conditions'?)"
     )
+
+
+def test_machines_of_other_engines_run_as_they_stand_and_an_order_goes_on_in_the_next_process(start: Start) -> None:
+    grades = [
+        "ann: output {'name': 'ann', 'grade': 'passed'}",
+        "bo: error {'name': 'bo', 'points': 140, 'valid': False}",
+    ]
+    before = "order: OPEN {'order_qty': 100, 'status': 'open', 'qty': 40, 'parts': 1}"
+    assert start("brought.py").splitlines() == [before, *grades]
+    after = "order: FILLED {'order_qty': 100, 'status': 'filled', 'qty': 100, 'parts': 1}"
+    assert start("brought.py").splitlines() == ["told: filled 100", after, *grades]
+    assert start("brought.py").splitlines() == [after, *grades], "it is over, and only told"

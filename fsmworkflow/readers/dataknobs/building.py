@@ -105,6 +105,7 @@ class _Reader:
                 self.root["transaction"].refuse(f"{str(strategy)[:40]!r} is not mapped: each state is a transaction")
         self.most = self.root.get("max_transitions", int)
         self._mode(self.root)
+        _plain({key: self.root[key] for key in self.root.value if key != "resources"})
         for one in self.root.each("resources"):
             name = one.keys(_RESOURCE, needed=("name",))["name"].of(str)
             if name not in self.given:
@@ -298,6 +299,16 @@ def _reached(here: _Here, ways: Mapping[str, list[Node]], begin: str) -> list[st
         nexts = [arc.value.get(key) for arc in arcs for key in ("to", "target", "return_state")]
         found += [one for one in dict.fromkeys(nexts) if one in here.states and one not in found]
     return found
+
+
+def _plain(parts: Mapping[Any, Node]) -> None:
+    """Refuse what would come from the environment: `${TOKEN}`, or `$TOKEN`. Resources are given open, so not theirs."""
+    for key, one in parts.items():
+        value = one.value
+        if isinstance(value, str) and key != "code" and re.search(r"\$\{|^\$\w", value):
+            one.refuse("variables of the environment are not read: give the value")
+        keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        _plain({inner: Node(one.source, value[inner], (one.place, inner, value)) for inner in keys})
 
 
 def segment(name: str) -> str:
