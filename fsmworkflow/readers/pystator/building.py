@@ -15,7 +15,7 @@ from fsmworkflow.readers.pystator.effects import EFFECTS, Effect, effect, is_eff
 from fsmworkflow.readers.pystator.guards import Merged, Named, Required, check
 from fsmworkflow.retry import Retry
 from fsmworkflow.threads import Threads, is_async
-from fsmworkflow.workflow import State, Transition, Workflow, WorkflowStep, nearest
+from fsmworkflow.workflow import State, Transition, Workflow, WorkflowStep, inside_of, nearest
 
 if TYPE_CHECKING:
     from fsmworkflow.readers.pystator.machine import Machine
@@ -64,6 +64,7 @@ class Builder:
                 region.keys(("name", "initial", "states", *TOLD), needed=("name", "initial"))
         transitions = [self._parts(one) for one in self.root.each("transitions")]
         self.leaving = {source for one, sources in transitions for source in sources}
+        self.parents = {one.get("parent", str) for one in self.states.values()}
         for name, one in self.states.items():
             self._regions(name, one)
         for name in self.states:
@@ -72,6 +73,7 @@ class Builder:
             self._state(name, self.states[name])
         for one, sources in sorted(transitions, key=lambda part: part[0].get("priority", int, default=0)):
             self._transition(one, sources)
+        self.inside = inside_of(self.workflow)
         self._fall()
         self._begin()
         for way, effects in self.ways:
@@ -129,8 +131,8 @@ class Builder:
     def _below(self, path: str) -> list[str]:
         """The states that are entered with a state: its initial child, or those of each region."""
         found: list[str] = []
-        for state in self.workflow.states.values():
-            if state.name.rpartition(".")[0] == path and (state.initial or state.kind == "region"):
+        for state in self.inside.get(path, ()):
+            if state.initial or state.kind == "region":
                 found += [state.name, *self._below(state.name)]
         return found
 
@@ -194,7 +196,7 @@ class Builder:
             one.refuse("a parallel state has regions, and no other has them")
         if kind in ("parallel", "choice"):
             return kind
-        if any(other.value.get("parent") == name for other in self.states.values()):
+        if name in self.parents:
             return "state"
         if kind == "terminal" and "parent" in one and name not in self.around:
             self._lead(Transition(source=self.paths[name], dest=None))  # it ends the run, and not what is around it
