@@ -1,4 +1,4 @@
-"""The program that the stream's crash tests start and kill: `stream_child.py URL SOURCE SINK [CHUNK [WORKERS]]`.
+"""The program that the crash tests of streams kill: `stream_child.py URL SOURCE SINK [CHUNK [WORKERS [LEASE]]]`.
 
 The source is JSON lines, or "rows" for the table of that name in the run's database; the sink is a file, or "table" for
 the tables `odd` and `even` there.
@@ -29,14 +29,14 @@ def numbered() -> Workflow:
     return flow
 
 
-async def main(url: str, source: str, sink: str, chunk: str = "500", workers: str = "1") -> None:
+async def main(url: str, source: str, sink: str, chunk: str = "500", workers: str = "1", lease: str = "10") -> None:
     place, dot, suffix = sink.partition(".")
     given: Any = sources.Rows(url, "rows", order_by="n") if source == "rows" else source
     ways: dict[str, Any] = {state: f"{place}-{state}{dot}{suffix}" for state in ("odd", "even")}
     if Path(sink).name == "table":
         ways = {state: sinks.Table(state) for state in ways}
     errors = f"{place}-errors.jsonl"
-    async with Engine(url, deaths=1_000_000) as engine:  # what is often killed here is not at fault
+    async with Engine(url, deaths=1_000_000, lease=float(lease)) as engine:  # what is often killed here is not at fault
         done = await stream(
             engine, numbered(), given, ways, errors=errors, key="k", chunk=int(chunk), workers=int(workers)
         )

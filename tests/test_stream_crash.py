@@ -157,6 +157,29 @@ def test_after_100_kills_every_record_is_in_the_files_once(durable_url: str, tmp
     whole(tmp_path, suffix, many)
 
 
+def test_a_process_that_was_stopped_for_longer_than_its_lease_and_its_successor_lose_and_repeat_nothing(
+    durable_url: str, tmp_path: Path
+) -> None:
+    """Its file is locked for as long as it lives, so that nobody else writes to it; what it then writes is cut off."""
+    written(tmp_path / "in.jsonl", MANY)
+    paths = [tmp_path / f"out-{state}.jsonl" for state in ("odd", "even")]
+    words = (durable_url, tmp_path / "in.jsonl", tmp_path / "out.jsonl", 100, 1, 0.5)
+    first = started(*words)
+    while size(paths) == 0:
+        assert first.poll() is None, first.communicate()[1].decode()
+        time.sleep(0.002)
+    first.send_signal(signal.SIGSTOP)
+    time.sleep(1.0)  # that its lease ends is what is tested
+    second = started(*words)
+    assert b"is being written to by another stream" in second.communicate(timeout=60)[1]
+    first.send_signal(signal.SIGCONT)
+    assert b"LeaseLost" in first.communicate(timeout=60)[1]
+    third = started(*words)
+    _, said = third.communicate(timeout=120)
+    assert third.returncode == 0, said.decode()
+    whole(tmp_path, ".jsonl", MANY)
+
+
 def test_a_record_that_ends_its_process_parks_the_stream_and_retry_lets_it_go_on(
     durable_url: str, tmp_path: Path
 ) -> None:
