@@ -54,9 +54,11 @@ def killed_until_done(paths: list[Path], kills: int, many: int, *words: object) 
     """Kill it while it writes, at random moments, then let it end. Returns how many records were done before."""
     chance = random.Random(SEED)
     for _ in range(kills):
-        child, before = started(*words), size(paths)
-        while size(paths) == before and child.poll() is None:
-            time.sleep(0.002)  # until it writes: the moment is what is random
+        child = started(*words)
+        for _ in range(chance.randint(1, 5)):  # what is written the second time comes after a commit
+            before = size(paths)
+            while size(paths) == before and child.poll() is None:
+                time.sleep(0.002)
         time.sleep(chance.random() * 0.05)
         child.kill()
         _, said = child.communicate()
