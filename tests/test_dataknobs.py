@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -515,3 +516,96 @@ async def test_more_transitions_than_max_transitions_fail_the_run() -> None:
 def test_what_a_context_does_not_have_is_told() -> None:
     with pytest.raises(AttributeError, match=r"has no 'resource' .did you mean 'resources'"):
         Context(resources={}).resource  # noqa: B018
+
+
+async def test_all_validators_of_a_state_are_asked_and_one_that_raises_does_not_hold(db: str) -> None:
+    def raises(data: dict[str, Any], context: Any) -> bool:
+        raise OSError("away")
+
+    asked: list[str] = []
+    config = {
+        "states": [
+            {"name": "a", "validators": ["yes", "raises", "told", "yes"]},
+            {"name": "b", "is_end": True}, {"name": "c", "is_end": True},
+        ],
+        "arcs": [{"from": "a", "to": "b", "condition": "failure"}, {"from": "a", "to": "c", "condition": "success"}],
+    }  # fmt: skip
+    functions = {
+        "yes": lambda *given: asked.append("yes") or True,
+        "raises": raises,
+        "told": lambda data: {"seen": dict(data)},
+    }
+    run = await passed(load(config, functions=functions), {"n": 1}, db)
+    seen = {"n": 1, "valid": False, "validation_error": "OSError: away"}
+    assert (run.state, run.data, asked) == ("b", {**seen, "seen": seen}, ["yes", "yes"])
+
+
+async def test_a_state_may_have_functions_of_both_kinds_and_its_arcs_too(db: str) -> None:
+    async def waits(data: dict[str, Any], context: Any) -> None:
+        await asyncio.sleep(0)
+        data["waited"] = threading.current_thread() is threading.main_thread()
+
+    async def is_long(state: Any) -> tuple[bool, str]:
+        await asyncio.sleep(0)
+        return state.n > 3, "its length"
+
+    def counts(data: dict[str, Any]) -> dict[str, Any]:
+        return {**data, "n": len(data["text"]), "beside": threading.current_thread() is not threading.main_thread()}
+
+    config = {
+        "states": [
+            {"name": "a", "transforms": ["counts", "waits"]},
+            {"name": "b", "is_end": True}, {"name": "c", "is_end": True},
+        ],
+        "arcs": [{"from": "a", "to": "b", "condition": "is_long"}, {"from": "a", "to": "c"}],
+    }  # fmt: skip
+    flow = load(config, functions={"waits": waits, "is_long": is_long, "counts": counts})
+    for text, state in (("abcd", "b"), ("abc", "c")):
+        run = await passed(flow, {"text": text}, db.replace("runs", text))
+        assert (run.state, run.data) == (state, {"text": text, "n": len(text), "beside": True, "waited": True})
+
+
+async def test_what_a_transform_returns_is_a_dict_or_nothing() -> None:
+    config = {"states": [{"name": "a", "transforms": ["seven"]}, {"name": "b", "is_end": True}],
+              "arcs": [{"from": "a", "to": "b"}]}  # fmt: skip
+    with pytest.raises(
+        RunFailed, match="a transform returns the data as a dict, or changes what it was given, not int"
+    ):
+        await passed(load(config, functions={"seven": lambda data: 7}), {})
+
+
+async def test_a_network_is_called_as_often_as_arcs_push_it_each_time_anew() -> None:
+    inner = {"name": "inner", "states": [{"name": "one", "transforms": ["more"], "arcs": [{"target": "two"}]},
+                                         {"name": "two", "is_end": True}]}  # fmt: skip
+    push = {"target_network": "inner"}
+    states = [{"name": "a", "arcs": [{**push, "return_state": "b"}]}, {"name": "b", "arcs": [{**push, "to": "c"}]},
+              {"name": "c", "is_end": True}]  # fmt: skip
+    flow = load(
+        {"networks": [{"name": "main", "states": states}, inner], "max_transitions": 20},
+        functions={"more": lambda data: {"n": data["n"] + 1}},
+    )
+    assert (await passed(flow, {"n": 0})).data == {"n": 2}
+    assert [state for state in await way(flow, {"n": 0}) if "." in state] == [
+        "inner 1.one", "inner 1.two", "inner 2.one", "inner 2.two",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("networks", "told"),
+    [
+        ([{"name": "main", "states": [{"name": "a", "arcs": [{"target_network": "main"}]}]}], "'main' calls itself"),
+        ([{"name": "other", "states": ["a"]}], "it is a mapping"),
+        ([{"name": "other", "states": [{"name": "a"}, {"name": "a"}]}], "there is another state 'a'"),
+        ([{"name": "mian", "states": [{"name": "a"}]}], "there is no network 'main' (did you mean 'mian'?)"),
+        ([{"name": "main", "states": []}], "a network has states"),
+        (
+            [{"name": "main", "states": [{"name": "a", "arcs": [{"target_network": "in:oen"}]}]},
+             {"name": "in", "states": [{"name": "one"}]}],
+            "there is no state 'oen' (did you mean 'one'?)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_networks_is_told_by_name(networks: list[Any], told: str) -> None:
+    with pytest.raises(DefinitionError) as refused:
+        load({"networks": networks, "main_network": "main"})
+    assert told in str(refused.value)

@@ -338,6 +338,11 @@ def test_a_guard_without_a_function_is_refused_and_passes_where_the_machine_is_n
         ("name: OPEN", "name: OPEN, parent: OPEN", "lies within itself"),
         ("type: stable", "type: stable, timeout: {seconds: soon, destination: FILLED}", "it is a number or a number"),
         ("name: OPEN", "name: PENDING", "there is another state 'PENDING'"),
+        ("name: OPEN", "name: 0PEN", "'0PEN' is no name of a state"),
+        ("dest: FILLED", "dest: FILLED, guards: [{params: {}}]", "a guard has 'name', 'expr' or 'check'"),
+        ("dest: FILLED", "dest: FILLED, after: soon", "'soon' is no delay"),
+        ("dest: FILLED", "dest: FILLED, guards: [{check: {field: a, op: eqq}}]", "no operator 'eqq'"),
+        ("strict_mode: true", "event_normalizer: title", "it is 'lower' or 'upper'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_mapped_is_refused_by_name_and_place(tmp_path: Path, old: str, new: str, told: str) -> None:
