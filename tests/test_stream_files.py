@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsmworkflow import Engine
+from fsmworkflow import Engine, Workflow
 from fsmworkflow.stream import StreamError, files, sources, stream
 from fsmworkflow.stream.words import Malformed
 from tests.test_stream import lines, ns, numbered, read
@@ -142,3 +142,60 @@ async def test_files_by_pattern_are_one_source_and_gone_on_with_within_one(store
     assert (done.resumed, done.share) == (24, 1.0)
     with pytest.raises(StreamError, match="there is no file"):
         await stream(None, numbered(), sources.files(tmp_path / "none-*.csv"), [])
+
+
+XML = """<?xml version="1.0" encoding="latin-1"?>
+<shop><about>not <b>this</b></about>
+  <order id="1"><item sku="a">ink</item><item sku="b"/><to>Ann \u00fc &amp; Bob</to><none/></order>
+  <group><order id="2">bare</order></group>
+  <order id="3"><order id="inner"/></order>
+</shop>"""
+
+
+@pytest.mark.parametrize("block", [1, 7, 2**16])
+@pytest.mark.parametrize("name", ["in.xml", "in.xml.gz"])
+async def test_elements_of_a_name_are_records(tmp_path: Path, monkeypatch: Any, name: str, block: int) -> None:
+    monkeypatch.setattr("fsmworkflow.stream.xml.BLOCK", block)
+    data = XML.encode("latin-1")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    out: list[Any] = []
+    done = await stream(None, kept(), sources.Xml(tmp_path / name, "order"), out, chunk=2)
+    assert out == [
+        {"id": "1", "item": [{"sku": "a", "#text": "ink"}, {"sku": "b"}], "to": "Ann \u00fc & Bob", "none": ""},
+        {"id": "2", "#text": "bare"},
+        {"id": "3", "order": {"id": "inner"}},
+    ]
+    assert done.read == len(data)
+
+
+def kept() -> Workflow:
+    flow = Workflow("kept")
+    flow.step("look", initial=True, then="over")(lambda ctx: None)
+    flow.final("over")
+    return flow
+
+
+BOMB = "<!DOCTYPE x [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;'>]><x><order>&b;</order></x>"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "has a DOCTYPE"),
+        ("<x><order></x>", "mismatched tag"),
+        ("<x><order/>", "no element found"),
+        ("<x><order>" + "y" * 200_000 + "</order></x>", "over the limit of 1,000 bytes"),
+        ("", "no element found"),
+    ],
+)
+async def test_xml_that_is_not_well_formed_or_expands_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "in.xml").write_text(text)
+    with pytest.raises(StreamError, match=said):
+        await stream(None, kept(), sources.Xml(tmp_path / "in.xml", "order", limit=1000), [])
+
+
+async def test_xml_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "in.xml").write_text(XML)
+    async with Engine("memory://") as engine:
+        with pytest.raises(StreamError, match="cannot be read again from where a crash left it"):
+            await stream(engine, kept(), sources.Xml(tmp_path / "in.xml", "order"), tmp_path / "out.jsonl", key="k")

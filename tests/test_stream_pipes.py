@@ -118,7 +118,7 @@ async def test_a_window_of_a_time_holds_what_came_in_it() -> None:
         await more.wait()
         yield {"n": 3}
 
-    await stream(None, summed(), window(slow(), every="50ms"), out, every="10ms", on_progress=lambda _: more.set())
+    await stream(None, summed(), window(slow(), every="500ms"), out, every="10ms", on_progress=lambda _: more.set())
     assert [(record["many"], record["n"]) for record in out] == [(2, 3), (1, 3)]
 
 

@@ -18,8 +18,9 @@ from fsmworkflow.stream.files import LINE, File, Line, Long, each, malformed
 from fsmworkflow.stream.folder import Folder
 from fsmworkflow.stream.tables import Rows
 from fsmworkflow.stream.words import Batch, Source, StreamError
+from fsmworkflow.stream.xml import Xml
 
-__all__ = ["Csv", "Errors", "JsonLines", "Records", "Rows", "Source", "Text", "files", "source_of"]
+__all__ = ["Csv", "Errors", "JsonLines", "Records", "Rows", "Source", "Text", "Xml", "files", "source_of"]
 
 
 class JsonLines(File):
