@@ -943,6 +943,28 @@ async def test_a_workflow_may_contain_itself(store: Store) -> None:
         assert len(await e.list(tree)) == 15
 
 
+async def test_what_becomes_due_while_one_looks_for_what_goes_on_below_is_found(
+    durable_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all seems to rest, where a child has just ended and made its parent, a child too, due."""
+    child, flow = Workflow("child"), Workflow("flow")
+    child.wait("rest", initial=True, after={"1h": "end"})
+    child.final("end")
+    flow.child("all", child, data=lambda data: {}, initial=True, then="end")
+    flow.final("end")
+    async with Engine(durable_url, workflows=[flow]) as e:
+        run = await e.run(flow, key="k")
+        (below,) = await e.list(child)
+        due = below.due
+        assert due is not None
+        monkeypatch.setattr(e.store, "now", lambda: due - 1)
+        assert await e.store.below(run) == []
+        times = iter((due - 1, due + 1))  # when it is asked, and when it is answered
+        monkeypatch.setattr(e.store, "now", lambda: next(times))
+        assert await e.store.below(run) == [("child", below.key)]
+        monkeypatch.undo()
+
+
 async def test_a_workflow_that_contains_itself_without_an_end_fails_and_says_so(store: Store) -> None:
     endless = Workflow("endless")
     endless.child("again", endless, data=lambda d: {}, initial=True, then="end")

@@ -12,6 +12,8 @@ from fsmworkflow.store import NONE, Calls, Events, Keys, Limits, Names, Owners, 
 from fsmworkflow.store.writer import Kind, Writer
 
 CHUNK = 2_000
+SOON = 60.0
+"""Seconds that no reading takes."""
 
 
 class Verbs(Protocol):
@@ -122,7 +124,9 @@ class Verbs(Protocol):
         return await self._read_runs("children", run.id, state, visit)
 
     async def below(self, run: Run) -> Keys:
-        return [(row["workflow"], row["key"]) for row in await self._read_rows("below", run.id, self.now())]
+        found = await self._read_rows("below", run.id, self.now() + SOON)
+        now = self.now()  # by now: what became due while it was read would be missed, and all would seem to rest
+        return [(row["workflow"], row["key"]) for row in found if row["busy"] or row["due"] <= now]
 
     async def owners(self) -> Owners:
         return [Owner(**dict(row)) for row in await self._read_rows("owners")]

@@ -395,13 +395,14 @@ SELECT parent, workflow, key, CASE WHEN rings THEN pg_notify('fsmworkflow', coal
 SELECT * FROM fsm_runs WHERE parent = $1 AND parent_state = $2 AND parent_visit = $3 ORDER BY ordinal;
 
 -- name: below
--- The runs below one that can move by themselves now, on every level.
+-- The runs below one that can move by themselves by then, on every level: at once, or when they are due.
 WITH RECURSIVE live AS (
     SELECT id, workflow, key, status, due FROM fsm_runs WHERE parent = $1 AND turn = 1
     UNION ALL
     SELECT child.id, child.workflow, child.key, child.status, child.due
       FROM live JOIN fsm_runs AS child ON child.parent = live.id AND child.turn = 1)
-SELECT workflow, key FROM live WHERE due <= $2 OR (due IS NOT NULL AND status IN ('running', 'compensating'));
+SELECT workflow, key, due, status IN ('running', 'compensating') AS busy FROM live
+ WHERE due <= $2 OR (due IS NOT NULL AND status IN ('running', 'compensating'));
 
 -- name: settle
 -- What is no move: actions that were done are struck off, and the run is released. The version stays. What still waits

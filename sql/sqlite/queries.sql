@@ -245,13 +245,14 @@ RETURNING workflow, key;
 SELECT * FROM fsm_runs WHERE parent = ? AND parent_state = ? AND parent_visit = ? ORDER BY ordinal;
 
 -- name: below
--- The runs below one that can move by themselves now, on every level.
+-- The runs below one that can move by themselves by then, on every level: at once, or when they are due.
 WITH RECURSIVE live (id, workflow, key, status, due) AS (
     SELECT id, workflow, key, status, due FROM fsm_runs WHERE parent = ?1 AND turn = 1
     UNION ALL
     SELECT fsm_runs.id, fsm_runs.workflow, fsm_runs.key, fsm_runs.status, fsm_runs.due
       FROM live JOIN fsm_runs ON fsm_runs.parent = live.id AND fsm_runs.turn = 1)
-SELECT workflow, key FROM live WHERE due <= ?2 OR (due IS NOT NULL AND status IN ('running', 'compensating'));
+SELECT workflow, key, due, status IN ('running', 'compensating') AS busy FROM live
+ WHERE due <= ?2 OR (due IS NOT NULL AND status IN ('running', 'compensating'));
 
 -- name: load
 SELECT * FROM fsm_runs WHERE workflow = ? AND key = ?;
