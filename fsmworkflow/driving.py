@@ -57,6 +57,11 @@ class Driving:
         self.drive: Drive | None = None
         self.error: BaseException | None = None
 
+    @property
+    def retried(self) -> bool:
+        """Whether a failed run was let go on by it already, and is not again."""
+        return self.drive is not None and not self.drive.retry
+
     def tell(self) -> None:
         """Wake those who wait."""
         for waiting in self.waiting:

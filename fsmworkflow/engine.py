@@ -496,12 +496,14 @@ class Engine:
             there = await self.store.load(definition.name, key)
             if there is not None:
                 tell(there, fresh, data, refuse=True)
-        driving = await self._drives.driving(definition, fresh, retry)
-        there = await driving.begun()
-        while retry and not driving.retry and await self._drives.failed(driving.run):
-            await asyncio.wait([driving.done])  # it is about to end, or lets a failed run be, as a `start` does
+        while True:
+            before = self._drives.get((definition.name, key))
             driving = await self._drives.driving(definition, fresh, retry)
             there = await driving.begun()
+            done = not driving.retry or (driving is before and driving.retried)
+            if not (retry and done and await self._drives.failed(driving.run)):
+                break
+            await asyncio.wait([driving.done])  # it is about to end, or lets a failed run be, as a `start` does
         tell(there, fresh, data, refuse=different == "refuse")
         return driving
 

@@ -825,3 +825,35 @@ async def test_an_action_that_fails_for_good_keeps_nothing_from_being_undone(
     assert (run.status, run.over, run.undo.left, run.undo.lost) == ("failed", True, (), ())
     assert [action.name for action in run.actions] != []
     assert (run.owner, run.due) == (None, None)
+
+
+async def test_a_run_asked_for_just_as_it_has_failed_again_goes_on_once_more(store_url: str) -> None:
+    bodies, asked = 0, list[asyncio.Task[Any]]()
+    workflow = Workflow("failing")
+
+    @workflow.step(initial=True, then="end")
+    async def only(ctx: Any) -> None:
+        nonlocal bodies
+        bodies += 1
+        if bodies < 3:
+            raise OSError("out of paper")
+
+    workflow.final("end")
+
+    engine = Engine(store_url, workflows=[workflow])
+    commit = engine.store.commit
+
+    async def late(move: Any) -> Any:
+        due = await commit(move)
+        if bodies == 2 and move.after.status == "failed":  # it is durable, and whoever asked before is not told yet
+            asked.append(asyncio.create_task(engine.run(workflow, key="k")))
+            await asyncio.wait(asked, timeout=0.1)
+        return due
+
+    engine.store.commit = late  # type: ignore[method-assign]
+    async with engine:
+        for _ in range(2):
+            with pytest.raises(RunFailed):
+                await engine.run(workflow, key="k")
+        assert (await asked[0]).status == "done"
+    assert bodies == 3
