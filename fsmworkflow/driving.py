@@ -177,7 +177,7 @@ class Drives:
     @property
     def driven(self) -> int:
         """How many runs are driven here now; not those that rest."""
-        return len(self._drives) + len(self._busy)
+        return sum(not one.done.done() for one in self._drives.values()) + len(self._busy)
 
     async def load(self, workflow: str, key: str) -> Run:
         """The run as it now is. Raises RunNotFound."""
