@@ -676,8 +676,9 @@ class Drive:
             await self._ended_acting(before, failed)
         elif failed is None:
             self.run = replace(before, actions=())
-        else:
-            await self._fail(failed)
+        else:  # a state with a step has on_error, and retries, for that
+            step = self.workflow.states[next(reversed(before.active))].step
+            await self._fail(failed, failed if step is None else None)
 
     async def _reject(self, event: Event, error: Refused) -> None:
         """What somebody sends stops no run, also where the database does not take what comes of it."""
@@ -686,13 +687,17 @@ class Drive:
         after = replace(run, version=run.version + 1, updated=now)
         await self.commit(Move(before=run, event=event, after=after, at=now, answer="rejected", detail=str(error)))
 
-    async def _fail(self, error: BaseException) -> None:
-        """The run fails where it is, and no step is at fault: an action failed, or the store does not take a move."""
+    async def _fail(self, error: BaseException, caught: BaseException | None = None) -> None:
+        """The run fails where it is, and no step is at fault: an action failed, or the store does not take a move.
+
+        It goes on where an error that may be `caught` is led on from.
+        """
         run = self.run
         leaf = next(reversed(run.active))
         await self._stop(list(self._steps))
-        await self._take(Event(name=records.ERROR, state=leaf, failure=failure(error, run, leaf)))
-        self.error = error
+        await self._take(Event(name=records.ERROR, state=leaf, failure=failure(error, run, leaf), error=caught))
+        if self.run.status == "failed" and not self.run.over:
+            self.error = error
 
     async def _ended_acting(self, before: Run, failed: BaseException | None) -> None:
         """The actions of a run that has ended are done, or stay listed with what failed them."""

@@ -66,8 +66,8 @@ class Transition(msgspec.Struct, frozen=True):
     the commit, at least once: `fn(ctx)` with read-only data, or in a WorkflowDefinition the name of a machine's method;
     "mark_completed" ends the run at `dest`. `automatic=True` takes one with a trigger also unnamed. `delay` (seconds,
     or text as "24h") takes it when the source has been active for that long. `error` takes it when the step has failed
-    for good with an error of that class. `update(data, event)` changes the data in the same commit; `internal=True`
-    does only that, and stays in the visit.
+    for good with an error of that class, or, of a state without a step, an action done on the way there.
+    `update(data, event)` changes the data in the same commit; `internal=True` does only that, and stays in the visit.
     """
 
     trigger: str | None = None

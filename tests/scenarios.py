@@ -48,7 +48,7 @@ from fsmworkflow import (
     WorkflowDefinition,
     field,
 )
-from fsmworkflow.errors import ChildFailed
+from fsmworkflow.errors import ChildFailed, ConditionError
 from fsmworkflow.records import COUNTED
 from fsmworkflow.testing import Crash
 
@@ -807,6 +807,34 @@ def error_that_leads_on(ledger: Ledger) -> Workflow:
 
     @flow.step(then="end")
     async def told(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            pass
+
+    flow.final("end")
+    return flow
+
+
+UNTOLD = {"type": "ConditionError", "message": "nobody listens", "state": "told", "attempt": 1}
+
+
+@scenario(visits="write told mend", bodies="write mend", state="end", data={"error": UNTOLD}, actions="tell")
+def action_that_fails_and_leads_on(ledger: Ledger) -> Workflow:
+    flow = Workflow("action_that_fails_and_leads_on")
+
+    def tell(ctx: WorkflowContext[Any]) -> None:
+        ledger.act(ctx, "tell")
+        raise ConditionError("nobody listens")  # which is not tried again
+
+    @flow.step(initial=True, then="told")
+    async def write(ctx: WorkflowContext[Any]) -> None:
+        async with ledger.body(ctx):
+            pass
+
+    flow.wait("told", on={"heard": "end"}, enter=tell)
+    flow.add(Transition(source="told", dest="mend", error=ConditionError))
+
+    @flow.step(then="end")
+    async def mend(ctx: WorkflowContext[Any]) -> None:
         async with ledger.body(ctx):
             pass
 

@@ -800,6 +800,31 @@ async def test_an_ended_run_keeps_its_status_and_lists_the_action_that_failed(st
     assert run.error.message == "nobody listens"
 
 
+async def test_where_a_step_says_what_its_error_leads_to_an_action_before_it_still_fails_the_run(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acting, "ACTION_RETRY", Retry(attempts=3, first_delay=0, max_delay=0))
+    told: list[str] = []
+    workflow = Workflow("acting")
+
+    def tell(ctx: Any) -> None:
+        told.append("tell")
+        if len(told) == 3:
+            raise OSError("nobody listens")
+        if len(told) < 3:
+            raise OSError("nobody listens yet")
+
+    retry = Retry(attempts=2, first_delay=0)
+    step = workflow.step("pay", initial=True, then="end", on_error={OSError: "sorry"}, retry=retry, enter=tell)
+    step(lambda ctx: told.append("pay"))
+    workflow.final("end", "sorry")
+    async with Engine(store_url, workflows=[workflow]) as engine:
+        with pytest.raises(RunFailed, match=r"nobody listens$"):
+            await engine.run(workflow, key="k")
+        assert (await engine.run(workflow, key="k")).state == "end"
+    assert told == [*["tell"] * 4, "pay"]
+
+
 async def test_an_action_that_fails_for_good_keeps_nothing_from_being_undone(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

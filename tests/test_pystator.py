@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fsmworkflow import Engine, Workflow
+from fsmworkflow import Engine, Retry, Workflow, acting
 from fsmworkflow.errors import DefinitionError, NotAccepted
 from fsmworkflow.readers.pystator import Entity, Machine
 from fsmworkflow.store.memory import MemoryStore
@@ -479,9 +479,28 @@ async def test_each_wait_of_an_order_has_its_timeout(tmp_path: Path) -> None:
         assert [await ended(engine, flow, key) for key in ways] == list(ways)
 
 
-def test_a_fallback_that_no_service_leads_to_is_left_out(tmp_path: Path) -> None:
-    assert "ERROR_STATE" not in life(tmp_path, []).workflow().states
-    assert not life(tmp_path, []).create().is_error_state
+async def test_an_action_that_fails_for_good_leads_to_the_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acting, "ACTION_RETRY", Retry(attempts=3, first_delay=0, max_delay=0))
+    done: list[str] = []
+    made = life(tmp_path, done)
+
+    @made.action("send_order")
+    def send_order(ctx: dict[str, Any]) -> None:
+        done.append("tried")
+        raise OSError("no line")
+
+    async with made.create({"order_id": "7", "quantity": 10}) as order:
+        await order.submit_order()
+        done.clear()
+        await order.validation_pass()
+        assert (order.current_state, order.is_final, done) == (
+            "ERROR_STATE",
+            True,
+            [*["tried"] * 3, "alert pending_new"],
+        )
+        assert order.context["error"]["message"] == "no line"
 
 
 WITHIN = """

@@ -87,13 +87,14 @@ class Builder:
         self.ways.append((way, list(effects)))
 
     def _fall(self) -> None:
-        """A fallback that no invoked service leads to, nor any transition, is left out: no run would come there."""
+        """An action, or an invoked service, that fails for good leads to the fallback, whatever state is active."""
         if self.fallback is None:
             return
-        path = self._target(self.policy["default_fallback"])
-        if all(way.dest != path for way, _ in self.ways) and not self.workflow.states[path].initial:
-            del self.workflow.states[path]
-            self.ways = [(way, effects) for way, effects in self.ways if way.source != path]
+        fallback = self._target(self.policy["default_fallback"])
+        for name, path in self.paths.items():
+            last = path == fallback or self.workflow.states[path].kind == "final"
+            if not last and ("." not in path or self.states[name].value.get("invoke")):
+                self._lead(Transition(source=path, dest=fallback, error=Exception))
 
     def _begin(self) -> None:
         """Where the first state has effects of its entry, the run comes there from a state before it."""
@@ -234,9 +235,6 @@ class Builder:
                 ctx.data.update(result)
             return trigger
 
-        if self.fallback is not None:
-            dest = self._target(self.policy["default_fallback"])
-            self._lead(Transition(source=self.paths[name], dest=dest, error=Exception))
         return WorkflowStep(name, execute, Retry(attempts=self.attempts) if self.attempts > 1 else None)
 
     # -- transitions --------------------------------------------------------------------------------------------------
