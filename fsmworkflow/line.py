@@ -42,11 +42,15 @@ class Line(Generic[T]):
                 await self._more(self)
 
     def wanted(self) -> int:
-        """How many to claim: for each driver that has nothing to do, and what is done in 0.2 s at the pace of late."""
-        now = time.monotonic()
-        pace = self.done / max(now - self._since, 0.01)
-        self.done, self._since = 0, now
-        return min(CHUNK, sum(len(crew.idle) for crew in self.crews) + int(pace * AHEAD))
+        """How many to claim: for each driver that has nothing to do, and what is done in 0.2 s at the pace of late.
+
+        In less than that a few runs that end together would look like a pace: then as many as were done meanwhile.
+        """
+        now, ahead = time.monotonic(), self.done
+        if (took := now - self._since) >= AHEAD:
+            ahead = int(self.done / took * AHEAD)
+            self.done, self._since = 0, now
+        return min(CHUNK, sum(len(crew.idle) for crew in self.crews) + ahead)
 
 
 class Crew(Generic[T]):

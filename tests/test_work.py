@@ -7,12 +7,14 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fsmworkflow import Engine, EngineClosed, Run, Workflow, open_store
 from fsmworkflow.decide import begin
+from fsmworkflow.line import Line
 from fsmworkflow.store import Store
 
 SOON = 10.0
@@ -384,3 +386,20 @@ def test_an_idle_look_waits_for_no_lock(sqlite_url: str) -> None:
             await store.close()
 
     assert asyncio.run(look()) == []
+
+
+def test_a_few_runs_that_end_together_are_no_pace_at_which_to_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one process claims in one go what all others could do meanwhile."""
+    now = 100.0
+    monkeypatch.setattr("fsmworkflow.line.time", SimpleNamespace(monotonic=lambda: now))
+
+    async def nothing(_: Any) -> None:
+        raise AssertionError("nobody drives here")
+
+    line: Line[int] = Line(nothing, nothing)
+    now, line.done = 100.01, 15
+    assert line.wanted() == 15
+    now, line.done = 100.4, 81
+    assert line.wanted() == 40  # what is done in 0.2 s
+    now, line.done = 100.5, 3
+    assert line.wanted() == 3
