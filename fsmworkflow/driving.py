@@ -439,6 +439,7 @@ class Drives:
         driving.run, created = await self.store.create(mine)
         created = at_once and (created or first_of(driving.run, self.worker.token))
         driving.tell()
+        await asyncio.sleep(0)  # so that whoever waits is given the run as it begins
         if created and await self._drive(driving, driving.run, fresh=True):
             return driving.run
         return await self._watch_and_drive(driving)
