@@ -46,8 +46,10 @@ class Ledger:
         return os.fstat(self._file).st_size
 
     def lines(self, what: str | None = None) -> list[Line]:
-        """All lines, or those of one kind, oldest first. One that is just being written is none yet."""
-        found = [json.loads(line) for line in self.path.read_text().rpartition("\n")[0].splitlines()]
+        """All lines, or those of one kind, oldest first. One that is just being written is none yet, and one in whose
+        writing its process was killed is none: the next one follows its beginning."""
+        whole = self.path.read_text().rpartition("\n")[0].splitlines()
+        found = [json.loads(line[line.rfind('{"what": ') :]) for line in whole]
         return found if what is None else [line for line in found if line["what"] == what]
 
     def close(self) -> None:
