@@ -313,6 +313,7 @@ async def test_runs_are_kept_for_as_long_as_their_workflow_says_by_status(turned
         await ends(engine, flow, "failed", fails=True)
         await ends(engine, forever, "done")
         await engine.start(flow, key="later")
+        await engine.result(flow, "later")
         assert await engine.prune() == 0
         clock.turn("25h")
         await ends(engine, flow, "young")
