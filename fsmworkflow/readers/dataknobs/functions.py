@@ -11,7 +11,7 @@ from typing import Any
 
 from fsmworkflow.config.code import Code
 from fsmworkflow.errors import FSMWorkflowError
-from fsmworkflow.readers.dataknobs.library import LIBRARY
+from fsmworkflow.readers.dataknobs.builtin import BUILTIN
 from fsmworkflow.readers.places import Node
 from fsmworkflow.threads import is_async
 from fsmworkflow.workflow import nearest
@@ -118,15 +118,15 @@ class Functions:
                 return self.code.find(f"{module}:{name}")
             except LookupError as error:
                 one["module"].refuse(str(error.args[0]))
-        known = LIBRARY if kind == "builtin" else self.code.given
+        known = BUILTIN if kind == "builtin" else self.code.given
         if name not in known:
             why = "the library here has none of this name" if kind == "builtin" else "there is no function of this name"
             one["name"].refuse(f"{why}: {name[:100]!r}{nearest(name, known)}: give it in functions=")
-        return LIBRARY[name]
+        return BUILTIN[name]
 
     def _called(self, one: Node, name: str, found: Any, params: Mapping[str, Any], role: Role) -> Call:
         """A class is made with its parameters, and has a method of the role; so is a function of the library."""
-        if isinstance(found, type) or (name in LIBRARY and found is LIBRARY[name]):
+        if isinstance(found, type) or (name in BUILTIN and found is BUILTIN[name]):
             try:
                 made: Any = found(**params)
             except (TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-__all__ = ["LIBRARY"]
+__all__ = ["BUILTIN"]
 
 Data = Mapping[str, Any]
 Make = Callable[..., Callable[[Data], Any]]
@@ -137,7 +137,7 @@ def named(make: Make) -> Make:
     return lambda **fields: make(fields)
 
 
-LIBRARY: dict[str, Make] = {
+BUILTIN: dict[str, Make] = {
     "validators.RequiredFieldsValidator": required,
     "validators.RangeValidator": ranges,
     "validators.range_check": named(ranges),
