@@ -234,10 +234,6 @@ def posted(event: Event, number: int, now: float) -> Event:
     return replace(event, number=number, due=due, status="waiting", version=None)
 
 
-KEPT = ("name", "id", "state", "visit", "due", "status", "version", "number")
-"""What a store keeps of an event, beside its payload."""
-
-
 EVENT = ("name", "id", "state", "visit", "due", "status", "version", "number")
 """What is stored of an event beside its payload."""
 
