@@ -7,7 +7,7 @@ import logging
 import uuid
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -17,7 +17,7 @@ from fsmworkflow.codec import fields_of, text_of
 from fsmworkflow.decide import begin, decide
 from fsmworkflow.drive import LEFT_BEHIND, Drive
 from fsmworkflow.hooks import Hook, Hooks
-from fsmworkflow.records import Event, Move, Run, replace
+from fsmworkflow.records import Event, Run, replace
 from fsmworkflow.store import Store
 from fsmworkflow.versions import shifted
 from fsmworkflow.worker import Use, Worker
@@ -26,6 +26,8 @@ from fsmworkflow.workflow import Workflow, WorkflowDefinition, id_of, known_even
 __all__ = ["PersistentWorkflowStateMachine"]
 
 log = logging.getLogger("fsmworkflow")
+
+T = TypeVar("T")
 
 
 class PersistentWorkflowStateMachine:
@@ -156,7 +158,8 @@ class PersistentWorkflowStateMachine:
         drive = self._driving()
         if drive.run.over or not drive.workflow.chart.accepted(drive.run.active, event):
             return False
-        move = _by_hand(decide(drive.workflow, drive.run, Event(name=event, payload=payload), now=drive.store.now()))
+        decision = decide(drive.workflow, drive.run, Event(name=event, payload=payload), now=drive.store.now())
+        move = by_hand(decision, TypeError, "an async condition can only be asked by an event: send it")
         return move.answer == "accepted"
 
     @property
@@ -280,15 +283,15 @@ async def _drive_child(parent: Drive, name: tuple[str, str], drives: dict[tuple[
             drives.pop(name, None)
 
 
-def _by_hand(decision: Coroutine[Any, Any, Move]) -> Move:
-    """The result of a decision that awaits nothing. Raises TypeError where a guard is async."""
+def by_hand(work: Coroutine[Any, Any, T], kind: type[Exception], what: str) -> T:
+    """What a coroutine comes to that awaits nothing. Raises an error of that kind, which says `what`, where it does."""
     try:
-        decision.send(None)
+        work.send(None)
     except StopIteration as done:
-        move: Move = done.value
-        return move
-    decision.close()
-    raise TypeError("an async condition can only be asked by an event: send it")
+        result: T = done.value
+        return result
+    work.close()
+    raise kind(what)
 
 
 def _ended(run: Run, error: BaseException | None) -> Run:

@@ -14,9 +14,11 @@ from fsmworkflow.acting import _outcome
 from fsmworkflow.conditions import Condition, Function, Guard, Joined, Not, View
 from fsmworkflow.drive import LOOP
 from fsmworkflow.errors import CodecError, EndlessLoop
+from fsmworkflow.machine import by_hand
 from fsmworkflow.records import DONE, ERROR, Event
 from fsmworkflow.statechart import AUTOMATIC, Arc
 from fsmworkflow.stream.passage import (
+    AWAITS,
     Borrowed,
     Decided,
     End,
@@ -25,7 +27,6 @@ from fsmworkflow.stream.passage import (
     Passage,
     Passing,
     acted,
-    by_hand,
     copied,
 )  # fmt: skip
 from fsmworkflow.stream.words import Failed, StreamError
@@ -146,11 +147,11 @@ class Compiled(Passage):
                     if copying:
                         ctx.data = copied(data)
                     if (result := fn(ctx)) is not None:
-                        trigger = by_hand(_ended(result, ctx))
+                        trigger = by_hand(_ended(result, ctx), StreamError, AWAITS)
                 except StreamError:
                     raise
                 except Exception as error:
-                    return by_hand(self._raised(node, before, error))
+                    return by_hand(self._raised(node, before, error), StreamError, AWAITS)
                 data, idle = ctx.data, 0
             elif (idle := idle + 1) > LOOP:
                 return self._endless(node)
@@ -162,7 +163,8 @@ class Compiled(Passage):
             except StreamError:
                 raise
             except Exception:  # a condition without an answer, or none that holds: `decide` says which, and why
-                return by_hand(self._decide(node, data, Event(name=DONE, state=node.name, trigger=trigger)))
+                ended = Event(name=DONE, state=node.name, trigger=trigger)
+                return by_hand(self._decide(node, data, ended), StreamError, AWAITS)
             ctx.data = data
         return node.name, data
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Coroutine
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn
 
 import msgspec
 
@@ -21,6 +20,7 @@ from fsmworkflow.decide import decide
 from fsmworkflow.drive import LOOP
 from fsmworkflow.due import due_next
 from fsmworkflow.errors import EndlessLoop, FSMWorkflowError, StepTimeout
+from fsmworkflow.machine import by_hand
 from fsmworkflow.records import DONE, ERROR, Event, Run
 from fsmworkflow.retry import seconds
 from fsmworkflow.statechart import Arc
@@ -42,7 +42,6 @@ __all__ = [
     "refused",
 ]
 
-T = TypeVar("T")
 Mode = Literal["copy", "reference", "direct"]
 End = tuple[str, Any]
 """A final state and the record there; of a record that came to none "" and a Failed."""
@@ -222,18 +221,10 @@ class Passage:
 
     def straight(self, record: Any) -> End:
         """The same where nothing is awaited."""
-        return by_hand(self.go(record))
+        return by_hand(self.go(record), StreamError, AWAITS)
 
 
-def by_hand(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine comes to that awaits nothing. Raises StreamError where it does."""
-    try:
-        coroutine.send(None)
-    except StopIteration as ended:
-        result: T = ended.value
-        return result
-    coroutine.close()
-    raise StreamError("a step or condition that is no `async def` gives what must be awaited: write `async def`")
+AWAITS = "a step or condition that is no `async def` gives what must be awaited: write `async def`"
 
 
 class Decided(Passage):
