@@ -283,9 +283,8 @@ class Drives:
 
         Where a crew works here, those that nobody sees to are claimed by it, so that it is never more than it may be.
         """
-        crew = self._line is not None and bool(self._line.crews)
         for name in () if self.worker.stopping else names:
-            if name in self or not crew:
+            if name in self or not self.works:
                 self._adopt(name)
             else:
                 self._news.set()

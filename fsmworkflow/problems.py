@@ -288,7 +288,7 @@ class Paths:
         reached = self._reached()
         return [f"state {name!r} cannot be reached" for name in self.states if name not in reached] + [
             f"state {name!r} leads to no end: lead it to a final state, by then=, on=, after= or dest=None"
-            for name in self.endless(self._answering())
+            for name in self.endless(self._answering() if self.workflow.endless else ())
         ]
 
     def _held(self, path: str) -> list[str]:

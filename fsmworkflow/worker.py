@@ -231,8 +231,7 @@ class Worker:
         for run in self.unreleased.copy():
             with contextlib.suppress(Refused):
                 await self.store.release(run)
-                if run in self.unreleased:
-                    self.unreleased.remove(run)
+                self.unreleased = [one for one in self.unreleased if one is not run]
 
     async def claim_one(
         self, workflow: str, key: str, newest: int | None = None, limit: int | None = None

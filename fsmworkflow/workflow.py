@@ -398,6 +398,7 @@ class Workflow(Scope):
     "2d") fails the run that has not ended by then. `on_failure="park"` parks a run before its undoing begins. `keep`
     ("30d", or {"done": "30d", "failed": "90d"}) is how long a run is kept after its end; else it is for ever.
     `concurrency` is how many runs of it may be driven at once, over all processes; those that rest do not count.
+    `endless=True` is for what only answers events, as a door: no end need be reached from a state that waits for one.
     """
 
     def __init__(
@@ -413,6 +414,7 @@ class Workflow(Scope):
         keep: float | str | Mapping[str, float | str] | None = None,
         concurrency: int | None = None,
         limit: int = LIMIT,
+        endless: bool = False,
     ) -> None:
         self.name = name
         self.workflow = self
@@ -423,6 +425,7 @@ class Workflow(Scope):
         self.on_failure = on_failure
         self.keep = _kept(keep)
         self.concurrency = concurrency
+        self.endless = endless
         self._problems: list[str] = []
         self.codec = self._codec(data, limit)
         self.states: dict[str, State] = {}

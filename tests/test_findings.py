@@ -61,19 +61,26 @@ def test_what_check_refuses_is_found_as_errors_with_codes_and_states() -> None:
 
 
 def test_what_only_answers_events_may_have_no_end_and_what_leads_into_such_a_circle_is_told() -> None:
-    door = Workflow("door")
+    door = Workflow("door", endless=True)
     door.wait("open", initial=True, on={"close": "closed"})
     door.wait("closed", on={"open": "open"})
     assert [one for one in codes(door) if one[1] == "no-end"] == [("note", "no-end", "")]
-    door = Workflow("door")
+    door = Workflow("door", endless=True)
     door.wait("open", initial=True, on={"close": "closed", "break": "broken"})
     door.wait("closed", on={"knock": "closed"})
     door.final("broken")
     assert [one for one in codes(door) if one[1] == "no-end"] == [("warning", "no-end", "closed")]
 
 
+def test_what_does_not_say_that_it_is_endless_leads_to_an_end() -> None:
+    door = Workflow("door")
+    door.wait("open", initial=True, on={"close": "closed"})
+    door.wait("closed", on={"open": "open"})
+    assert codes(door) == [("error", "no-end", "open"), ("error", "no-end", "closed")]
+
+
 def test_a_circle_in_which_nothing_waits_for_an_event_is_refused() -> None:
-    made = Workflow("made")
+    made = Workflow("made", endless=True)
     made.wait("first", initial=True, on={"go": "one", "stop": "end"})
     made.step("one", then="two")(lambda ctx: None)
     made.step("two", then="one")(lambda ctx: None)

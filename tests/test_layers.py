@@ -116,7 +116,7 @@ LIBRARIES = {
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
 LOWER_FLOORS_LINES = 9_460
-FILES_LINES = 1_230  # a workflow as data, which no program without files loads: config/ and expressions.py
+FILES_LINES = 1_232  # a workflow as data, which no program without files loads: config/ and expressions.py
 TOP_FLOOR_LINES = 400
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

@@ -53,7 +53,8 @@ class _Reader:
         rows = list(_all(self.reading.whole()))
         for row in rows:
             made = Workflow(row["name"], **{key: row[key] for key in _OF_WORKFLOW if key in row})
-            made.code, made.lenient = self.named, row.get("lenient", False)
+            made.code = self.named
+            made.lenient, made.endless = (row.get(key, False) for key in ("lenient", "endless"))
             if self.workflows.setdefault(made.name, made) is not made:
                 self.reading.problem(f"there is another workflow {made.name!r}", row.place)
         for row in rows:

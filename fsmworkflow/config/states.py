@@ -58,7 +58,7 @@ class _Translation:
         every = [*((told, "") for told in transitions), *self.inner]
         ways = [way for told, path in every for way in self._ways(told, path)]
         ways += [way for told in self.timeouts for way in self._late(*told, ways)]
-        made = {"name": self.name, "initial": self.paths.get(initial, initial)}
+        made = {"name": self.name, "initial": self.paths.get(initial, initial), "endless": True}
         return made | {"states": [self._ended(one, "") for one in states], "transitions": ways}
 
     def refuse(self, what: str) -> NoReturn:

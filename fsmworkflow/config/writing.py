@@ -62,7 +62,8 @@ class _Writer:
             "merge": {key: self._code(fn, f"merge.{key}") for key, fn in made.merge.items()} or None,
             "on_failure": made.on_failure, "keep": keep or None, "concurrency": made.concurrency,
             "limit": None if made.codec.limit == LIMIT else made.codec.limit, "lenient": made.lenient,
-            "initial": made.initial, "states": [self._state(state) for state in self.inside[""]],
+            "endless": made.endless, "initial": made.initial,
+            "states": [self._state(state) for state in self.inside[""]],
             "transitions": [self._transition(t) for t in made.transitions] or None,
             "migrations": [
                 _but({"version": m.version, "to": m.to, "states": dict(m.states) or None,

@@ -38,7 +38,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 class Builder:
     def __init__(self, machine: Machine) -> None:
         self.machine, self.root = machine, machine.root
-        self.workflow = Workflow(machine.name, version=machine.version, payload="merge")
+        self.workflow = Workflow(machine.name, version=machine.version, payload="merge", endless=True)
         self.states: dict[str, Node] = {}
         self.around: dict[str, str] = {}  # the path that a state lies in, where that is a region
         self.paths: dict[str, str] = {}
