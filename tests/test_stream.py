@@ -579,12 +579,15 @@ async def test_four_workers_on_steps_that_wait_are_nearly_four_times_one() -> No
         ({"key": "k"}, "needs an engine"),
     ],
 )
-async def test_what_is_wrong_with_the_call_is_said_before_anything_is_done(what: dict[str, Any], said: str) -> None:
+async def test_what_is_wrong_with_the_call_is_said_before_anything_is_done(
+    what: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     given: dict[str, Any] = {"source": [{"n": 1}], "sink": [], **what}
-    given["sink"] = "/tmp/never.jsonl" if "key" in what else given["sink"]
+    given["sink"] = "never.jsonl" if "key" in what else given["sink"]
     with pytest.raises(StreamError, match=said):
         await stream(None, numbered(), **given)
-    assert not Path("/tmp/never.jsonl").exists()
+    assert not Path("never.jsonl").exists()
 
 
 @pytest.mark.parametrize("what", [{"chunk": 0}, {"workers": 0}, {"limit": 2}, {"mode": "deep"}, {"every": "often"}])
