@@ -21,7 +21,7 @@ from fsmworkflow.threads import is_async
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["Acting", "act_after", "failed"]
+__all__ = ["Acting", "act_after", "failed", "outcome"]
 
 ACTION_RETRY = Retry(attempts=3, first_delay=0.2, max_delay=2.0)
 
@@ -92,7 +92,7 @@ class Acting:
         try:
             within = self._called(place, fn, ctx) if timeout is None else self._within(place, fn, ctx, timeout)
             result = await within
-            trigger, data = (None, ctx.data) if result is None else _outcome(result, ctx)
+            trigger, data = (None, ctx.data) if result is None else outcome(result, ctx)
             if trigger is not None:
                 encode(trigger, "trigger")
             changes, removed = codec.changes(data, run.fields)
@@ -151,7 +151,7 @@ def failed(
     )
 
 
-def _outcome(result: Any, ctx: WorkflowContext[Any]) -> tuple[str | None, Any]:
+def outcome(result: Any, ctx: WorkflowContext[Any]) -> tuple[str | None, Any]:
     """The trigger and the data of what a step returned."""
     if isinstance(result, str):
         return result, ctx.data

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from fsmworkflow.acting import _outcome
+from fsmworkflow.acting import outcome
 from fsmworkflow.conditions import Condition, Function, Guard, Joined, Not, View
 from fsmworkflow.drive import LOOP
 from fsmworkflow.errors import CodecError, EndlessLoop
@@ -233,7 +233,7 @@ async def _ended(result: Any, ctx: Passing) -> str | None:
     """The trigger that a step returned; its data is the context's then."""
     if inspect.isawaitable(result):
         result = await result
-    trigger, ctx.data = (None, ctx.data) if result is None else _outcome(result, ctx)
+    trigger, ctx.data = (None, ctx.data) if result is None else outcome(result, ctx)
     return trigger
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from fsmworkflow.acting import _outcome
+from fsmworkflow.acting import outcome
 from fsmworkflow.beginning import begin
 from fsmworkflow.codec import Data, text_of
 from fsmworkflow.conditions import Function, Guard
@@ -271,7 +271,7 @@ class Decided(Passage):
         ctx = Passing(codec.decode(run.fields), state=name, stay=run.active[name])
         try:
             result = await acted(name, step.execute, step.timeout, ctx)
-            trigger, data = (None, ctx.data) if result is None else _outcome(result, ctx)
+            trigger, data = (None, ctx.data) if result is None else outcome(result, ctx)
             changes, removed = codec.changes(data, run.fields)
         except StreamError:
             raise
