@@ -189,7 +189,7 @@ class Reports:
             (found,) = [one for one in await engine.schedules() if one.name == name]
             assert found.next is not None
             if found.next.timestamp() > self.clock() and found.status == "waiting":
-                while any(run.status == "running" for run in await engine.list("report")) and self.gate.is_set():
+                while self.gate.is_set() and await engine.list("report", status="running", limit=1):  # of any age
                     await asyncio.sleep(0.005)
                 return found
             await asyncio.sleep(0.005)
