@@ -225,7 +225,7 @@ def test_an_engine_that_works_takes_what_the_command_line_posts(capsys: Any) -> 
         (["health", "nowhere:engine"], 2, "No module named 'nowhere'"),
         (["health", "broken:engine"], 2, "ZeroDivisionError: division by zero"),
         (["health", "app:nothing"], 2, "has no attribute 'nothing'"),
-        (["health", "app:number"], 2, "app:number is int, and no Engine"),
+        (["health", "app:number"], 2, "app:number is int, and neither a Workflow nor an Engine"),
         (["health", "app"], 2, "is neither MODULE:NAME"),
         (["health"], 2, "name MODULE:ENGINE, or a --file"),
         (["work", "app:engine", "--concurrency", "0"], 2, "--concurrency"),

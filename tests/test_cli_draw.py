@@ -115,9 +115,9 @@ def test_open_starts_the_persons_browser_with_the_page(monkeypatch: Any) -> None
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["drawn_app:both"], 2, "say which workflow: --workflow article or other/one"),
+        (["drawn_app:both"], 2, "say which workflow: article or other/one"),
         (["drawn_app:both", "--workflow", "artikel"], 2, "there is no workflow 'artikel' (did you mean 'article'?)"),
-        (["drawn_app:article", "--run", "a-1"], 2, "--run needs the run's store"),
+        (["drawn_app:article", "--run", "a-1"], 2, "say where its runs are kept: --store URL"),
         (["drawn_app:engine", "--run", "b"], 3, "there is no run 'b' of workflow 'article'"),
         (["drawn_app:broken"], 3, "no state is initial"),
         (["drawn_app:asyncio"], 2, "cannot be loaded"),

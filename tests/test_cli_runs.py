@@ -325,7 +325,7 @@ def test_a_schedule_is_added_and_changed(capsys: Any) -> None:
         (["start", ENGINE, "article", "--key", ""], 3, "key '' must be text that is not empty"),
         (["list", ENGINE, "--status", "odd"], 2, "--status"),
         (["cancel", "sqlite:///app.db", "article", "a-1"], 2, "this engine knows no workflow"),
-        (["run", ENGINE], 2, "Missing argument 'WORKFLOW'"),
+        (["run"], 2, "Missing argument 'ENGINE'"),
     ],
 )
 def test_an_error_is_one_line_with_an_exit_code(words: list[str], code: int, says: str, capsys: Any) -> None:
@@ -415,12 +415,16 @@ def test_the_documentation_names_every_verb_and_what_it_says_to_type_works(monke
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     for name in cli.commands:
         assert re.search(rf"`{name}\b|\b{name}`", page), name
-    shell = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[0].replace(
-        "fsmworkflow", f"{sys.executable} -m fsmworkflow"
-    )
-    done = subprocess.run(["bash", "-e", "-c", shell], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "articles/" in done.stdout
+    for name in ("claim.py", "claim.yaml"):
+        Path(name).write_text((ROOT / "examples" / name).read_text())
+    told = []
+    for shell in re.findall(r"```sh\n(.*?)```", page, re.DOTALL):
+        typed = re.sub("^fsmworkflow", f"{sys.executable} -m fsmworkflow", shell, flags=re.MULTILINE)
+        done = subprocess.run(["bash", "-e", "-c", typed], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        told.append(done.stdout)
+    assert "articles/" in told[0]
+    assert re.search(r"^claim +c-1 +done +paid ", told[1], re.MULTILINE)
 
 
 def test_every_verb_takes_json_and_debug() -> None:

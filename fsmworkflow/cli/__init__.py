@@ -66,8 +66,9 @@ def _complain(text: str) -> None:
 def cli() -> None:
     """Drive the runs of your workflows, and see how they are.
 
-    MODULE:ENGINE says where your Engine is: app:engine is `engine` in app.py, sought from this directory on; it may be
-    a function that makes one. Where no definition is needed the URL of the store will do: sqlite:///app.db.
+    ENGINE says where your Engine is: app:engine is `engine` in app.py, sought from this directory on; it may be a
+    function that makes one. Or it is a file in YAML or JSON, or a Workflow, with --store URL. Where no definition is
+    needed the URL of the store will do: sqlite:///app.db.
     """
 
 

@@ -15,23 +15,19 @@ import click
 
 from fsmworkflow.cli import answers
 from fsmworkflow.cli.answers import answer, say
-from fsmworkflow.cli.targets import engine_of, workflow_in, workflows_of
-from fsmworkflow.cli.verbs import NOT_WELL, verb
-from fsmworkflow.engine import Engine
+from fsmworkflow.cli.targets import Reader, Target, there, workflow_in, workflows_of
+from fsmworkflow.cli.verbs import NOT_WELL, code_given, target_given, verb
 from fsmworkflow.errors import DefinitionError
 from fsmworkflow.workflow import Workflow
 
 if TYPE_CHECKING:
+    from fsmworkflow.engine import Engine
     from fsmworkflow.findings import Finding
+    from fsmworkflow.records import Entry, Run
 
 __all__ = ["COMMANDS"]
 
 ENDINGS = {".html": "html", ".htm": "html", ".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot"}
-
-
-code_given = click.option(
-    "--code", metavar="MODULE", multiple=True, help="Where a file's functions are; may be given again."
-)
 
 
 @verb("schema")
@@ -86,7 +82,9 @@ def _made(directory: Path) -> list[str]:
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
 @code_given
 @click.option("--strict", is_flag=True, help="Exit with 1 also where there are warnings.")
-async def check(targets: tuple[str, ...], code: tuple[str, ...], strict: bool, as_json: bool) -> int:
+async def check(
+    targets: tuple[str, ...], code: tuple[str, ...], reader: Reader | None, strict: bool, as_json: bool
+) -> int:
     """Say what is wrong with workflows, or may be.
 
     TARGET is a file in YAML or JSON, or MODULE:NAME of a Workflow or an Engine. Exits with 1 where there is an error:
@@ -98,7 +96,7 @@ async def check(targets: tuple[str, ...], code: tuple[str, ...], strict: bool, a
     found: dict[Finding, None] = {}
     for target in targets:
         try:
-            named = workflows_of(target, code)
+            named = workflows_of(Target(target, code=code, reader=reader))
         except DefinitionError as error:
             found.update(dict.fromkeys(refused(error)))
         else:
@@ -128,19 +126,17 @@ def _many(number: int, what: str) -> str:
 
 
 @verb("draw")
-@click.argument("target")
-@code_given
+@target_given
 @click.option("--workflow", metavar="NAME", help="Which workflow, where the engine knows several.")
 @click.option("--run", "key", metavar="KEY", help="Draw the way of this run as well.")
-@click.option("--store", metavar="URL", help="Where the run is, if TARGET is a workflow.")
 @click.option(
     "--output", "-o", type=click.Path(dir_okay=False), help="The file; else WORKFLOW.html, or stdout for text."
 )
 @click.option("--format", "form", type=click.Choice(["html", "mermaid", "dot"]), help="Else as the file's name ends.")
 @click.option("--open", "shown", is_flag=True, help="Show the page in a browser.")
 async def draw(
-    target: str, code: tuple[str, ...], workflow: str | None, key: str | None, store: str | None, output: str | None,
-    form: str | None, shown: bool, as_json: bool,
+    target: Target, workflow: str | None, key: str | None, output: str | None, form: str | None, shown: bool,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Draw a workflow, and where a run of it is.
 
@@ -149,11 +145,12 @@ async def draw(
     """
     from fsmworkflow.diagram import Format, diagram
 
-    found = workflow_in(workflows_of(target, code), workflow)
+    engine = None if key is None else there(target)
+    found = workflow_in(workflows_of(engine or target), workflow)
     kind: Format = form or ENDINGS.get(Path(output or "x.html").suffix, "html")  # type: ignore[assignment]
     if shown and kind != "html":
         raise click.UsageError("--open shows a page: leave --format out, or say html")
-    text = diagram(found, *(() if key is None else await _followed(target, store, found, key)), format=kind)
+    text = diagram(found, *(await _followed(engine, found, key) if engine and key else ()), format=kind)
     if output is None and kind != "html":
         said = {"workflow": found.name, "format": kind, "text": text}
         answer(as_json, said, lambda console: click.echo(text, nl=False))
@@ -173,17 +170,10 @@ def _written(file: Path, text: str) -> str:
     return file.resolve().as_uri()
 
 
-async def _followed(target: str, store: str | None, workflow: Workflow, key: str) -> tuple[Any, Any]:
-    """A run with its history, from the engine's store or from the one that is named."""
-    if store is not None:
-        engine = Engine(store, workflows=[workflow])
-    else:
-        try:
-            engine = engine_of(target)
-        except click.BadParameter as error:
-            raise click.UsageError("--run needs the run's store: name an Engine, or say --store URL") from error
+async def _followed(engine: Engine, workflow: Workflow, key: str) -> tuple[Run, list[Entry]]:
+    """A run with its history."""
     async with engine:
-        return await engine.get(workflow.name, key), await engine.history(workflow.name, key)
+        return await engine.get(workflow, key), await engine.history(workflow, key)
 
 
 def _file_name(name: str) -> str:

@@ -12,10 +12,10 @@ import msgspec
 
 from fsmworkflow.cli.answers import answer, clean, clock, colour, progress, table
 from fsmworkflow.cli.steering import REJECTED, posted
-from fsmworkflow.cli.targets import knowing, there
+from fsmworkflow.cli.targets import Target, knowing, there, workflow_in, workflows_of
 from fsmworkflow.cli.verbs import NOT_WELL, engine_given, given, run_given, verb
 from fsmworkflow.codec import encode
-from fsmworkflow.engine import Different
+from fsmworkflow.engine import Different, Engine
 from fsmworkflow.errors import InvalidKey, RunFailed
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.machine import first, tell
@@ -40,26 +40,32 @@ different_given = click.option(
 
 @verb("run", level=logging.WARNING)
 @engine_given
-@click.argument("workflow")
+@click.argument("workflow", required=False)
 @data_given
 @key_given
 @different_given
-async def run(engine: str, workflow: str, data: str | None, key: str | None, different: Any, as_json: bool) -> int:
+async def run(
+    engine: Target, workflow: str | None, data: str | None, key: str | None, different: Any, as_json: bool
+) -> int:
     """Start a run, and drive it here until it ends or rests.
 
     The run of that key that is there is taken up. A failed run goes on where it failed. Exits with 1 where it fails.
-    Ctrl-C leaves it where it is: run it again.
+    Ctrl-C leaves it where it is: run it again. A single workflow need not be named.
     """
-    value = given(data, "--data")
-    with progress(f"{workflow}/{key or ''}") as more:
-        working = knowing(engine)
+    value, working = given(data, "--data"), knowing(engine)
+    name = _named(working, workflow)
+    with progress(f"{name}/{key or ''}") as more:
         working._worker.hooks = Hooks([*working._worker.hooks._hooks, _Watching(more)])
         async with working:
             try:
-                found = await working.run(workflow, value, key=key, different=different)
+                found = await working.run(name, value, key=key, different=different)
             except RunFailed as failed:
                 found = failed.run
     return _shown(found, as_json)
+
+
+def _named(engine: Engine, workflow: str | None) -> str:
+    return workflow_in(workflows_of(engine), None).name if workflow is None else workflow
 
 
 class _Watching(Hook):
@@ -74,18 +80,21 @@ class _Watching(Hook):
 
 @verb("start", level=logging.WARNING)
 @engine_given
-@click.argument("workflow")
+@click.argument("workflow", required=False)
 @data_given
 @key_given
 @different_given
-async def start(engine: str, workflow: str, data: str | None, key: str | None, different: Any, as_json: bool) -> int:
+async def start(
+    engine: Target, workflow: str | None, data: str | None, key: str | None, different: Any, as_json: bool
+) -> int:
     """Make a run, and leave it to an engine that works.
 
-    The run that is there wins: the same key starts nothing twice.
+    The run that is there wins: the same key starts nothing twice. A single workflow need not be named.
     """
-    value = given(data, "--data")
-    async with knowing(engine) as opened:
-        definition = opened._known(workflow).check()
+    value, opened = given(data, "--data"), knowing(engine)
+    name = _named(opened, workflow)
+    async with opened:
+        definition = opened._known(name).check()
         if key is not None and (problems := name_problem(key, "key")):
             raise InvalidKey(problems[0])
         fresh = await first(definition, opened.store, key or uuid.uuid4().hex, value)
@@ -105,7 +114,7 @@ async def start(engine: str, workflow: str, data: str | None, key: str | None, d
 @click.option("--visit", type=int, help="Good for this visit of its state only.")
 @click.option("--in", "after", metavar="SECONDS", type=click.FloatRange(0), help="Deliver it later.")
 async def send(
-    engine: str, workflow: str, key: str, event: str, payload: str | None, event_id: str | None, visit: int | None,
+    engine: Target, workflow: str, key: str, event: str, payload: str | None, event_id: str | None, visit: int | None,
     after: float | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Send an event to a run. It is durable when this returns.
@@ -133,7 +142,7 @@ async def send(
 
 @verb("show")
 @run_given
-async def show(engine: str, workflow: str, key: str, as_json: bool) -> int:
+async def show(engine: Target, workflow: str, key: str, as_json: bool) -> int:
     """Show a run: where it is, its data, timers and inbox."""
     async with there(engine) as opened:
         found = await opened.get(workflow, key)
@@ -188,7 +197,7 @@ def _cut(value: Any) -> str:
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="So many at the most.")
 @click.option("--after", default=0, metavar="ID", help="Those made after this one: see the ids in --json.")
 async def listed(
-    engine: str, workflow: str | None, status: Any, state: str | None, limit: int, after: int, as_json: bool
+    engine: Target, workflow: str | None, status: Any, state: str | None, limit: int, after: int, as_json: bool
 ) -> int:
     """List runs, the oldest first."""
     async with there(engine) as opened:
@@ -210,7 +219,7 @@ async def listed(
 @verb("history")
 @run_given
 @click.option("--data", is_flag=True, help="Show what each move changed.")
-async def history(engine: str, workflow: str, key: str, data: bool, as_json: bool) -> int:
+async def history(engine: Target, workflow: str, key: str, data: bool, as_json: bool) -> int:
     """Show every move of a run, from its start."""
     async with there(engine) as opened:
         found = await opened.history(workflow, key)
@@ -249,7 +258,7 @@ def _entry(one: Entry) -> dict[str, Any]:
 
 @verb("explain")
 @run_given
-async def explain(engine: str, workflow: str, key: str, as_json: bool) -> int:
+async def explain(engine: Target, workflow: str, key: str, as_json: bool) -> int:
     """Say in words why a run is where it is, and what it waits for."""
     async with knowing(engine) as opened:
         text = await opened.explain(workflow, key)

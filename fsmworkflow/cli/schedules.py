@@ -9,7 +9,7 @@ import click
 
 from fsmworkflow.cli.answers import answer, table
 from fsmworkflow.cli.steering import posted
-from fsmworkflow.cli.targets import knowing
+from fsmworkflow.cli.targets import Target, knowing
 from fsmworkflow.cli.verbs import Verb, engine_given, given, verb
 from fsmworkflow.errors import ScheduleNotFound
 from fsmworkflow.records import PAUSE, RERUN, UNPAUSE, Event
@@ -20,7 +20,7 @@ __all__ = ["COMMANDS"]
 
 @verb("list")
 @engine_given
-async def listed(engine: str, as_json: bool) -> int:
+async def listed(engine: Target, as_json: bool) -> int:
     """List the schedules of this engine's workflows."""
     async with knowing(engine) as opened:
         found = await opened.schedules()
@@ -37,7 +37,7 @@ def _steering(what: str, event: str, payload: Any, done: str) -> Verb:
 
     @engine_given
     @click.argument("name")
-    async def steer(engine: str, name: str, as_json: bool) -> int:
+    async def steer(engine: Target, name: str, as_json: bool) -> int:
         async with knowing(engine) as opened:
             found = [schedule for schedule in await opened.schedules() if schedule.name == name]
             if not found:
@@ -76,7 +76,7 @@ STEERING = {
     "--overlap", default="skip", show_default=True, type=click.Choice(get_args(Overlap)), help="While one runs."
 )
 async def add(
-    engine: str, name: str, workflow: str, cron: str, timezone: str, data: str | None, missed: Any, overlap: Any,
+    engine: Target, name: str, workflow: str, cron: str, timezone: str, data: str | None, missed: Any, overlap: Any,
     as_json: bool,
 ) -> int:  # fmt: skip
     """Start a run of a workflow at each tick of a calendar.

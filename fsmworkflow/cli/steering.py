@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from fsmworkflow.cli.answers import answer
-from fsmworkflow.cli.targets import knowing
+from fsmworkflow.cli.targets import Target, knowing
 from fsmworkflow.cli.verbs import NOT_WELL, Verb, given, run_given, verb
 from fsmworkflow.engine import Engine
 from fsmworkflow.errors import UnknownState
@@ -48,7 +48,7 @@ async def _worked(engine: Engine) -> bool:
 def steered(what: str, name: str, done: str) -> Verb:
     """A verb that posts one of the engine's own events to a run."""
 
-    async def steer(engine: str, workflow: str, key: str, as_json: bool) -> int:
+    async def steer(engine: Target, workflow: str, key: str, as_json: bool) -> int:
         return await _steer(engine, workflow, key, name, done, as_json)
 
     steer.__doc__ = f"{what}.\n\nAn engine that works does it; where none does, it is kept for the next one."
@@ -56,7 +56,7 @@ def steered(what: str, name: str, done: str) -> Verb:
 
 
 async def _steer(
-    engine: str, workflow: str, key: str, name: str, done: str, as_json: bool, payload: Any = None
+    engine: Target, workflow: str, key: str, name: str, done: str, as_json: bool, payload: Any = None
 ) -> int:  # fmt: skip
     async with knowing(engine) as opened:
         address = opened._known(workflow).check().name, key
@@ -78,7 +78,7 @@ async def _steer(
 @verb("rerun")
 @run_given
 @click.argument("state")
-async def rerun(engine: str, workflow: str, key: str, state: str, as_json: bool) -> int:
+async def rerun(engine: Target, workflow: str, key: str, state: str, as_json: bool) -> int:
     """Let a run go on in a new visit of a state.
 
     Nothing is remembered there. An engine that works does it; where none does, it is kept for the next one.
@@ -92,7 +92,7 @@ async def rerun(engine: str, workflow: str, key: str, state: str, as_json: bool)
 @click.option("--at", type=int, metavar="VERSION", help="As it was at this version; else as it is.")
 @click.option("--data", metavar="JSON", help="Fields to put in place of its own: JSON, @FILE, or - for stdin.")
 async def fork(
-    engine: str, workflow: str, key: str, new_key: str, at: int | None, data: str | None, as_json: bool
+    engine: Target, workflow: str, key: str, new_key: str, at: int | None, data: str | None, as_json: bool
 ) -> int:
     """Make a new run of what a run is, or was.
 

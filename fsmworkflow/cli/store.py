@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fsmworkflow.cli.answers import answer, progress, say, size_of, table
-from fsmworkflow.cli.targets import engine_of, knowing, there
+from fsmworkflow.cli.targets import Target, engine_of, knowing, there
 from fsmworkflow.cli.verbs import NOT_WELL, engine_given, run_given, verb
 
 __all__ = ["COMMANDS"]
@@ -17,7 +17,7 @@ __all__ = ["COMMANDS"]
 
 @verb("size")
 @engine_given
-async def show_size(engine: str, as_json: bool) -> int:
+async def show_size(engine: Target, as_json: bool) -> int:
     """Show the rows and bytes of each table and workflow."""
     from fsmworkflow.upkeep import size
 
@@ -42,7 +42,7 @@ async def show_size(engine: str, as_json: bool) -> int:
 
 @verb("vacuum")
 @engine_given
-async def give_back(engine: str, as_json: bool) -> int:
+async def give_back(engine: Target, as_json: bool) -> int:
     """Give the room of deleted runs back to the disk.
 
     On SQLite everything that writes waits until it is done.
@@ -62,7 +62,7 @@ async def give_back(engine: str, as_json: bool) -> int:
 @verb("export")
 @run_given
 @click.option("--output", "-o", type=click.Path(dir_okay=False), help="The file; else stdout.")
-async def export(engine: str, workflow: str, key: str, output: str | None, as_json: bool) -> int:
+async def export(engine: Target, workflow: str, key: str, output: str | None, as_json: bool) -> int:
     """Write a run, with all that is its own, as one JSON file.
 
     The runs below it go with it. The store keeps them: pause the run first, or it goes on here and there.
@@ -86,7 +86,7 @@ async def export(engine: str, workflow: str, key: str, output: str | None, as_js
 @verb("import")
 @engine_given
 @click.argument("file", type=click.File("rb"))
-async def import_(engine: str, file: Any, as_json: bool) -> int:
+async def import_(engine: Target, file: Any, as_json: bool) -> int:
     """Put a run that was exported into a store; - is stdin.
 
     It is nobody's there, and goes on when an engine works. Nothing is written over: where it is there already, as it
@@ -106,7 +106,7 @@ async def import_(engine: str, file: Any, as_json: bool) -> int:
 @verb("migrate")
 @engine_given
 @click.option("--plan", "only", is_flag=True, help="Only say what would become of the runs.")
-async def migrate(engine: str, only: bool, as_json: bool) -> int:
+async def migrate(engine: Target, only: bool, as_json: bool) -> int:
     """Bring the tables up to date, and say what fits no more.
 
     Runs of an older version of their workflow go on in its new one by themselves, each with its next move. Exits with 1

@@ -9,9 +9,8 @@ from typing import Any, get_args
 import click
 
 from fsmworkflow.cli.answers import answer, progress
-from fsmworkflow.cli.targets import FILES, engine_of, workflow_in, workflows_of
-from fsmworkflow.cli.verbs import verb
-from fsmworkflow.engine import Engine
+from fsmworkflow.cli.targets import Target, engine_of, workflow_in, workflows_of
+from fsmworkflow.cli.verbs import target_given, verb
 from fsmworkflow.stream import Progress, stream
 from fsmworkflow.stream.passage import Mode
 
@@ -19,7 +18,7 @@ __all__ = ["COMMANDS"]
 
 
 @verb("stream")
-@click.argument("target")
+@target_given
 @click.argument("source")
 @click.option(
     "--sink",
@@ -34,9 +33,7 @@ __all__ = ["COMMANDS"]
 )
 @click.option("--limit", type=click.FloatRange(0, 1), help="The share of those above which it stops.")
 @click.option("--key", help="Keep where it is under this key, to go on there when it is started again.")
-@click.option("--store", metavar="URL", help="Where that is kept, if TARGET is a workflow.")
 @click.option("--workflow", metavar="NAME", help="Which workflow, where the engine knows several.")
-@click.option("--code", multiple=True, metavar="MODULE", help="Where the functions of a file are.")
 @click.option("--chunk", default=10_000, show_default=True, type=click.IntRange(1), help="So many records a commit.")
 @click.option("--every", default="1s", show_default=True, help="Or what came within this time.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="So many records at once.")
@@ -44,17 +41,19 @@ __all__ = ["COMMANDS"]
     "--mode", default="copy", show_default=True, type=click.Choice(get_args(Mode)), help="What a step is given."
 )
 async def run(
-    target: str, source: str, sinks: tuple[str, ...], key: str | None, store: str | None, workflow: str | None,
-    code: tuple[str, ...], as_json: bool, **how: Any,
+    target: Target, source: str, sinks: tuple[str, ...], key: str | None, workflow: str | None, as_json: bool,
+    **how: Any,
 ) -> int:  # fmt: skip
     """Let every record of SOURCE pass through a workflow.
 
     TARGET is a file in YAML or JSON, or MODULE:NAME of a Workflow or an Engine. SOURCE and FILE say by their names what
     is in them: .jsonl, .csv, .txt, .log, each also .gz; - is standard input.
     """
-    found = workflow_in(workflows_of(target, code), workflow)
+    engine = None if key is None else engine_of(target)
+    found = workflow_in(workflows_of(engine or target), workflow)
     async with AsyncExitStack() as stack:
-        engine = None if key is None else await stack.enter_async_context(_engine(target, store))
+        if engine is not None:
+            await stack.enter_async_context(engine)
         with progress(found.name) as more:
             done = await stream(
                 engine,
@@ -70,14 +69,6 @@ async def run(
     else:
         answer(as_json, done, _said(done))
     return 0
-
-
-def _engine(target: str, store: str | None) -> Engine:
-    if store is not None:
-        return Engine(store)
-    if target.lower().endswith(FILES):
-        raise click.UsageError("--key needs --store URL, where TARGET is a file")
-    return engine_of(target)
 
 
 def _outlets(sinks: tuple[str, ...]) -> Any:

@@ -1,24 +1,43 @@
-"""What a command line names: an engine, a workflow, or a store, loaded from the working directory."""
+"""What a command line names: an engine, a workflow, a file that describes one, or a store."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import click
+import msgspec
 
 from fsmworkflow.engine import Engine
 from fsmworkflow.errors import StoreError
 from fsmworkflow.schedule import PREFIX
+from fsmworkflow.settings import URL
 from fsmworkflow.workflow import Workflow, nearest
 
 FILES = (".yaml", ".yml", ".json")
 """How the name of a file ends that describes a workflow."""
+Reader = Literal["pystator", "dataknobs"]
 
-__all__ = ["engine_of", "knowing", "line", "there", "workflow_in", "workflows_of"]
+__all__ = ["Reader", "Target", "engine_of", "knowing", "line", "there", "workflow_in", "workflows_of"]
+
+
+class Target(msgspec.Struct, frozen=True):
+    """MODULE:NAME, a file, or the URL of a store, with what else was said of it."""
+
+    name: str
+    store: str | None = None
+    code: tuple[str, ...] = ()
+    reader: Reader | None = None
+
+    @property
+    def is_url(self) -> bool:
+        return "://" in self.name
+
+    @property
+    def is_file(self) -> bool:
+        return self.name.lower().endswith(FILES)
 
 
 def line(error: BaseException) -> str:
@@ -27,41 +46,29 @@ def line(error: BaseException) -> str:
     return text.replace(":; ", ": ")
 
 
-def loaded(target: str) -> Any:
-    """What MODULE:NAME names, sought from the working directory on."""
-    module, colon, name = target.partition(":")
-    if not (module and colon and name):
-        raise click.BadParameter(f"{target!r} is neither MODULE:NAME, as in app:engine, nor the URL of a store")
-    found = _imported(module)
-    try:
-        for part in name.split("."):
-            found = getattr(found, part)
-        made: Any = found if isinstance(found, (Engine, Workflow)) or not callable(found) else found()
-    except Exception as error:
-        raise click.BadParameter(f"{target} cannot be loaded: {type(error).__name__}: {line(error)}") from error
+def engine_of(target: Target) -> Engine:
+    """The engine that MODULE:NAME or a URL names; that of a file, or of a Workflow, is made on its --store."""
+    made = Engine(target.name) if target.is_url else _named(target)
+    if isinstance(made, Workflow):
+        if not (store := target.store or os.environ.get(URL)):
+            where = f"say where its runs are kept: --store URL, as sqlite:///runs.db, or {URL} in the environment"
+            raise click.UsageError(f"{target.name} is a workflow, and no Engine: {where}")
+        return Engine(store, workflows=[made])
+    if target.store is not None:
+        raise click.UsageError(f"{target.name} has a store of its own: --store is for files and workflows")
     return made
 
 
-def engine_of(target: str) -> Engine:
-    """The engine that MODULE:NAME or a URL names. NAME may be a function that makes one."""
-    if "://" in target:
-        return Engine(target)
-    made = loaded(target)
-    if not isinstance(made, Engine):
-        raise click.BadParameter(f"{target} is {type(made).__name__}, and no Engine")
-    return made
-
-
-def there(target: str) -> Engine:
+def there(target: Target) -> Engine:
     """An engine whose store is there: what only looks after one makes none."""
     engine = engine_of(target)
-    path = getattr(engine.store, "path", None) if "://" in target else None
+    path = getattr(engine.store, "path", None) if target.is_url or target.is_file or target.store else None
     if path is not None and not os.path.exists(path):
         raise StoreError(f"there is no file {path}: it is made by the program that runs the workflows")
     return engine
 
 
-def knowing(target: str) -> Engine:
+def knowing(target: Target) -> Engine:
     """An engine that knows a workflow, for what would do nothing where it knows none, without a word."""
     engine = engine_of(target)
     if not engine._workflows:
@@ -69,24 +76,63 @@ def knowing(target: str) -> Engine:
     return engine
 
 
-def workflows_of(target: str, code: Sequence[str] = ()) -> dict[str, Workflow]:
+def workflows_of(target: Target | Engine) -> dict[str, Workflow]:
     """The workflows of a target: one of a file or of MODULE:NAME, or those of an engine, without its schedules.
 
-    What a file names is looked up in the modules `code`. Raises DefinitionError for a file that describes none.
+    What a file names is looked up in the modules of `code`. Raises DefinitionError for a file that describes none.
     """
-    if target.lower().endswith(FILES):
-        functions = {name: found for module in code for name, found in _code(module).items()}
-        try:
-            made = Workflow.load(target, functions=functions, modules=code)
-        except OSError as error:
-            raise click.BadParameter(f"{target} cannot be read: {error.strerror}") from error
-        return {made.name: made}
-    made = loaded(target)
+    made = target if isinstance(target, Engine) else _named(target)
     if isinstance(made, Workflow):
         return {made.name: made}
-    if isinstance(made, Engine):
-        return {name: one for name, one in made._workflows.items() if not name.startswith(PREFIX)}
-    raise click.BadParameter(f"{target} is {type(made).__name__}, and neither a Workflow nor an Engine")
+    return {name: one for name, one in made._workflows.items() if not name.startswith(PREFIX)}
+
+
+def _named(target: Target) -> Engine | Workflow:
+    """What a file describes, or MODULE:NAME is, or makes where it is a function."""
+    if target.is_file:
+        return _read(target)
+    if target.code or target.reader:
+        raise click.UsageError(f"{target.name} is no file, as order.yaml: --code and --reader are for files")
+    module, colon, name = target.name.partition(":")
+    if not (module and colon and name) or target.is_url:
+        what = f"{target.name!r} is neither MODULE:NAME, as in app:engine, nor a file that ends with"
+        raise click.BadParameter(f"{what} {' or '.join(FILES)}, nor the URL of a store")
+    made: Any = _imported(module)
+    try:
+        for part in name.split("."):
+            made = getattr(made, part)
+        if not isinstance(made, (Engine, Workflow)):
+            made = made() if callable(made) else made
+    except Exception as error:
+        raise click.BadParameter(f"{target.name} cannot be loaded: {type(error).__name__}: {line(error)}") from error
+    if not isinstance(made, (Engine, Workflow)):
+        raise click.BadParameter(f"{target.name} is {type(made).__name__}, and neither a Workflow nor an Engine")
+    return made
+
+
+def _read(target: Target) -> Workflow:
+    """The workflow of a file, in our own words or in those of another engine."""
+    functions = {name: found for module in target.code for name, found in _code(module).items()}
+    try:
+        if target.reader == "pystator":
+            return _pystator(target.name, functions)
+        if target.reader == "dataknobs":
+            from fsmworkflow.readers.dataknobs import load
+
+            return load(target.name, functions=functions, modules=target.code)
+        return Workflow.load(target.name, functions=functions, modules=target.code)
+    except OSError as error:
+        raise click.BadParameter(f"{target.name} cannot be read: {error.strerror}") from error
+
+
+def _pystator(file: str, functions: dict[str, Any]) -> Workflow:
+    """A machine of PyStator: any function of the code may be a guard or an action of it."""
+    from fsmworkflow.readers.pystator import Machine
+
+    machine = Machine.load(file)
+    machine.bind_guards(functions)
+    machine.bind_actions(functions)
+    return machine.workflow()
 
 
 def _code(module: str) -> dict[str, Any]:
@@ -107,10 +153,11 @@ def _imported(module: str) -> Any:
 
 
 def workflow_in(found: dict[str, Workflow], name: str | None) -> Workflow:
-    """The one of that name; without a name the only one."""
-    if name is None and len(found) == 1:
-        return next(iter(found.values()))
-    if name in found:
-        return found[name]
-    several = f"say which workflow: --workflow {' or '.join(found) or '(this engine knows none)'}"
-    raise click.BadParameter(several if name is None else f"there is no workflow {name!r}{nearest(name, found)}")
+    """The one of that name; without a name the only one that is no other's child."""
+    if name is not None and name not in found:
+        raise click.BadParameter(f"there is no workflow {name!r}{nearest(name, found)}")
+    below = {one.name for workflow in found.values() for one in workflow.others if one is not workflow}
+    asked = [name] if name is not None else [one for one in found if one not in below]
+    if len(asked) != 1:
+        raise click.BadParameter(f"say which workflow: {' or '.join(found) or '(this engine knows none)'}")
+    return found[asked[0]]

@@ -3,21 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
 
-__all__ = ["NOT_WELL", "Verb", "engine_given", "given", "run_given", "verb"]
+from fsmworkflow.cli.targets import Reader, Target
+
+__all__ = ["NOT_WELL", "Verb", "addressed", "code_given", "engine_given", "given", "run_given", "target_given", "verb"]
 
 NOT_WELL = 1
 Verb = Callable[..., Coroutine[Any, Any, int]]
 
-engine_given = click.argument("engine", metavar="MODULE:ENGINE")
+store_given = click.option(
+    "--store", metavar="URL", help="Where its runs are kept, if it is a file or a workflow; else FSMWORKFLOW_URL."
+)
+
+
+def code_given(fn: Any) -> Any:
+    """The options that say how a file is read."""
+    reader = click.option("--reader", type=click.Choice(get_args(Reader)), help="Whose format the file is in.")
+    code = click.option("--code", metavar="MODULE", multiple=True, help="Where a file's functions are.")
+    return code(reader(fn))
+
+
+def addressed(name: str, *, required: bool = True) -> Callable[[Verb], Verb]:
+    """The argument that names an engine, a workflow, a file or a store, as a Target, with its options."""
+
+    def made(fn: Verb) -> Verb:
+        @functools.wraps(fn)
+        async def run(store: str | None, code: tuple[str, ...], reader: Reader | None, **words: Any) -> int:
+            said = words.pop(name)
+            return await fn(**{name: None if said is None else Target(said, store, code, reader)}, **words)
+
+        told: Any = code_given(store_given(run))
+        metavar = name.upper() if required else f"[{name.upper()}]"
+        argument: Verb = click.argument(name, metavar=metavar, required=required)(told)
+        return argument
+
+    return made
+
+
+engine_given = addressed("engine")
+target_given = addressed("target")
 
 
 def run_given(fn: Verb) -> Verb:

@@ -14,8 +14,8 @@ import click
 import msgspec
 
 from fsmworkflow.cli.answers import answer, findings, progress, say, table
-from fsmworkflow.cli.targets import knowing, there
-from fsmworkflow.cli.verbs import NOT_WELL, engine_given, verb
+from fsmworkflow.cli.targets import Target, knowing, there
+from fsmworkflow.cli.verbs import NOT_WELL, addressed, engine_given, verb
 from fsmworkflow.engine import Engine
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import Move
@@ -30,7 +30,7 @@ log = logging.getLogger("fsmworkflow")
 @click.option("--concurrency", default=100, show_default=True, type=click.IntRange(1), help="So many runs at once.")
 @click.option("--grace", type=click.FloatRange(0), help="Seconds for running steps to end in; else the engine's own.")
 @click.option("--health", "file", type=click.Path(dir_okay=False), help="Write how it is into this file, every 2 s.")
-async def work(engine: str, concurrency: int, grace: float | None, file: str | None, as_json: bool) -> int:
+async def work(engine: Target, concurrency: int, grace: float | None, file: str | None, as_json: bool) -> int:
     """Drive all runs that are due, until SIGTERM or Ctrl-C.
 
     Then it begins nothing new, waits up to --grace seconds for the steps that run, leaves the rest to other processes,
@@ -47,7 +47,7 @@ async def work(engine: str, concurrency: int, grace: float | None, file: str | N
 @verb("resume")
 @engine_given
 @click.option("--concurrency", default=100, show_default=True, type=click.IntRange(1), help="So many runs at once.")
-async def resume(engine: str, concurrency: int, as_json: bool) -> int:
+async def resume(engine: Target, concurrency: int, as_json: bool) -> int:
     """Drive what is unfinished to its end or rest, and come back.
 
     What another process drives is left to it. Ctrl-C leaves them where they are.
@@ -89,12 +89,12 @@ def _tell(as_json: bool, event: str, text: str) -> None:
 
 
 @verb("health")
-@click.argument("engine", metavar="[MODULE:ENGINE]", required=False)
+@addressed("engine", required=False)
 @click.option("--file", type=click.Path(dir_okay=False), help="The file that `work --health FILE` writes.")
 @click.option("--live", "only", flag_value="live", help="Only ask if its event loop turns: restart it if not.")
 @click.option("--ready", "only", flag_value="ready", help="Only ask if it can do its work now.")
 @click.option("--max-age", default=30.0, show_default=True, help="Seconds after which a --file is too old.")
-async def health(engine: str | None, file: str | None, only: str | None, max_age: float, as_json: bool) -> int:
+async def health(engine: Target | None, file: str | None, only: str | None, max_age: float, as_json: bool) -> int:
     """Say whether all is well; if not, exit with 1.
 
     Given MODULE:ENGINE or a URL it opens the store here, and writes to it. Given --file it tells of the process that
@@ -102,7 +102,7 @@ async def health(engine: str | None, file: str | None, only: str | None, max_age
     """
     if (engine is None) == (file is None):
         raise click.UsageError("name MODULE:ENGINE, or a --file that `work --health` writes")
-    found = _read(Path(file), max_age) if file is not None else await _asked(str(engine))
+    found = await _asked(engine) if engine is not None else _read(Path(file or ""), max_age)
     well = bool(found[only or "ok"])
 
     def draw(console: Any) -> None:
@@ -116,7 +116,7 @@ async def health(engine: str | None, file: str | None, only: str | None, max_age
     return 0 if well else NOT_WELL
 
 
-async def _asked(target: str) -> dict[str, Any]:
+async def _asked(target: Target) -> dict[str, Any]:
     async with there(target) as engine:
         found: dict[str, Any] = msgspec.to_builtins(await engine.health())
         return found
@@ -137,7 +137,7 @@ def _read(file: Path, max_age: float) -> dict[str, Any]:
 
 @verb("doctor")
 @engine_given
-async def doctor(engine: str, as_json: bool) -> int:
+async def doctor(engine: Target, as_json: bool) -> int:
     """Say what may be wrong, and what to do about it.
 
     Looks at the store, the clocks, the processes and the runs, and changes none of them. Exits with 1 where it finds an

@@ -1,0 +1,245 @@
+"""The command line over workflows in files, our own and those of other engines: FILE, --code, --reader, --store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsmworkflow.cli import main
+from tests.terminal import command, plain, terminal
+
+ROOT = Path(__file__).parent.parent
+STORE = ("--store", "sqlite:///orders.db")
+ORDER = """\
+name: order
+initial: check
+states:
+  - {name: check, step: check, then: review, retry: {attempts: 1}}
+  - name: review
+    on: {approved: [{conditions: event.by != owner, dest: packed}], rejected: refused}
+  - {name: packed, child: {workflow: parcel, data: shipping}, then: sent}
+  - {name: sent, final: true}
+  - {name: refused, final: failed}
+"""
+PARCEL = """\
+{"name": "parcel", "initial": "load", "states": [
+  {"name": "load", "step": "load", "then": "gone"}, {"name": "gone", "final": true}]}
+"""
+CODE = """\
+from fsmworkflow import Workflow
+from fsmworkflow.config import Functions
+
+functions = Functions()
+
+@functions.register
+async def check(ctx):
+    if ctx.data.get("broken"):
+        raise ValueError("broken")
+    ctx.data["checked"] = True
+
+@functions.register
+async def load(ctx):
+    ctx.data["loaded"] = True
+
+@functions.register
+def shipping(data):
+    return {"to": data["owner"]}
+
+parcel = Workflow.load("parcel.json", functions=functions)
+alone = Workflow("alone")
+alone.wait("open", initial=True, on={"close": "closed"})
+alone.final("closed")
+"""
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "order.yaml").write_text(ORDER)
+    (tmp_path / "parcel.json").write_text(PARCEL)
+    (tmp_path / "files_code.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("FSMWORKFLOW_URL", raising=False)
+    yield
+    for name in ("files_code", "their_code"):
+        sys.modules.pop(name, None)
+
+
+def say(capsys: Any, verb: str, *words: str, code: int = 0, file: str = "order.yaml") -> Any:
+    """What a verb answers over a file, in JSON."""
+    capsys.readouterr()
+    verbs = verb.split()
+    assert main([*verbs, file, *words, "--code", "files_code", *STORE, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_run_of_a_file_is_driven_told_shown_and_steered_as_any_other(capsys: Any) -> None:
+    found = say(capsys, "run", "--key", "o-1", "--data", '{"owner": "bob"}')
+    assert (found["workflow"], found["status"], found["state"]) == ("order", "waiting", "review")
+    assert found["data"] == {"owner": "bob", "checked": True}
+    assert say(capsys, "send", "order", "o-1", "approved", "--payload", '{"by": "ann"}')["status"] == "waiting"
+    assert say(capsys, "explain", "order", "o-1")["text"]
+    assert say(capsys, "resume")["driven"] >= 1
+    assert say(capsys, "show", "order", "o-1")["state"] == "sent"
+    assert [one["dest"] for one in say(capsys, "history", "order", "o-1")] == ["check", "review", "packed", "sent"]
+    assert {one["workflow"] for one in say(capsys, "list")} == {"order", "parcel"}
+    assert say(capsys, "migrate", "--plan") == {"stuck": 0, "plan": []}
+    assert say(capsys, "health")["ok"] is True
+    assert say(capsys, "db size")["workflows"]
+    assert {one["check"] for one in say(capsys, "doctor")} >= {"sqlite"}
+
+
+def test_a_run_of_a_file_is_steered(capsys: Any) -> None:
+    say(capsys, "start", "order", "--key", "o-2", "--data", '{"owner": "bob"}')
+    for verb, words in (("pause", ()), ("unpause", ()), ("rerun", ("check",)), ("cancel", ())):
+        assert say(capsys, verb, "order", "o-2", *words)["answer"] == "waiting"
+    assert say(capsys, "fork", "order", "o-2", "o-3")["made"] is True
+    say(capsys, "resume")
+    assert say(capsys, "show", "order", "o-2")["status"] == "cancelled"
+    assert say(capsys, "run", "--key", "o-3", code=0)["state"] == "review"
+    assert say(capsys, "run", "--key", "o-4", "--data", '{"broken": true}', code=1)["status"] == "failed"
+    assert say(capsys, "retry", "order", "o-4")["answer"] == "waiting"
+    assert say(capsys, "schedule add", "nightly", "order", "--cron", "0 3 * * *")["name"] == "nightly"
+    assert [one["name"] for one in say(capsys, "schedule list")] == ["nightly"]
+
+
+def test_work_drives_the_runs_of_a_file(capsys: Any) -> None:
+    say(capsys, "start", "--key", "o-1", "--data", '{"owner": "bob"}')
+    words = command("work", "order.yaml", "--code", "files_code", *STORE, "--json")
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        assert json.loads(child.stdout.readline())["event"] == "working"
+        answer = say(capsys, "send", "order", "o-1", "rejected")
+        assert answer["status"] in ("accepted", "waiting")
+        child.terminate()
+        assert child.wait(15) == 0
+    finally:
+        child.kill()
+        child.communicate()
+    say(capsys, "resume")
+    assert say(capsys, "show", "order", "o-1", code=0)["state"] == "refused"
+
+
+def test_the_store_of_a_file_may_stand_in_the_environment(capsys: Any, monkeypatch: Any) -> None:
+    words = ["run", "order.yaml", "--code", "files_code", "--key", "o-1", "--data", '{"owner": "bob"}', "--json"]
+    assert main(words) == 2
+    assert (
+        "order.yaml is a workflow, and no Engine: say where its runs are kept: --store URL" in capsys.readouterr().err
+    )
+    monkeypatch.setenv("FSMWORKFLOW_URL", STORE[1])
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "review"
+
+
+def test_a_workflow_of_a_module_takes_a_store_as_a_file_does(capsys: Any) -> None:
+    assert main(["run", "files_code:alone", *STORE, "--key", "a", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "open"
+    assert main(["show", "files_code:alone", "alone", "a", *STORE]) == 0
+    assert "alone/a is waiting in open" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["run", "order.yaml", *STORE], 3, "order.yaml:4:19: states[0].step: there is no function 'check'"),
+        (["run", "none.yaml", *STORE], 2, "none.yaml cannot be read: No such file or directory"),
+        (["show", "order.yaml", "order", "o-1", "--code", "files_code", *STORE], 3, "there is no file"),
+        (["run", "order.yaml", "--code", "nowhere", *STORE], 2, "nowhere cannot be loaded"),
+        (["run", "order.yaml", "--reader", "burr", *STORE], 2, "--reader"),
+        (["run", "files_code:alone", "--reader", "pystator", *STORE], 2, "--code and --reader are for files"),
+        (["list", "sqlite:///x.db", *STORE], 2, "has a store of its own"),
+        (["check", "order.yaml", "--reader", "pystator"], 1, ""),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(words: list[str], code: int, says: str, capsys: Any) -> None:
+    assert main(words) == code
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.splitlines()) == (1 if says else 0)
+    assert not list(Path().glob("*.db"))
+
+
+# -- files of other engines -------------------------------------------------------------------------------------------
+
+PYSTATOR = """\
+meta: {machine_name: trade, version: "1.0.0"}
+states:
+  - {name: PENDING, type: initial}
+  - {name: OPEN, timeout: {seconds: 86400, destination: EXPIRED}}
+  - {name: FILLED, type: terminal}
+  - {name: EXPIRED, type: terminal}
+transitions:
+  - {trigger: ack, source: PENDING, dest: OPEN}
+  - {trigger: fill, source: OPEN, dest: FILLED, guards: [is_full], actions: [book]}
+"""
+DATAKNOBS = """\
+name: pipeline
+states: [{name: start, is_start: true}, {name: end, is_end: true}]
+arcs: [{from: start, to: end, transform: {type: registered, name: mark}}]
+"""
+THEIRS = """\
+def is_full(ctx): return ctx["qty"] >= ctx["order_qty"]
+
+def book(ctx): print("booked", ctx["qty"])
+
+def mark(data, ctx): return {**data, "processed": True}
+"""
+
+
+@pytest.fixture
+def theirs() -> None:
+    Path("trade.yaml").write_text(PYSTATOR)
+    Path("pipeline.yaml").write_text(DATAKNOBS)
+    Path("their_code.py").write_text(THEIRS)
+
+
+@pytest.mark.usefixtures("theirs")
+def test_a_machine_of_pystator_is_checked_drawn_and_run_as_it_stands(capsys: Any) -> None:
+    how = ["--reader", "pystator", "--code", "their_code"]
+    assert main(["check", "trade.yaml", *how, "--json"]) == 0
+    assert all(one["level"] != "error" for one in json.loads(capsys.readouterr().out))
+    assert main(["run", "trade.yaml", *how, *STORE, "--key", "t", "--data", '{"order_qty": 3}']) == 0
+    for event, payload in (("ack", "{}"), ("fill", '{"qty": 3}')):
+        assert main(["send", "trade.yaml", "trade", "t", event, "--payload", payload, *how, *STORE]) == 0
+    assert main(["resume", "trade.yaml", *how, *STORE]) == 0
+    assert "booked 3" in capsys.readouterr().out
+    assert main(["draw", "trade.yaml", *how, *STORE, "--run", "t", "--format", "mermaid"]) == 0
+    drawn = capsys.readouterr().out
+    assert "FILLED" in drawn
+    assert "fill" in drawn
+
+
+@pytest.mark.usefixtures("theirs")
+def test_a_configuration_of_dataknobs_is_checked_drawn_and_run_as_it_stands(capsys: Any) -> None:
+    how = ["--reader", "dataknobs", "--code", "their_code"]
+    assert main(["check", "pipeline.yaml", *how]) == 0
+    assert main(["draw", "pipeline.yaml", *how, "--format", "dot"]) == 0
+    assert "start" in capsys.readouterr().out
+    assert main(["run", "pipeline.yaml", *how, *STORE, "--data", '{"input": 1}', "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["status"], found["data"]) == ("done", {"input": 1, "processed": True})
+
+
+@pytest.mark.usefixtures("theirs")
+def test_code_within_a_configuration_is_never_run_from_the_command_line(capsys: Any) -> None:
+    Path("pipeline.yaml").write_text(
+        DATAKNOBS.replace("{type: registered, name: mark}", "{type: inline, code: 'boom'}")
+    )
+    assert main(["check", "pipeline.yaml", "--reader", "dataknobs", "--json"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)
+    assert "inline" in found["message"]
+
+
+def test_in_a_terminal_a_run_of_a_file_fits_in_eighty_columns() -> None:
+    code, shown = terminal("run", "order.yaml", "--code", "files_code", *STORE, "--data", '{"owner": "bob"}')
+    assert code == 0, shown
+    lines = [line.split("\r")[-1] for line in plain(shown).splitlines()]
+    assert any("is waiting in review" in line for line in lines)
