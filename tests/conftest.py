@@ -7,12 +7,19 @@ FSMWORKFLOW_TEST_POSTGRES names a server; where neither works, the test is in er
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.postgres_server import ADVICE, Databases, Server, execute
+
+
+def pytest_configure() -> None:
+    """Started in the background of a shell, a process ignores Ctrl-C, and so would every child that a test starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

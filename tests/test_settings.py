@@ -298,6 +298,7 @@ def test_it_is_used_under_one_asyncio_run_after_another(durable_url: str) -> Non
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # aiosqlite's: its loop is gone
 def test_a_loop_that_ended_without_close_holds_up_nobody(durable_url: str) -> None:
     config = config_of(durable_url)
 
