@@ -6,6 +6,7 @@ import html
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from examples.parcel import parcel
 from examples.trip import trip
 from fsmworkflow import Engine, Retry, To, Workflow, field, open_store
 from fsmworkflow.diagram import diagram
+from fsmworkflow.diagram.outline import closed
 from fsmworkflow.diagram.picture import END, Picture, picture
 from tests.browser import seen
 from tests.scenarios import SCENARIOS, Ledger, Scenario, by_run
@@ -293,9 +295,103 @@ def test_graphviz_draws_two_hundred_states_in_time(tmp_path: Path) -> None:
     assert done.stdout.count('class="node"') == 203
 
 
-def test_a_workflow_of_a_thousand_states_is_drawn_in_a_second() -> None:
-    import time
+# -- what is too large to be laid out ---------------------------------------------------------------------------------
 
+
+def grouped(groups: int, inside: int = 10) -> Workflow:
+    """States by the hundred, in groups which lead on to each other."""
+    flow = Workflow("grouped")
+    for number in range(groups):
+        following = f"g{number + 1}" if number + 1 < groups else "end"
+        group = flow.state(f"g{number}", initial=number == 0, then=following, on={"fail": "end"})
+        for one in range(inside - 1):
+            group.wait(f"s{one}", initial=one == 0, on={"next": f"s{one + 1}" if one + 2 < inside else "over"})
+        group.final("over")
+    flow.final("end")
+    return flow
+
+
+async def test_a_picture_of_three_hundred_states_is_drawn_with_groups_closed_and_lists_them_all(tmp_path: Path) -> None:
+    flow = grouped(30)
+    run, history = await moved(flow, "next", "next")
+    shown = closed(picture(flow, run, history))
+    assert shown is not None
+    assert [node.path for node in shown.all()] == [*(f"g{number}" for number in range(30)), "end"]
+    assert shown.nodes[0].lines == ("10 states in it",)
+    assert shown.nodes[0].place == "current"
+    assert arrows(shown)["g0", "g1"] == ()
+    assert arrows(shown)["g0", "end"] == ("fail",)
+    page = tmp_path / "page.html"
+    page.write_text(diagram(flow, run, history, format="html"), encoding="utf-8")
+    began = time.monotonic()
+    told, texts = drawn(page)
+    assert time.monotonic() - began < 30
+    assert any("g29" in text for text in texts)
+    listed = told[told.index('<ul class="states">') : told.index("<table>")]
+    assert listed.count("<li ") == len(flow.states)
+    assert re.search(r'<li id="s4" class="current"><b>s2</b>', listed)
+    assert re.search(r'<div class="taken">next ✓ → <a href="#s4">g0.s2</a></div>', listed)
+
+
+def test_of_several_levels_as_many_stay_open_as_can_be_laid_out() -> None:
+    flow = Workflow("deep")
+    for outer in "abcde":
+        around = flow.state(outer, initial=outer == "a", on={"go": chr(ord(outer) + 1) if outer != "e" else "end"})
+        for middle in range(6):
+            within = around.state(f"m{middle}", initial=middle == 0, on={"go": f"m{(middle + 1) % 6}"})
+            for inner in range(8):
+                within.wait(f"i{inner}", initial=inner == 0, on={"go": f"i{(inner + 1) % 8}", "out": "end"})
+    flow.final("end")
+    shown = closed(picture(flow))
+    assert shown is not None
+    assert {node.path.count(".") for node in shown.all()} == {0, 1}
+    assert arrows(shown)["a.m0", "end"] == ("out",)
+    assert arrows(shown)["a.m0", "a.m1"] == ("go",)
+    assert ("a.m0", "a.m0") not in arrows(shown)
+    assert closed(picture(order)) == picture(order)
+
+
+def test_what_is_flat_and_large_is_a_list_without_a_script(tmp_path: Path) -> None:
+    flow = Workflow("flat")
+    for number in range(1_000):
+        flow.wait(f"s{number}", initial=number == 0, on={"next": f"s{number + 1}", "back": f"s{number // 2}"})
+    flow.final("s1000")
+    assert closed(picture(flow)) is None
+    text = diagram(flow, format="html")
+    assert "<script" not in text
+    assert "<figure" not in text
+    assert "1,001 states and 2,001 ways between them are too many" in text
+    page = tmp_path / "page.html"
+    page.write_text(text, encoding="utf-8")
+    shown = seen(page)
+    assert shown.count("<li ") == 1_001
+    assert shown.count('<a href="#s') == 2_000
+
+
+def test_hostile_names_are_only_ever_texts_in_a_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("fsmworkflow.diagram.outline.PARTS", 5)
+    page = tmp_path / "page.html"
+    page.write_text(diagram(hostile(), format="html"), encoding="utf-8")
+    shown = seen(page)
+    assert f"<title>{html.escape(HOSTILE[2], quote=False)}</title>" in shown
+    listed = shown[shown.index('<ul class="states">') : shown.index("</body>")]
+    assert set(re.findall(r"<(\w+)", listed)) == {"ul", "li", "b", "div", "a"}
+    assert not re.search(r"<[^>]*\son\w+=", listed)
+    names = [html.unescape(name) for name in re.findall(r"<b>(.*?)</b>", listed)]
+    shows = {"".join(sign if sign.isprintable() else "\ufffd" for sign in name) for name in hostile().states}
+    assert {name.rpartition(".")[2] for name in shows} <= set(names)
+
+
+def test_ten_thousand_states_are_a_page_in_two_seconds() -> None:
+    flow = grouped(1_000)
+    flow.check()
+    began = time.process_time()
+    text = diagram(flow, format="html")
+    assert time.process_time() - began < 2.0
+    assert text.count("<li ") == len(flow.states)
+
+
+def test_a_workflow_of_a_thousand_states_is_drawn_in_a_second() -> None:
     flow = Workflow("large")
     for number in range(1_000):
         flow.wait(f"s{number}", initial=number == 0, on={"next": f"s{number + 1}"}, after={"1d": "s1000"})

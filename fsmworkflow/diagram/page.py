@@ -1,5 +1,7 @@
 """A picture as one page in HTML, with the library that draws it inside. It opens without a network, and asks for none.
 
+What is too large to be laid out is drawn with its states closed, and listed.
+
 The library is Mermaid's small edition, `@mermaid-js/tiny` 11.17.2, MIT, its file as it is published, compressed: see
 `mermaid.LICENSE`.
 """
@@ -7,13 +9,13 @@ The library is Mermaid's small edition, `@mermaid-js/tiny` 11.17.2, MIT, its fil
 from __future__ import annotations
 
 import gzip
-import html
 import json
 import time
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from fsmworkflow.diagram.mermaid import drawn
+from fsmworkflow.diagram.outline import closed, outlined, safe
 from fsmworkflow.diagram.picture import Picture
 from fsmworkflow.records import Entry, Run
 
@@ -35,6 +37,13 @@ td { overflow-wrap: anywhere; }
 .current { background: #ffe08a; border: 2px solid #b8860b; }
 .failed { background: #ffcdd2; border: 2px solid #b71c1c; }
 .visited { border: 2px solid #2e7d32; }
+.states, .states ul { list-style: none; padding-left: 1.5rem; font-size: .9rem; border-left: 1px solid #ddd; }
+.states li { margin: .5rem 0; padding: .1rem .4rem; border-radius: 4px; overflow-wrap: anywhere; }
+.states li.current:has(> ul), .states li.failed:has(> ul) { background: none; }
+.states li:target { outline: 3px solid #1565c0; }
+.states div { padding-left: 1.5rem; }
+.states small, .states div { color: #555; }
+.states div.taken { color: #2e7d32; font-weight: bold; }
 svg path.taken { stroke: #2e7d32 !important; stroke-width: 3px !important; }
 """
 DRAW = """
@@ -57,22 +66,33 @@ mermaid.render("picture", source).then(({ svg }) => {
 
 def page(picture: Picture, run: Run | None, history: Sequence[Entry]) -> str:
     """The page of a picture, with the last moves of the run in a table."""
-    text, taken = drawn(picture)
+    shown = closed(picture)
     title = picture.name if run is None else f"{picture.name}/{run.key}"
-    library = gzip.decompress(files("fsmworkflow.diagram").joinpath("mermaid.tiny.js.gz").read_bytes()).decode()
     parts = [
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width">\n<title>{_safe(title)}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{_safe(title)}</h1>",
-        *(f"<p>{_safe(fact)}</p>" for fact in picture.facts),
+        f'<meta name="viewport" content="width=device-width">\n<title>{safe(title)}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{safe(title)}</h1>",
+        *(f"<p>{safe(fact)}</p>" for fact in picture.facts),
         *_legend(picture),
-        f"<figure><pre>{_safe(text)}</pre></figure>",
+        *(() if shown is None else _figure(shown)),
+        *(() if shown is picture else outlined(picture)),
         *_table(history),
-        f"<script>{library}</script>",
-        f"<script>{DRAW.replace('TAKEN', json.dumps(taken))}</script>\n</body>\n</html>\n",
+        *(() if shown is None else _drawing(shown)),
+        "</body>\n</html>\n",
     ]
     return "\n".join(parts)
+
+
+def _figure(picture: Picture) -> Iterable[str]:
+    yield f"<figure><pre>{safe(drawn(picture)[0])}</pre></figure>"
+
+
+def _drawing(picture: Picture) -> Iterable[str]:
+    """What draws the figure: it stands at the end, so that the page is there before."""
+    library = gzip.decompress(files("fsmworkflow.diagram").joinpath("mermaid.tiny.js.gz").read_bytes()).decode()
+    yield f"<script>{library}</script>"
+    yield f"<script>{DRAW.replace('TAKEN', json.dumps(drawn(picture)[1]))}</script>"
 
 
 def _legend(picture: Picture) -> Iterable[str]:
@@ -89,12 +109,5 @@ def _table(history: Sequence[Entry]) -> Iterable[str]:
     for entry in history[-MOVES:]:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(entry.at))
         cells = (str(entry.version), at, entry.event, entry.source, entry.dest, entry.status)
-        yield f"<tr>{''.join(f'<td>{_safe(cell)}' for cell in cells)}</tr>"
+        yield f"<tr>{''.join(f'<td>{safe(cell)}' for cell in cells)}</tr>"
     yield "</table>"
-
-
-def _safe(text: str) -> str:
-    """Text as HTML shows it, and never reads it."""
-    return html.escape(
-        "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
-    )

@@ -87,6 +87,10 @@ class _Drawing:
         self.workflow, self.chart, self.inside, self.run, self.path = workflow, chart, inside, run, path
         self.active = {} if run is None else run.active
         self.arrows: list[Arrow] = []
+        self.stays: dict[str, list[Transition]] = {}
+        for t in filter(lambda one: one.internal, workflow.transitions):
+            for source in sources_of(workflow, t):
+                self.stays.setdefault(source, []).append(t)
         self.inwards: dict[str, list[Arrow]] = {}  # into the state that they come from: told in its label
         for arrow in self._ways():
             inwards = arrow.dest != END and arrow.dest.startswith(f"{arrow.source}.")
@@ -113,9 +117,8 @@ class _Drawing:
 
     def _said(self, state: State) -> Iterator[str]:
         yield from _does(state)
-        for t in self.workflow.transitions:
-            if t.internal and state.name in sources_of(self.workflow, t):
-                yield f"{_label(t, closes=False)} (stays)"
+        for t in self.stays.get(state.name, ()):
+            yield f"{_label(t, closes=False)} (stays)"
         for arrow in self.inwards.get(state.name, ()):
             yield f"{' '.join(arrow.lines)} → {arrow.dest.removeprefix(f'{state.name}.')}"
         if (visits := self.path.visits[state.name]) > 1:
