@@ -49,6 +49,10 @@ EXPECTED = {
     "docs/retention.md 1": "1\n[]",
     "docs/schedules.md 1": "report 3 True\n['paused']\n[]",
     "docs/streams.md 1": "2 {'output': 1, 'error': 1}\n" + '{"items":[5,7],"total":12}',
+    "docs/streams.md 2": (
+        "0 march/0 done sent {'to': 'ann@example.org', 'sent': True}\n"
+        "1 march/1 done sent {'to': 'bob@example.org', 'sent': True}"
+    ),
     "docs/transactions.md 1": "('lamp', 9)",
     "docs/transitions.md 1": "liquid",
     "README.md 8": "[0, 1, 4, 9, 16]\n['n-3', 'n-4']",

@@ -11,6 +11,7 @@ of a run of a built-in workflow, whose data is the cursor: where the source is, 
 from __future__ import annotations
 
 from fsmworkflow.stream import sinks, sources
+from fsmworkflow.stream.batch import Outcome, batch
 from fsmworkflow.stream.pipe import Pipe
 from fsmworkflow.stream.run import retry, stream
 from fsmworkflow.stream.windows import window
@@ -18,11 +19,13 @@ from fsmworkflow.stream.words import Malformed, Progress, Sink, Source, StreamEr
 
 __all__ = [
     "Malformed",
+    "Outcome",
     "Pipe",
     "Progress",
     "Sink",
     "Source",
     "StreamError",
+    "batch",
     "retry",
     "sinks",
     "sources",

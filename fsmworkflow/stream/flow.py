@@ -16,7 +16,7 @@ from fsmworkflow.stream.words import Batch, Failed, Malformed, Sink, Source, Str
 from fsmworkflow.threads import Threads
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["Cursor", "Flow"]
+__all__ = ["Cursor", "Flow", "whole_number"]
 
 T = TypeVar("T")
 Cursor = dict[str, Any]
@@ -103,8 +103,7 @@ class Flow:
     def check(self, key: str | None) -> None:
         """Raise for numbers that say nothing, and for what cannot be gone on with by a key."""
         for name, number in (("chunk", self.many), ("workers", self.workers)):
-            if type(number) is not int or number < 1:
-                raise ValueError(f"{name} must be a whole number from 1, not {number!r}")
+            whole_number(name, number)
         if self.limit is not None and not 0 <= self.limit <= 1:
             raise ValueError(f"limit is a share from 0 to 1, not {self.limit!r}")
         if self.mode not in ("copy", "reference", "direct"):
@@ -223,7 +222,7 @@ class Flow:
                 batch = await self.source.gather(many, left)
             else:
                 batch = await self._in_thread(self.source.read, many, left)
-            began, ends = time.monotonic(), await self._passed(batch.records)
+            began, ends = time.monotonic(), await self.passed(batch.records)
             self._write(done, batch, ends)
             self.pace.took(len(ends), time.monotonic() - began)
 
@@ -234,7 +233,7 @@ class Flow:
             if self._stopped:
                 raise StreamError("the stream was stopped")
 
-    async def _passed(self, records: list[Any]) -> list[End]:
+    async def passed(self, records: list[Any]) -> list[End]:
         """What becomes of the records, so many at once."""
         ends = [NONE] * len(records)
         waiting = iter(enumerate(records))
@@ -313,6 +312,12 @@ class Flow:
                 f"{wrong:,} of {cursor['records']:,} records went wrong, which is above the limit of {self.limit:.1%}: "
                 "what was committed before is kept, and it goes on from there"
             )
+
+
+def whole_number(name: str, number: Any) -> None:
+    """Raise ValueError for what is no whole number from 1."""
+    if type(number) is not int or number < 1:
+        raise ValueError(f"{name} must be a whole number from 1, not {number!r}")
 
 
 def _entry(record: Any, what: Failed | Malformed, number: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fsmworkflow.stream.words import Progress, StreamError
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["PREFIX", "retry", "stream"]
+__all__ = ["PREFIX", "checked", "retry", "stream"]
 
 Told = Callable[[Progress], Awaitable[None] | None]
 
@@ -81,13 +81,18 @@ async def stream(
         await flow.close()
 
 
-def _sinks(workflow: Workflow, given: Any) -> dict[str, Any]:
-    """The sink of each state in which a passage may end. Raises StreamError for what cannot be in a stream."""
+def checked(workflow: Workflow) -> Workflow:
+    """The workflow, which can be passed through in memory. Raises StreamError for what cannot be in a passage."""
     workflow.check()
     if problems := refused(workflow):
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise StreamError(f"workflow {workflow.name!r} has what a passage in a stream cannot do:{listed}")
-    ends = outlets(workflow)
+    return workflow
+
+
+def _sinks(workflow: Workflow, given: Any) -> dict[str, Any]:
+    """The sink of each state in which a passage may end. Raises StreamError for what cannot be in a stream."""
+    ends = outlets(checked(workflow))
     if not isinstance(given, Mapping):
         return dict.fromkeys(ends, given)
     unknown, missing = [state for state in given if state not in ends], [state for state in ends if state not in given]
