@@ -99,6 +99,7 @@ class Acting:
             calls.check()
             lent = None if calls.transaction is None else calls.transaction.ended()
         except BaseException as error:
+            self.worker.resources.ended(calls)
             said = error if calls.transaction is None else await calls.transaction.failed(error)
             if not isinstance(error, (Exception, asyncio.CancelledError)) or asked_to_stop(error):
                 raise

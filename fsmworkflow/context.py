@@ -195,6 +195,17 @@ class WorkflowContext(Generic[D]):
         """
         return self._in_step("ctx.transaction").block()
 
+    def use(self, name: str) -> AbstractAsyncContextManager[Any]:
+        """A resource of the engine's, by its name, for the time of a block:
+
+            async with ctx.use("db") as connection:
+
+        What a step has not given back when it ends is taken back, with a line in the log. Raises ResourceError for a
+        name that is not there, and on entering where it cannot be had, ResourceTimeout where others hold all of it for
+        longer than it may take; FSMWorkflowError in a sync step.
+        """
+        return self._in_step("ctx.use").lent(name)
+
     def _in_step(self, what: str) -> Calls:
         """What belongs to the async step that is on. Raises FSMWorkflowError where there is none."""
         try:
@@ -353,6 +364,8 @@ class Calls:
 
     def check(self) -> None:
         """Raise where a call was made and never awaited: its result would be missing without a word."""
+        if self._counts:
+            self.worker.resources.ended(self)
         if self._counts and (left := [n for n, asked in self._counts.items() if asked > self._begun.get(n, 0)]):
             what = ", ".join(_shown(name) for name in left[:3])
             raise FSMWorkflowError(
@@ -363,6 +376,11 @@ class Calls:
     def where(self) -> str:
         """The state and the run, for messages."""
         return f"state {self.state!r} of {self.run.workflow}/{self.run.key}"
+
+    def lent(self, name: str) -> AbstractAsyncContextManager[Any]:
+        """A resource, counted as a call is, so that the end of a step without any has nothing to look for."""
+        self._begun["use"] = self.count("use") + 1
+        return self.worker.resources.use(name, self, self.where)
 
     def block(self) -> AbstractAsyncContextManager[Any]:
         """A block of the step's transaction."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from types import TracebackType
@@ -19,6 +19,7 @@ from fsmworkflow.explain import explained, forked
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.machine import WATCH, first, goes_on, patience, tell
 from fsmworkflow.records import CANCEL, OVER, PAUSE, RERUN, RETRY, UNPAUSE, Event, Run, Status
+from fsmworkflow.resources import Resources
 from fsmworkflow.retry import seconds
 from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.store.writer import whole
@@ -57,7 +58,8 @@ class Engine:
     for how many seconds other machines take this engine for alive without hearing of it; `poll` how often it looks for
     events that other processes sent and for times that have come; `grace` how long leaving waits for running steps;
     `deaths` (3 or more) how many processes a run may end, in one visit of its state, before it is parked.
-    `hooks` are told of moves and steps, beside the log.
+    `hooks` are told of moves and steps, beside the log. `resources` are opened with the engine, in this order, and lent
+    to steps by `ctx.use(name)`: pools, clients, any async context manager.
     """
 
     def __init__(
@@ -70,12 +72,14 @@ class Engine:
         grace: float = 10.0,
         deaths: int = 3,
         hooks: Iterable[Hook] = (),
+        resources: Mapping[str, Any] | None = None,
     ) -> None:
         self.store: Store = _as_store(store)
         self.grace = grace
         self._workflows: dict[str, Workflow] = {}
         self._worker = Worker(self.store, lease=lease, deaths=deaths)
         self._worker.hooks = Hooks(hooks)
+        self.resources = self._worker.resources = Resources(resources)
         self._opened = False  # whether the store was opened here, and is to be closed here
         self._drives = Drives(self._worker, self._workflows, poll)
         self._worker.workflows = self._workflows
@@ -94,8 +98,9 @@ class Engine:
         await self.store.open()
         try:
             await self._worker.open()
+            await self.resources.open()
         except BaseException:
-            await self._close_store()
+            await whole(self._end())
             raise
         self._drives.begin()
         return self
@@ -120,6 +125,7 @@ class Engine:
         try:
             await self._worker.close()
         finally:
+            await self.resources.close()
             await self._close_store()
 
     async def _close_store(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fsmworkflow.errors import FSMWorkflowError
+from fsmworkflow.resources import Usage
 from fsmworkflow.worker import Worker
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How an engine is. Times are seconds.
 
     `live`: its event loop turns; where it does not, a restart helps. `ready`: its lease holds, the store takes its
-    writes (a real one was made), and it is not stopping; a store that is away makes it not ready, and no restart helps.
+    writes (a real one was made), its resources are well, and it is not stopping; a store that is away makes it not
+    ready, and no restart helps.
     `ok` is both, and no run of its workflows has been due for longer than lease, poll and 5 s without a driver.
     `problems` says in words what is wrong. `overdue` is the age of the oldest due run that nobody drives, else None;
     `lag` by how much the loop was late of late; `lease` how long the lease still holds; `driving` how many runs are
-    driven here, `at` when this was seen, by the store's clock.
+    driven here, `at` when this was seen, by the store's clock; `resources` tells how much of each is used and open.
     """
 
     ok: bool
@@ -43,6 +45,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     driving: int
     at: float
     problems: tuple[str, ...] = ()
+    resources: dict[str, Usage] = {}
 
 
 async def seen(engine: Engine, within: float) -> Health:
@@ -53,9 +56,11 @@ async def seen(engine: Engine, within: float) -> Health:
     live = not problems
     problems += ["the engine is stopping"] if stopping else []
     problems += [] if left > 0 else [f"the lease ended {-left:.1f} s ago: others may take its runs"]
-    overdue, refused = await _asked(engine, worker, within)
+    (overdue, refused), used = await asyncio.gather(_asked(engine, worker, within), engine.resources.seen(within))
     problems += [] if refused is None else [f"the store takes no writes: {refused}"]
-    ready = refused is None and left > 0 and not stopping
+    ill = [one.problem for one in used.values() if one.problem is not None]
+    problems += ill
+    ready = refused is None and left > 0 and not stopping and not ill
     allowed = worker.lease + drives.poll + SLACK
     stuck = overdue is not None and overdue > allowed
     problems += [f"a run has been due for {overdue:.0f} s and nobody drives it: let more engines work"] if stuck else []
@@ -71,6 +76,7 @@ async def seen(engine: Engine, within: float) -> Health:
         driving=drives.driven,
         at=store.now(),
         problems=tuple(problems),
+        resources=used,
     )
 
 

@@ -22,6 +22,7 @@ from fsmworkflow.flights import SUSPECT, Flights
 from fsmworkflow.hooks import Hooks
 from fsmworkflow.lease import Lease, machine_id, process_id
 from fsmworkflow.records import Owner, Post, Run, replace
+from fsmworkflow.resources import Resources
 from fsmworkflow.store import Limits, Store, Versions, open_store
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.memory import lost
@@ -81,6 +82,7 @@ class Worker:
         self.pauses: dict[int, float] = {}  # of runs that could not be driven of late, by id
         self.unreleased: list[Run] = []  # runs of ours that nobody drives, as the store did not let them go
         self.hooks = Hooks()
+        self.resources = Resources()
         self._giving_back: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:

@@ -75,6 +75,13 @@ def test_an_access_log_is_sorted_and_what_is_no_line_of_it_is_kept(start: Start,
     assert [one["reasons"] for one in found] == [["asks for /.env", "status 404"], ["status 500"]]
 
 
+def test_forty_orders_share_a_client_and_two_connections_and_each_is_booked_once(start: Start) -> None:
+    for _ in range(2):
+        told = start("shared.py").splitlines()
+        assert (told[0], told[-2], told[-1]) == ("the client is open", "the client is closed", "40 orders, 2700 in all")
+        assert "prices: 1 open, well" in told
+
+
 def test_a_claim_is_checked_and_drawn_with_the_way_that_it_went(start: Start, tmp_path: Path) -> None:
     told = start("drawn.py").splitlines()
     assert [line.partition(":")[0] for line in told[:2]] == ["warning in estimate", "warning in review"]

@@ -83,6 +83,7 @@ FLOORS = {
     "health.py": 3,
     "resources.py": 3,
     "stream/": 4,
+    "pools.py": 4,
     "functions.py": 4,
     "simple.py": 4,
     "doctor.py": 4,
@@ -115,7 +116,8 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 9_460
+LOWER_FLOORS_LINES = 9_480
+RESOURCES_LINES = 240  # what an engine opens for steps, beside the 20 lines by which the others know of it
 FILES_LINES = 1_232  # a workflow as data, which no program without files loads: config/ and expressions.py
 TOP_FLOOR_LINES = 400
 
@@ -217,6 +219,7 @@ def code_lines(file: str) -> int:
 def test_floors_one_to_three_stay_small() -> None:
     lines = {file: code_lines(file) for file in FILES if floor_of(file) != 4}
     as_data = [lines.pop(file) for file in list(lines) if file.startswith(("config/", "expressions."))]
+    assert lines.pop("resources.py") < RESOURCES_LINES
     assert sum(lines.values()) < LOWER_FLOORS_LINES, sorted(lines.items(), key=lambda entry: -entry[1])
     assert sum(as_data) < FILES_LINES
 

@@ -46,6 +46,7 @@ EXPECTED = {
     ),
     "docs/files.md 1": "paid ann 1",
     "docs/pystator.md 1": ("OPEN ['fill']\nbooked 100\nTrue True {'order_qty': 100, 'qty': 100}"),
+    "docs/resources.md 1": "0 1 4 None",
     "docs/retention.md 1": "1\n[]",
     "docs/schedules.md 1": "report 3 True\n['paused']\n[]",
     "docs/streams.md 1": "2 {'output': 1, 'error': 1}\n" + '{"items":[5,7],"total":12}',
