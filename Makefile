@@ -51,6 +51,7 @@ bench: $(BENCH_VENV)/.installed-bench
 	$(BENCH_VENV)/bin/python benchmarks/run.py
 	$(BENCH_VENV)/bin/python benchmarks/processes.py
 	$(BENCH_VENV)/bin/python -m benchmarks.stream
+	$(BENCH_VENV)/bin/python -m benchmarks.files
 
 peers: $(BENCH_VENV)/.installed-peers
 

@@ -35,6 +35,7 @@ SUBJECTS = (
     Subject(EACH, "SQLite", "benchmarks.floors.sqlite_each", "alone bulk large touched events cold"),
     Subject(GROUPED, "SQLite", "benchmarks.floors.sqlite_grouped", "alone bulk resume", "aiosqlite"),
     Subject("fsmworkflow", "SQLite", "benchmarks.subjects.ours", f"{OURS} timers", SQLITE),
+    Subject("fsmworkflow, YAML", "SQLite", "benchmarks.subjects.from_file", "events", f"{SQLITE} yaml"),
     Subject("Burr", "SQLite", "benchmarks.peers.burr_runs", PEER, "burr aiosqlite"),
     Subject("DBOS", "SQLite", "benchmarks.peers.dbos_runs", PEER, "dbos"),
     Subject("LangGraph", "SQLite", "benchmarks.peers.langgraph_runs", PEER, "langgraph langgraph.checkpoint.sqlite"),

@@ -78,9 +78,9 @@ class Draft:
         workflow, payload = case.workflow, case.event.payload
         if workflow.payload != "merge" or not isinstance(payload, dict):
             return ()
-        data, codec = {**Data(self.fields), **payload}, workflow.codec
+        data, codec = Data({**self.fields, **payload}), workflow.codec  # what it does not bring is not decoded
         try:
-            return self._changed(workflow, data if codec.kind is None else codec.decode(codec.start(data)))
+            return self._changed(workflow, data if codec.kind is None else codec.decode(codec.start({**data})))
         except CodecError as error:
             case.asked.append(Seen("the payload fits the data", {}, None, str(error)))
             raise ConditionError(str(error)) from error

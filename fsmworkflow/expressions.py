@@ -21,7 +21,7 @@ from fsmworkflow.conditions import Guard, Seen, View, cut
 from fsmworkflow.errors import ConditionError
 from fsmworkflow.operators import OPERATORS
 
-__all__ = ["Expression"]
+__all__ = ["Expression", "Read"]
 
 TEXT, DEPTH = 1_000, 50
 """How many characters an expression may have, and how many levels."""

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from fsmworkflow import Engine, Retry, Workflow, acting
-from fsmworkflow.errors import DefinitionError, NotAccepted
+from fsmworkflow.conditions import View
+from fsmworkflow.errors import ConditionError, DefinitionError, NotAccepted
 from fsmworkflow.readers.pystator import Entity, Machine
+from fsmworkflow.readers.pystator.guards import Merged
 from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.testing import Clock
 
@@ -123,6 +125,38 @@ async def test_the_payload_merges_guards_see_it_and_actions_come_after_the_commi
         assert "by" not in order.context
         await order.FILL(fill_qty=6) if hasattr(order, "FILL") else await order.send("FILL", fill_qty=6)
         assert order.is_filled
+
+
+SEEN = {"qty": 1, "order": {"qty": 5, "side": "buy"}, "a.b": 7}
+
+
+@pytest.mark.parametrize(
+    ("expr", "payload", "passes"),
+    [
+        ("qty == 1", None, True),
+        ("qty == 2", {"qty": 2}, True),
+        ("qty == 1", {"qty": 2}, False),
+        ("order.qty == 5", {"qty": 2}, True),
+        ("order.qty == 6 and not has(order.side)", {"order": {"qty": 6}}, True),  # the payload's, whole
+        ("a.b == 7", {}, True),
+        ("a.b == 8", {"a.b": 8}, True),
+        ("has(missing)", {"missing": None}, False),
+        ("has(missing)", {"missing": 0}, True),
+        ("true and event.qty == 2 and qty in [2]", {"qty": 2, "true": False}, True),
+        ("qty == 1", ["qty"], True),
+    ],
+)
+async def test_an_expression_sees_the_payload_over_the_data(expr: str, payload: Any, passes: bool) -> None:
+    asked = Merged(expr)
+    view = View(dict(SEEN), payload)
+    assert await asked.ask(view) is passes
+    assert view.data == SEEN
+    assert view.seen[0].condition == expr
+
+
+async def test_an_expression_about_what_is_in_neither_has_no_answer() -> None:
+    with pytest.raises(ConditionError, match="there is no missing"):
+        await Merged("missing > 1").ask(View(dict(SEEN), {"qty": 2}))
 
 
 async def test_an_internal_transition_stays_in_its_visit(tmp_path: Path) -> None:

@@ -164,13 +164,14 @@ async def touched(meter: Meter, url: str, size: Size) -> None:
         assert run.data["records"][size.steps]["score"] == size.steps
 
 
+def take(data: Any, event: Event) -> None:
+    """What an event brings is added."""
+    data["n"] += event.payload["qty"]
+
+
 def answering() -> Workflow:
     """A state that takes events under one condition, and stays."""
     workflow = Workflow("answering")
-
-    def take(data: Any, event: Event) -> None:
-        data["n"] += event.payload["qty"]
-
     fill = [(payload("qty") > 0, To("open", update=take, internal=True))]
     workflow.wait("open", initial=True, on={"fill": fill, "close": "closed"})
     workflow.final("closed")
@@ -178,8 +179,12 @@ def answering() -> Workflow:
 
 
 async def events(meter: Meter, url: str, size: Size) -> None:
+    """Of a workflow that is declared in Python."""
+    await answered(meter, url, size, answering())
+
+
+async def answered(meter: Meter, url: str, size: Size, workflow: Workflow) -> None:
     """The sender does not wait for the moves; that all were made is looked at when the time is taken."""
-    workflow = answering()
     async with Engine(url, workflows=[workflow]) as engine:
         await engine.run(workflow, {"n": 0}, key="only")
         meter.begin()

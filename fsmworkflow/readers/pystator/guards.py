@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
+import ast
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fsmworkflow.conditions import Condition, Function, Guard, View, field, payload
-from fsmworkflow.expressions import Expression
+from fsmworkflow.expressions import Expression, Read
 from fsmworkflow.readers.places import Node
 from fsmworkflow.workflow import nearest
 
@@ -22,8 +22,26 @@ CHECKS = {
 class Merged(Expression):
     """An expression whose names are fields of the payload, or else of the data."""
 
-    async def ask(self, view: View) -> bool:
-        return await super().ask(View(_merged(view), view.payload, view.ctx, view.lenient, view.seen))
+    def _name(self, node: ast.expr, asked: bool = False) -> Read:
+        kept = super()._name(node, asked)
+        names: list[str] = []
+        while isinstance(node, ast.Attribute):
+            names.insert(0, node.attr)
+            node = node.value
+        first = getattr(node, "id", "")
+        if first in ("event", "true", "false", "null"):
+            return kept
+        path, inner = ".".join((first, *names)), ast.Attribute(ast.Name("event"), first)
+        for name in names:
+            inner = ast.Attribute(inner, name)
+        sent = super()._name(inner, asked)
+
+        def read(view: View, seen: dict[str, Any]) -> Any:
+            payload = view.payload
+            here = isinstance(payload, dict) and (first in payload or path in payload)
+            return (sent if here else kept)(view, seen)
+
+        return read
 
 
 class Named(Function):
@@ -51,11 +69,6 @@ class Required(Guard):
         return await self.inner.ask(view)
 
 
-def _merged(view: View) -> Mapping[str, Any]:
-    sent = view.payload if isinstance(view.payload, dict) else {}
-    return ChainMap(sent, view.data)
-
-
 def check(one: Node) -> Guard:
     """A field of the payload, or else of the data, that is compared with a value."""
     one.keys(("field", "op", "value", "values"), needed=("field", "op"))
@@ -71,4 +84,5 @@ class _Checked(Guard):
         self.inner, self._text = inner, str(inner)
 
     async def ask(self, view: View) -> bool:
-        return await self.inner.ask(View(dict(_merged(view)), view.payload, view.ctx, view.lenient, view.seen))
+        sent = view.payload if isinstance(view.payload, dict) else {}
+        return await self.inner.ask(View({**view.data, **sent}, view.payload, view.ctx, view.lenient, view.seen))
