@@ -45,7 +45,7 @@ states:
     after: {3d: expired}
   - {name: publish, step: publish, then: published}
   - {name: published, final: true}
-  - {name: expired, final: failed}
+  - {name: expired, final: true, outcome: failed}
 """
 
 

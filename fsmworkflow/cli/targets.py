@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from fsmworkflow.engine import Engine
-from fsmworkflow.errors import StoreError
+from fsmworkflow.errors import DefinitionError, StoreError
 from fsmworkflow.schedule import PREFIX
 from fsmworkflow.settings import URL
 from fsmworkflow.workflow import Workflow, nearest
@@ -123,6 +123,9 @@ def _read(target: Target) -> Workflow:
         return Workflow.load(target.name, functions=functions, modules=target.code)
     except OSError as error:
         raise click.BadParameter(f"{target.name} cannot be read: {error.strerror}") from error
+    except DefinitionError as error:
+        here = [one.replace("give it in functions=", "--code MODULE says where it is") for one in error.problems]
+        raise DefinitionError(error.workflow, here) from error
 
 
 def _pystator(file: str, functions: dict[str, Any]) -> Workflow:

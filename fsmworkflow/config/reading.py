@@ -25,7 +25,8 @@ __all__ = ["built"]
 _OF_WORKFLOW = ("version", "payload", "deadline", "on_failure", "keep", "concurrency", "limit", "data", "merge")
 _KINDS = ("step", "child", "each", "choice", "final", "children", "parallel")
 """The keys of a state of which one says what it is; without one it waits."""
-_NEEDS = dict.fromkeys(("retry", "timeout", "compensate", "undo", "ends"), "step") | {"initial": "children"}
+_NEEDS = dict.fromkeys(("retry", "timeout", "compensate", "undo", "ends"), "step")
+_NEEDS |= {"initial": "children", "outcome": "final"}
 _LEADS = (("then", None), ("on", "trigger"), ("after", "delay"), ("on_error", "error"))
 _FORMS = ("function", "all", "any", "not", "field", "payload")
 
@@ -146,12 +147,9 @@ class _Reader:
         kind, step = self._kind(workflow, row, path.rpartition(".")[0]), None
         if kind == "step":
             step = WorkflowStep(row["name"], row["step"], row.get("retry"), row.get("timeout"))
-        parts = {key: row[key] for key in ("enter", "exit", "compensate", "undo", "ends") if key in row}
-        outcome: Any = "failed" if row.get("final") == "failed" else "done"
+        parts = {key: row[key] for key in ("enter", "exit", "compensate", "undo", "ends", "outcome") if key in row}
         children = self._children(row[kind]) if kind in ("child", "each") else None
-        workflow.add(
-            State(name=path, kind=kind, step=step, initial=initial, outcome=outcome, children=children, **parts)
-        )
+        workflow.add(State(name=path, kind=kind, step=step, initial=initial, children=children, **parts))
         for key, by in _LEADS:
             for name, targets in (row.get(key, {}) if by else {None: row[key]} if key in row else {}).items():
                 self._led(workflow, path, targets if isinstance(targets, list) else [targets], by, name)

@@ -88,7 +88,7 @@ class _Writer:
             told |= {"timeout": _shown(step.timeout), "ends": state.ends}
             told["undo"] = None if state.undo == UNDO else self._retry(state.undo, f"{state.name}.undo")
         if kind in ("choice", "final"):
-            told[kind] = True if state.outcome == "done" else state.outcome
+            told |= {kind: True, "outcome": None if state.outcome == "done" else state.outcome}
         if state.children is not None:
             told[kind] = self._children(state.children, state.name)
         for what in ("compensate", "enter", "exit"):
