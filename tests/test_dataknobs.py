@@ -449,6 +449,14 @@ async def test_classes_are_made_with_their_params_and_async_transforms_of_arcs_a
         ("validators.length", {"name": {"exact": 2}}, {"name": "bo"}, True),
         ("validators.LengthValidator", {"field_lengths": {"name": {"max": 2}}}, {"name": "anna"}, False),
         ("validators.depends_on", {"a": "b"}, {"a": 1}, False),
+        ("has_required_fields", {"fields": ["a"]}, {}, False),
+        ("data_valid", {}, {"a": 1}, True),
+        ("validators.pattern", {"a": "[a-z]+$"}, {"a": "abc"}, True),
+        ("validators.TypeValidator", {"field_types": {"a": "int"}}, {"a": "abc"}, False),
+        ("validators.UniqueValidator", {"fields": ["a"], "key": "b"}, {"a": [{"b": 1}, {"b": 1}]}, False),
+        ("transformers.replace_values", {"a": {"x": "y"}}, {"a": "x"}, {"a": "y"}),
+        ("transformers.ArrayFlattener", {"fields": ["a"]}, {"a": [[1], [2]]}, {"a": [1, 2]}),
+        ("transformers.split_on", {"field": "a"}, {"a": [1], "b": 2}, {"records": [{"b": 2, "a": 1}]}),
         ("transformers.map_fields", {"mapping": {"a": "b"}}, {"a": 1, "c": 2}, {"b": 1, "c": 2}),
         ("transformers.FieldMapper", {"field_map": {"a": "b"}, "drop_unmapped": True}, {"a": 1, "c": 2}, {"b": 1}),
         ("transformers.normalize", {"*": ["trim", "snake_case"]}, {"a": " someName "}, {"a": "some_name"}),
@@ -473,8 +481,8 @@ def test_a_builtin_that_is_not_here_or_is_made_wrongly_is_refused_by_name() -> N
         load({"states": [{"name": "a", "is_end": True,
                           "transforms": [{"type": "builtin", "name": name, "params": params}]}]})  # fmt: skip
 
-    with pytest.raises(DefinitionError, match=r"the library here has none of this name: 'validators.UniqueValidator'"):
-        machine("validators.UniqueValidator", {"fields": ["a"]})
+    with pytest.raises(DefinitionError, match=r"has none of this name: 'validators.CompositeValidator'"):
+        machine("validators.CompositeValidator", {"validators": ["a"]})
     with pytest.raises(DefinitionError, match="there is no normalization 'lowercse'"):
         machine("transformers.normalize", {"a": "lowercse"})
     with pytest.raises(DefinitionError, match="cannot be made with these params"):

@@ -84,7 +84,7 @@ FLOORS = {
     "resources.py": 3,
     "stream/": 4,
     "pools.py": 4,
-    "functions.py": 4,
+    "functions/": 4,
     "simple.py": 4,
     "doctor.py": 4,
     "findings.py": 4,

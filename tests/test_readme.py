@@ -45,6 +45,9 @@ EXPECTED = {
         "    s3 --> [*]"
     ),
     "docs/files.md 1": "paid ann 1",
+    "docs/functions.md 1": (
+        "welcome ann@example.org\nrefused ['email is missing', 'age must be from 0 to 150, not 200']"
+    ),
     "docs/pystator.md 1": ("OPEN ['fill']\nbooked 100\nTrue True {'order_qty': 100, 'qty': 100}"),
     "docs/resources.md 1": "0 1 4 None",
     "docs/retention.md 1": "1\n[]",

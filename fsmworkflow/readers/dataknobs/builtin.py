@@ -1,159 +1,88 @@
-"""The validators and transformers that configurations of dataknobs-fsm name as builtin: each makes a function.
+"""The validators and transformers that configurations of dataknobs-fsm name as builtin, by our functions of that kind.
 
-Left out are those whose parameters are Python objects, that remember what they saw, or that match patterns without
-bound: they are refused by name.
+Left out are those whose parameters are Python objects: they are refused by name.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from fsmworkflow import functions
 
 __all__ = ["BUILTIN"]
 
-Data = Mapping[str, Any]
-Make = Callable[..., Callable[[Data], Any]]
+Made = functions.Check | functions.Change
+Make = Callable[..., Made]
 
 
-def required(fields: list[str], allow_none: bool = False) -> Callable[[Data], bool]:
-    return lambda data: all(name in data and (allow_none or data[name] is not None) for name in fields)
+def required(fields: list[str], allow_none: bool = False) -> Made:
+    return functions.required(*fields, allow_none=allow_none)
 
 
-def ranges(field_ranges: Mapping[str, Mapping[str, float]]) -> Callable[[Data], bool]:
-    def within(value: Any, bounds: Mapping[str, float]) -> bool:
-        number = isinstance(value, (int, float))
-        return number and bounds.get("min", value) <= value <= bounds.get("max", value)
-
-    return lambda data: all(within(data[name], bounds) for name, bounds in field_ranges.items() if name in data)
+def unique(fields: list[str], key: str | None = None) -> Made:
+    return functions.unique(*fields, key=key)
 
 
-def lengths(field_lengths: Mapping[str, Mapping[str, int]]) -> Callable[[Data], bool]:
-    def fits(value: Any, bounds: Mapping[str, int]) -> bool:
-        many = len(value) if hasattr(value, "__len__") else -1
-        least, most = bounds.get("min", 0), bounds.get("max", many)
-        return least <= many <= most and many == bounds.get("exact", many)
-
-    return lambda data: all(fits(data[name], bounds) for name, bounds in field_lengths.items() if name in data)
+def mapped(field_map: Mapping[str, str], drop_unmapped: bool = False, copy_unmapped: bool = True) -> Made:
+    return functions.map_fields(field_map, drop=drop_unmapped or not copy_unmapped)
 
 
-def depends(dependencies: Mapping[str, str | list[str]]) -> Callable[[Data], bool]:
-    needs = {name: [on] if isinstance(on, str) else on for name, on in dependencies.items()}
-    return lambda data: all(on in data for name, others in needs.items() if name in data for on in others)
+def normalized(normalizations: Mapping[str, Any], fields: list[str] | None = None) -> Made:
+    every: str | Iterable[str] = normalizations.get("*", ())
+    ways: dict[str, str | Iterable[str]] = {name: told for name, told in normalizations.items() if name != "*"}
+    if fields:  # none but these
+        ways, every = {name: ways.get(name, every) for name in fields}, ()
+    return functions.normalise(every, **ways)
 
 
-def mapped(field_map: Mapping[str, str], drop_unmapped: bool = False, copy_unmapped: bool = True) -> Any:
-    for name in (*field_map, *field_map.values()):
-        if "." in name:
-            raise ValueError(f"paths as {name!r} are not mapped")
-
-    def transform(data: Data) -> dict[str, Any]:
-        made = {to: data[name] for name, to in field_map.items() if name in data}
-        rest = {} if drop_unmapped or not copy_unmapped else {k: v for k, v in data.items() if k not in field_map}
-        return {**rest, **made}
-
-    return transform
+def converted(conversions: Mapping[str, str], strict: bool = False) -> Made:
+    return functions.convert(strict=strict, **conversions)
 
 
-_NORMAL: dict[str, Callable[[str], str]] = {
-    "lowercase": str.lower,
-    "uppercase": str.upper,
-    "trim": str.strip,
-    "snake_case": lambda text: re.sub(
-        "([a-z0-9])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", text)
-    ).lower(),
-    "camel_case": lambda text: "".join([_words(text)[0].lower(), *(word.capitalize() for word in _words(text)[1:])]),
-    "pascal_case": lambda text: "".join(word.capitalize() for word in _words(text)),
-    "remove_special": lambda text: re.sub(r"[^a-zA-Z0-9\s]", "", text),
-    "normalize_spaces": lambda text: " ".join(text.split()),
-}
+def enriched(enrichments: Mapping[str, Any], overwrite: bool = False) -> Made:
+    return functions.enrich(enrichments, overwrite=overwrite)
 
 
-def _words(text: str) -> list[str]:
-    return text.replace("-", "_").split("_")
+def split(split_field: str, output_field: str = "records") -> Made:
+    return functions.split(split_field, into=output_field)
 
 
-def normalized(normalizations: Mapping[str, str | list[str]], fields: list[str] | None = None) -> Any:
-    ways = {name: [told] if isinstance(told, str) else told for name, told in normalizations.items()}
-    if unknown := {way for told in ways.values() for way in told} - _NORMAL.keys():
-        raise ValueError(f"there is no normalization {sorted(unknown)[0]!r}")
-
-    def transform(data: Data) -> dict[str, Any]:
-        made = dict(data)
-        for name in fields or list(data):
-            for way in ways.get(name, ways.get("*", ())) if isinstance(made.get(name), str) else ():
-                made[name] = _NORMAL[way](made[name])
-        return made
-
-    return transform
-
-
-_TYPES: dict[str, Callable[[Any], Any]] = {
-    "str": str,
-    "int": int,
-    "float": float,
-    "bool": lambda value: value.lower() in ("true", "yes", "1", "on") if isinstance(value, str) else bool(value),
-    "list": list,
-    "dict": dict,
-    "datetime": datetime.fromisoformat,
-    "json": json.loads,
-}
-
-
-def converted(conversions: Mapping[str, str], strict: bool = False) -> Any:
-    if unknown := set(conversions.values()) - _TYPES.keys():
-        raise ValueError(f"there is no type {sorted(unknown)[0]!r}")
-
-    def transform(data: Data) -> dict[str, Any]:
-        made = dict(data)
-        for name, kind in conversions.items():
-            if made.get(name) is None:
-                continue
-            try:
-                made[name] = _TYPES[kind](made[name])
-            except (TypeError, ValueError, AttributeError):
-                if strict:
-                    raise
-        return made
-
-    return transform
-
-
-def enriched(enrichments: Data, overwrite: bool = False) -> Callable[[Data], dict[str, Any]]:
-    return lambda data: {**data, **enrichments} if overwrite else {**enrichments, **data}
-
-
-def filtered(include: list[str] | None = None, exclude: list[str] | None = None) -> Callable[[Data], dict[str, Any]]:
-    if include and exclude:
-        raise ValueError("it has include or exclude, not both")
-    left = exclude or ()
-    return lambda data: {k: v for k, v in data.items() if (k in include if include else k not in left)}
-
-
-def named(make: Make) -> Make:
-    """The form whose fields stand among the params themselves: `{"email": "lowercase"}`."""
-    return lambda **fields: make(fields)
+def flat(fields: list[str], depth: int = 1) -> Made:
+    return functions.flatten(*fields, depth=depth)
 
 
 BUILTIN: dict[str, Make] = {
+    "has_required_fields": functions.has_required_fields,
+    "data_valid": functions.data_valid,
+    "add_metadata": functions.add_metadata,
     "validators.RequiredFieldsValidator": required,
-    "validators.RangeValidator": ranges,
-    "validators.range_check": named(ranges),
-    "validators.LengthValidator": lengths,
-    "validators.length": named(lengths),
-    "validators.DependencyValidator": depends,
-    "validators.depends_on": named(depends),
+    "validators.RangeValidator": lambda field_ranges: functions.ranges(**field_ranges),
+    "validators.range_check": functions.ranges,
+    "validators.PatternValidator": lambda field_patterns: functions.patterns(**field_patterns),
+    "validators.pattern": functions.patterns,
+    "validators.TypeValidator": lambda field_types: functions.types(**field_types),
+    "validators.type_check": functions.types,
+    "validators.LengthValidator": lambda field_lengths: functions.lengths(**field_lengths),
+    "validators.length": functions.lengths,
+    "validators.SchemaValidator": lambda schema: functions.schema(schema),
+    "validators.UniqueValidator": unique,
+    "validators.DependencyValidator": lambda dependencies: functions.depends_on(**dependencies),
+    "validators.depends_on": functions.depends_on,
     "transformers.FieldMapper": mapped,
     "transformers.map_fields": lambda mapping, **more: mapped(mapping, **more),
     "transformers.ValueNormalizer": normalized,
-    "transformers.normalize": named(normalized),
+    "transformers.normalize": lambda **fields: normalized(fields),
     "transformers.TypeConverter": converted,
-    "transformers.convert_types": named(converted),
+    "transformers.convert_types": lambda **fields: converted(fields),
+    "transformers.ValueReplacer": lambda replacements: functions.replace(**replacements),
+    "transformers.replace_values": functions.replace,
+    "transformers.ArrayFlattener": flat,
+    "transformers.DataSplitter": split,
+    "transformers.split_on": lambda field, output="records": split(field, output),
     "transformers.DataEnricher": enriched,
-    "transformers.enrich": named(enriched),
-    "transformers.FieldFilter": filtered,
-    "transformers.filter_fields": filtered,
+    "transformers.enrich": lambda **fields: functions.enrich(fields),
+    "transformers.FieldFilter": functions.filter_fields,
+    "transformers.filter_fields": functions.filter_fields,
 }
 """By the names that configurations have for them."""

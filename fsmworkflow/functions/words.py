@@ -1,0 +1,86 @@
+"""What checks and changes share: how data is given, how a field is named, which types and spellings have a name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from fsmworkflow.conditions import Operand, View
+from fsmworkflow.errors import FSMWorkflowError
+from fsmworkflow.workflow import nearest
+
+__all__ = ["CONVERSIONS", "NORMAL", "TYPES", "Data", "Invalid", "Way", "at", "data_of", "named", "there"]
+
+Data = Mapping[str, Any]
+Way = Callable[[Any], Any]
+
+
+class Invalid(FSMWorkflowError, ValueError):
+    """A value cannot be changed as was asked, or data is not as it must be."""
+
+    code = "invalid"
+
+
+def data_of(given: Any) -> Data:
+    """The data that a function is called with, or that of its context."""
+    found: Data = given if isinstance(given, Mapping) else given.data
+    return found
+
+
+def at(data: Data, path: str) -> Any:
+    """The value of a field, None where it is not there."""
+    return Operand("data", path).read(View(data))
+
+
+def there(data: Data, path: str) -> bool:
+    """Whether a field is there, be it None."""
+    name, _, inner = path.partition(".")
+    if path in data or not inner:
+        return path in data
+    found = data.get(name)
+    return isinstance(found, Mapping) and there(found, inner)
+
+
+def named(name: str, known: Mapping[str, Any], what: str) -> str:
+    if name not in known:
+        raise ValueError(f"there is no {what} {name!r}{nearest(name, known)}")
+    return name
+
+
+def _truth(text: str) -> bool:
+    return text.strip().lower() in ("true", "yes", "1", "on")
+
+
+def _snake(text: str) -> str:
+    return re.sub("([a-z0-9])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", text)).lower()
+
+
+def _words(text: str) -> list[str]:
+    return text.replace("-", "_").split("_")
+
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "float": (float, int), "number": (int, float, Decimal), "bool": (bool,),
+    "list": (list,), "dict": (dict,), "date": (date,), "datetime": (datetime,), "Decimal": (Decimal,), "UUID": (UUID,),
+    "any": (object,),
+}  # fmt: skip
+CONVERSIONS: dict[str, Way] = {
+    "str": str, "int": int, "float": float, "list": list, "dict": dict, "json": json.loads, "Decimal": Decimal,
+    "UUID": UUID, "date": date.fromisoformat, "datetime": datetime.fromisoformat,
+    "bool": lambda value: _truth(value) if isinstance(value, str) else bool(value),
+}  # fmt: skip
+NORMAL: dict[str, Callable[[str], str]] = {
+    "lowercase": str.lower,
+    "uppercase": str.upper,
+    "trim": str.strip,
+    "snake_case": _snake,
+    "camel_case": lambda text: "".join([_words(text)[0].lower(), *(word.capitalize() for word in _words(text)[1:])]),
+    "pascal_case": lambda text: "".join(word.capitalize() for word in _words(text)),
+    "remove_special": lambda text: re.sub(r"[^a-zA-Z0-9\s]", "", text),
+    "normalize_spaces": lambda text: " ".join(text.split()),
+}

@@ -1,0 +1,278 @@
+"""Checks say what is wrong and with which field; changes make other data, and leave what they are given alone."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any, TypedDict
+
+import msgspec
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fsmworkflow import Engine, FSMWorkflowError, RunFailed, To, Workflow, field
+from fsmworkflow.functions import (
+    Change,
+    Check,
+    Invalid,
+    add_metadata,
+    chain,
+    convert,
+    data_valid,
+    depends_on,
+    enrich,
+    filter_fields,
+    flatten,
+    has_required_fields,
+    lengths,
+    map_fields,
+    normalise,
+    patterns,
+    ranges,
+    replace,
+    required,
+    schema,
+    split,
+    types,
+    unique,
+    validate,
+)
+from fsmworkflow.stream import stream
+
+
+@dataclass
+class Person:
+    name: str
+    age: int = 0
+
+
+class Struct(msgspec.Struct):
+    name: str
+
+
+class Typed(TypedDict):
+    name: str
+
+
+class Model(pydantic.BaseModel):
+    name: str
+
+
+NESTED = {"customer": {"email": "a@b.c", "age": 7}}
+
+
+@pytest.mark.parametrize(
+    ("check", "holds", "data", "problems"),
+    [
+        (required("a", "b"), {"a": 1, "b": 0}, {"a": None}, ["a is missing", "b is missing"]),
+        (required("a", allow_none=True), {"a": None}, {}, ["a is missing"]),
+        (required("customer.email"), NESTED, {"customer": {"email": None}}, ["customer.email is missing"]),
+        (required("c.e", allow_none=True), {"c": {"e": None}}, {"c": 3}, ["c.e is missing"]),
+        (has_required_fields(["a"]), {"a": 1}, {}, ["a is missing"]),
+        (types(a="int", b=(str, "list")), {"a": 1, "b": []}, {"a": True, "b": 2},
+         ["a must be of type int, not True", "b must be of type str or list, not 2"]),
+        (types(a="float"), {"a": 1}, {"a": "1"}, ["a must be of type float or int, not '1'"]),
+        (types(a=date, b="any"), {"a": date(2026, 1, 1), "b": True}, {"a": "x"}, ["a must be of type date, not 'x'"]),
+        (ranges(**{"customer.age": (0, 150)}), NESTED, {"customer": {"age": 151}},
+         ["customer.age must be from 0 to 150, not 151"]),
+        (ranges(a={"min": 3}), {"a": 3}, {"a": 2.5}, ["a must be at least 3, not 2.5"]),
+        (ranges(a=(None, 3)), {}, {"a": True}, ["a must be at most 3, not True"]),
+        (ranges(a=(date(2026, 1, 1), None)), {"a": date(2026, 2, 1)}, {"a": "x"},
+         ["a must be at least 2026-01-01, not 'x'"]),
+        (ranges(a=(0, 1)), {"a": None}, {"a": float("nan")}, ["a must be from 0 to 1, not nan"]),
+        (lengths(a=2), {"a": "ab"}, {"a": [1]}, ["a must be of length 2, not [1]"]),
+        (lengths(a=(1, 2)), {"a": {"x": 1}}, {"a": 5}, ["a must be of length from 1 to 2, not 5"]),
+        (lengths(a={"exact": 0}), {"a": ""}, {"a": "x"}, ["a must be of length 0, not 'x'"]),
+        (patterns(a=r"[a-z]+\d$"), {"a": "abc1"}, {"a": "1abc1"}, ["a must match '[a-z]+\\\\d$', not '1abc1'"]),
+        (patterns(a="x"), {}, {"a": 5}, ["a must match 'x', not 5"]),
+        (schema(Person), {"name": "ann", "age": 3}, {"age": 3}, ["Object missing required field `name`"]),
+        (schema(Struct), {"name": "ann"}, {"name": 3}, ["Expected `str`, got `int` - at `$.name`"]),
+        (schema(Typed), {"name": "ann"}, {}, ["Object missing required field `name`"]),
+        (schema({"required": ["a"], "properties": {"a": {"type": "integer"}}}), {"a": 1}, {"a": "x"},
+         ["$.a: 'x' is not of type 'integer'"]),
+        (unique("tags"), {"tags": [1, "1", [2], {"a": 1}]}, {"tags": [{"a": 1, "b": 2}, {"b": 2, "a": 1}]},
+         ["tags must have {'a': 1, 'b': 2} once, not [{'a': 1, 'b': 2}, {'a': 1, 'b': 2}]"]),
+        (unique("items", key="id"), {"items": [{"id": 1}, {"id": 2}]}, {"items": "text"},
+         ["items must be a list, not 'text'"]),
+        (depends_on(card=["number", "owner"]), {"number": 1}, {"card": 1, "owner": 2}, ["card needs number"]),
+        (data_valid(), {}, {"valid": False}, ["valid is false"]),
+        (required("a") & ranges(a=(0, 1)), {"a": 1}, {"a": 2}, ["a must be from 0 to 1, not 2"]),
+        (required("a") | required("b"), {"b": 1}, {}, ["a is missing", "b is missing"]),
+        (~required("a"), {}, {"a": 1}, ["required(a) holds"]),
+    ],
+)  # fmt: skip
+def test_a_check_holds_or_says_what_is_wrong(
+    check: Check, holds: dict[str, Any], data: dict[str, Any], problems: list[str]
+) -> None:
+    assert check(holds)
+    assert check.problems(holds) == []
+    assert not check(data)
+    assert check.problems(data) == problems
+
+
+def test_a_model_of_pydantic_is_a_schema() -> None:
+    assert schema(Model)({"name": "ann"})
+    assert "Field required" in schema(Model).problems({})[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "data", "made"),
+    [
+        (map_fields({"a": "b", "c.d": "e"}), {"a": 1, "c": {"d": 2}}, {"c": {"d": 2}, "b": 1, "e": 2}),
+        (map_fields({"a": "b"}, drop=True), {"a": None, "x": 3}, {"b": None}),
+        (map_fields({"gone": "b"}), {"x": 3}, {"x": 3}),
+        (convert(a="int", b="bool", c="Decimal", d=len), {"a": "7", "b": "Yes", "c": "1.5", "d": "four"},
+         {"a": 7, "b": True, "c": Decimal("1.5"), "d": 4}),
+        (convert(a="date", b="datetime", c="json"), {"a": "2026-01-02", "b": None, "c": "[1]"},
+         {"a": date(2026, 1, 2), "b": None, "c": [1]}),
+        (convert(strict=False, a="int"), {"a": "seven"}, {"a": "seven"}),
+        (normalise(a=["trim", "snake_case"]), {"a": " someName ", "b": " X "}, {"a": "some_name", "b": " X "}),
+        (normalise("uppercase", a="camel_case"), {"a": "some-name", "b": "x", "c": 3},
+         {"a": "someName", "b": "X", "c": 3}),
+        (normalise(a=["normalize_spaces", "remove_special"]), {"a": "a   b!"}, {"a": "a b"}),
+        (filter_fields(include=["a"]), {"a": 1, "b": 2}, {"a": 1}),
+        (filter_fields(exclude=["a"]), {"a": 1, "b": 2}, {"b": 2}),
+        (replace(a={"ok": "done", 3: 4}), {"a": "ok", "b": "ok"}, {"a": "done", "b": "ok"}),
+        (replace(a={"ok": "done"}), {"a": ["ok"]}, {"a": ["ok"]}),
+        (flatten("a"), {"a": [[1], 2, [[3]]], "b": [[4]]}, {"a": [1, 2, [3]], "b": [[4]]}),
+        (flatten("a", depth=2), {"a": [[1], [[3, [4]]]]}, {"a": [1, 3, [4]]}),
+        (flatten("a"), {"a": {"b": 1, "c": {"d": 2}}, "x": 1}, {"a.b": 1, "a.c": {"d": 2}, "x": 1}),
+        (flatten("a", depth=2), {"a": {"b": 1, "c": {"d": 2}}}, {"a.b": 1, "a.c.d": 2}),
+        (split("items"), {"id": 7, "items": [{"n": 1}, "x"]},
+         {"records": [{"id": 7, "n": 1}, {"id": 7, "items": "x"}]}),
+        (split("tags", at=","), {"tags": "a,b"}, {"tags": ["a", "b"]}),
+        (split("tags"), {"tags": "a"}, {"tags": "a"}),
+        (enrich(a=1, b=lambda data: data["c"] * 2), {"a": 0, "c": 4}, {"a": 0, "c": 4, "b": 8}),
+        (enrich({"a-b": 1}, overwrite=True, a=1), {"a": 0}, {"a": 1, "a-b": 1}),
+        (validate(required("a")), {}, {"valid": False, "problems": ["a is missing"]}),
+        (convert(a="int") | enrich(b=lambda data: data["a"] + 1), {"a": "1"}, {"a": 1, "b": 2}),
+        (chain(), {"a": 1}, {"a": 1}),
+        (chain(filter_fields(include=["a"]), enrich(c=1)), {"a": 1, "b": 2}, {"a": 1, "c": 1}),
+    ],
+)  # fmt: skip
+def test_a_change_makes_other_data_and_leaves_what_it_is_given(
+    change: Change, data: dict[str, Any], made: dict[str, Any]
+) -> None:
+    before = copy.deepcopy(data)
+    assert change(data) == made
+    assert data == before
+
+
+def test_metadata_are_added_to_those_that_are_there() -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    metadata = add_metadata(by="import")({"metadata": {"a": 1}})["metadata"]  # type: ignore[index]
+    assert before <= datetime.fromisoformat(metadata.pop("processed_at")) <= datetime.now(UTC)
+    assert metadata == {"a": 1, "by": "import"}
+    assert list(add_metadata()({"metadata": 3})["metadata"]) == ["processed_at"]  # type: ignore[index]
+
+
+DATA = st.dictionaries(
+    st.sampled_from("abc"),
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=4) | st.booleans() | st.floats(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+        max_leaves=6,
+    ),
+)
+
+
+@given(DATA)
+def test_whatever_the_data_is_a_check_answers_and_a_change_alters_nothing_that_it_is_given(
+    data: dict[str, Any],
+) -> None:
+    before = copy.deepcopy(data)
+    for check in (
+        required("a", "b.a"), types(a="int"), ranges(a=(0, 5), b=("a", "b")), lengths(a=1), patterns(a="x+"),
+        unique("a", key="a"), unique("b"), depends_on(a="b.a"), schema({"required": ["a"]}),
+    ):  # fmt: skip
+        assert check(data) is (not check.problems(data))
+        assert (~check)(data) is not check(data)
+    for change in (
+        map_fields({"a": "c", "b.a": "d"}), convert(strict=False, a="int", b="json"), normalise("trim", a="camel_case"),
+        flatten("a", "b", depth=3), split("a"), replace(a={1: 2}), enrich(z=1), add_metadata(),
+    ):  # fmt: skip
+        assert isinstance(change(data), dict)
+    assert repr(data) == repr(before)
+
+
+def test_what_cannot_be_converted_is_told_with_its_field() -> None:
+    with pytest.raises(Invalid, match="convert of age = 'seven': ValueError: invalid literal"):
+        convert(age="int")({"age": "seven"})
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: convert(a="integer"), "there is no type 'integer'.*did you mean"),
+        (lambda: types(a="sting"), "there is no type 'sting'"),
+        (lambda: normalise(a="lowercse"), "there is no normalization 'lowercse'"),
+        (lambda: ranges(a={"least": 3}), "bounds are min and max, not 'least'"),
+        (lambda: filter_fields(include=["a"], exclude=["b"]), "include or exclude"),
+        (lambda: patterns(a="("), r"the pattern '\(' does not compile"),
+        (lambda: patterns(a=r"(a)\1"), "does not compile"),
+        (lambda: schema({"type": "integr"}), "it is no JSON Schema"),
+    ],
+)
+def test_what_means_nothing_is_refused_when_it_is_made(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_a_pattern_is_bounded_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.perf_counter()
+    assert not patterns(a=r"(a+)+$")({"a": "a" * 100_000 + "!"})  # for which `re` would take longer than the sun
+    assert time.perf_counter() - began < 2
+    monkeypatch.setitem(sys.modules, "re2", None)
+    with pytest.raises(FSMWorkflowError, match=r"patterns need google-re2: pip install 'fsmworkflow\[re2\]'"):
+        patterns(a="x")
+
+
+async def test_checks_are_conditions_and_changes_are_steps_and_updates(store_url: str) -> None:
+    known = required("email") & ranges(age=(0, 150))
+    clean = normalise(email=["trim", "lowercase"]) | convert(age="int")
+    flow = Workflow("people")
+    flow.step("clean", initial=True, then=[(known & (field("age") > 17), "adult"), (known, "child"), "refused"])(clean)
+    flow.wait("adult", on={"renamed": To("named", update=map_fields({"email": "mail"}))})
+    flow.final("child", "refused", "named")
+    async with Engine(store_url, workflows=[flow]) as engine:
+        assert (await engine.run(flow, {"email": " A@B.C ", "age": "7"}, key="a")).state == "child"
+        assert (await engine.run(flow, {"age": "7"}, key="b")).state == "refused"
+        run = await engine.run(flow, {"email": " A@B.C ", "age": "18", "x": 1}, key="c")
+        assert (run.state, run.data) == ("adult", {"email": "a@b.c", "age": 18, "x": 1})
+        asked = (await engine.history(flow, "c"))[-1].asked
+        assert [str(one.condition) for one in asked] == ["required(email) and ranges(age)", "age > 17"]
+        await engine.send(flow, "c", "renamed")
+        assert (await engine.result(flow, "c")).data == {"age": 18, "x": 1, "mail": "a@b.c"}
+        with pytest.raises(RunFailed, match="convert of age = 'seven'"):
+            await engine.run(flow, {"email": "x", "age": "seven"}, key="d")
+
+
+def test_a_condition_of_ours_combines_with_a_check_from_either_side() -> None:
+    check = required("a")
+    for guard in (
+        check & (field("a") > 1),
+        (field("a") > 1) & check,
+        check | (field("a") > 1),
+        (lambda _: True) | check,
+    ):
+        assert "required(a)" in str(guard)
+
+
+async def test_records_of_a_stream_are_checked_and_changed() -> None:
+    flow = Workflow("people")
+    change = validate(required("n")) | enrich(twice=lambda data: 2 * (data.get("n") or 0))
+    flow.step("look", initial=True, then=[(data_valid(), "good"), "bad"])(change)
+    flow.final("good", "bad")
+    good: list[Any] = []
+    bad: list[Any] = []
+    done = await stream(None, flow, [{"n": 1}, {}, {"n": 3}], {"good": good, "bad": bad})
+    assert done.states == {"good": 2, "bad": 1}
+    assert [one["twice"] for one in good] == [2, 6]
+    assert bad == [{"valid": False, "problems": ["n is missing"], "twice": 0}]
