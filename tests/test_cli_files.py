@@ -149,7 +149,11 @@ def test_a_workflow_of_a_module_takes_a_store_as_a_file_does(capsys: Any) -> Non
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["run", "order.yaml", *STORE], 3, "order.yaml:4:19: states[0].step: there is no function 'check': --code MODULE says where it is"),
+        (
+            ["run", "order.yaml", *STORE],
+            3,
+            "order.yaml:4:19: states[0].step: there is no function 'check': --code MODULE says where it is",
+        ),
         (["run", "none.yaml", *STORE], 2, "none.yaml cannot be read: No such file or directory"),
         (["show", "order.yaml", "order", "o-1", "--code", "files_code", *STORE], 3, "there is no file"),
         (["run", "order.yaml", "--code", "nowhere", *STORE], 2, "nowhere cannot be loaded"),
