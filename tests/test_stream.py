@@ -7,9 +7,11 @@ import gzip
 import io
 import json
 import os
+import random
 import resource
 import sys
 from collections.abc import AsyncIterator, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 
 from fsmworkflow import Engine, Workflow, field
 from fsmworkflow.stream import Progress, StreamError, sinks, sources, stream
+from fsmworkflow.stream.packing import packed
 
 
 def numbered() -> Workflow:
@@ -90,7 +93,7 @@ async def test_every_record_of_a_source_comes_to_the_sink_of_its_final_state_in_
     assert (done.records, done.states, done.ended, done.share) == (500, {"good": 250, "bad": 250}, True, 1.0)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv", ".csv.gz"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv", ".csv.gz", ".csv.zst", ".parquet"])
 async def test_what_a_sink_holds_is_a_source(tmp_path: Path, suffix: str) -> None:
     there, again = tmp_path / f"one{suffix}", []
     await stream(None, numbered(), [{"n": n} for n in range(300)], there, chunk=70)
@@ -156,6 +159,46 @@ async def test_what_comes_slowly_through_a_pipe_is_passed_on_after_every_so_long
     assert (seen[0], seen[-1]) == (1, 2)
 
 
+async def test_where_order_is_not_kept_a_slow_record_holds_up_no_other_and_each_is_there_once(
+    store_url: str, tmp_path: Path
+) -> None:
+    flow, passed, go = Workflow("flow"), [0], asyncio.Event()
+
+    @flow.step(initial=True, then="over")
+    async def wait(ctx: Any) -> None:
+        passed[0] += 1
+        if ctx.data["n"] == 3:
+            await go.wait()
+        elif passed[0] == 500:
+            go.set()
+        await asyncio.sleep(0)
+
+    flow.final("over")
+    source, out = lines(tmp_path / "in.jsonl", ({"n": n} for n in range(1000))), tmp_path / "out.jsonl"
+    async with Engine(store_url) as engine:
+        given = {"key": "k", "chunk": 600, "every": "1h", "workers": 4, "ordered": False}
+        done = await asyncio.wait_for(stream(engine, flow, source, out, **given), 60)
+    found = ns(read(out))
+    assert found.index(3) > 100, "it was waited for"
+    assert sorted(found[:600]) == list(range(600)), "what was committed is no beginning of the source"
+    assert sorted(found) == list(range(1000))
+    assert (done.records, done.chunks) == (1000, 2)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_without_order_sync_steps_errors_and_ends_are_counted_as_with_it(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "in.jsonl").write_text(MIXED * 500)
+    out: list[Any] = []
+    wrong: list[Any] = []
+    how = {"workers": workers, "ordered": False, "chunk": 700}
+    done = await stream(None, numbered(), tmp_path / "in.jsonl", out, errors=wrong, **how)
+    assert (done.records, done.errors, done.malformed, len(out)) == (3000, 1000, 1000, 1000)
+    assert sorted(entry["number"] for entry in wrong) == [6 * n + more for n in range(500) for more in (2, 3, 4, 6)]
+    assert done.read == (tmp_path / "in.jsonl").stat().st_size
+    with pytest.raises(StreamError, match=r"record \d+ of .* is malformed"):
+        await stream(None, numbered(), tmp_path / "in.jsonl", [], **how)
+
+
 # -- what goes wrong with a record ------------------------------------------------------------------------------------
 
 
@@ -204,6 +247,49 @@ async def test_without_errors_it_stops_at_the_first_and_goes_on_from_there_once_
     assert (done.records, done.resumed) == (3, 1)
 
 
+UNWRITABLE = {
+    "in.jsonl": lambda path: sinks.JsonLines(path),
+    "in.csv": lambda path: sinks.Csv(path, names=["n", "even"]),
+    "in.txt": lambda path: sinks.Text(path, field="n"),
+    "in.parquet": lambda path: sinks.Parquet(path),
+}
+
+
+@pytest.mark.parametrize("name", UNWRITABLE)
+async def test_a_record_that_a_sink_cannot_write_is_named_and_once_it_is_mended_it_goes_on(
+    store_url: str, tmp_path: Path, name: str
+) -> None:
+    """The 60th of the odd ones, the 119th of all."""
+    flow, mended = Workflow("flow"), [False]
+    spoilt = {"in.jsonl": object(), "in.csv": None, "in.txt": None, "in.parquet": "text"}[name]
+
+    @flow.step(initial=True, then=[(field("even").in_([True]), "even"), "odd"])
+    def look(ctx: Any) -> None:
+        ctx.data["even"] = ctx.data["n"] % 2 == 1
+        if ctx.data["n"] == 118 and not mended[0]:
+            ctx.data["n"] = spoilt
+            ctx.data["more"] = 1
+            if name == "in.txt":
+                del ctx.data["n"]
+
+    flow.final("even", "odd")
+    out, source = tmp_path / name, [{"n": n} for n in range(300)]
+    async with Engine(store_url) as engine:
+        for _ in range(2):
+            given = {"even": None, "odd": UNWRITABLE[name](out)}
+            with pytest.raises(StreamError, match="record 119 of the list of records cannot be written to"):
+                await stream(engine, flow, source, given, key="k", chunk=50)
+        mended[0] = True
+        done = await stream(engine, flow, source, {"even": None, "odd": UNWRITABLE[name](out)}, key="k", chunk=50)
+    assert done.resumed == 100
+    found: list[Any] = []
+    again = Workflow("again")
+    again.step("look", initial=True, then="over")(lambda ctx: None)
+    again.final("over")
+    await stream(None, again, out, found)
+    assert [int(one.get("n", one.get("line"))) for one in found] == list(range(0, 300, 2))
+
+
 async def test_above_the_limit_it_stops(tmp_path: Path) -> None:
     records = [{"n": n if n % 3 else "x"} for n in range(90)]
     assert (await stream(None, numbered(), records, [], errors=[], limit=0.34)).errors == 30
@@ -239,7 +325,7 @@ async def test_a_chunk_is_one_move_of_a_run_that_everybody_can_see(store_url: st
     assert [entry.changes["records"] for entry in history if "records" in entry.changes] == [0, 30, 60, 90, 100]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv"])
 async def test_what_a_crash_left_in_a_sink_is_cut_off(store_url: str, tmp_path: Path, suffix: str) -> None:
     place, out = tmp_path / "in.jsonl", tmp_path / f"out{suffix}"
     lines(place, [*({"n": n} for n in range(50)), {"n": ""}])
@@ -481,12 +567,15 @@ async def test_a_row_with_more_or_fewer_values_is_malformed(tmp_path: Path) -> N
     assert wrong[0]["error"]["message"] == "it has 1 values, and there are 2 columns"
 
 
-async def test_a_packed_file_that_is_cut_off_is_an_error_and_what_came_before_is_kept(
-    store_url: str, tmp_path: Path
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("spoil", [lambda data: data[:-2000], lambda data: data[:-2000] + b"junk" * 500])
+async def test_a_packed_file_that_is_cut_off_or_spoilt_is_an_error_and_what_came_before_is_kept(
+    store_url: str, tmp_path: Path, suffix: str, spoil: Any
 ) -> None:
-    source, out = tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl"
-    data = "".join(f'{{"n": {n}, "pad": "{hash(str(n))}"}}\n' for n in range(30_000)).encode()
-    source.write_bytes(gzip.compress(data)[:-2000])
+    source, out = tmp_path / f"in.jsonl{suffix}", tmp_path / "out.jsonl"
+    parts = (f'{{"n": {n}, "pad": "{random.random()}"}}\n' for n in range(30_000))
+    whole = [packed(str(source), "".join(part for part in islice(parts, 3000)).encode()) for _ in range(10)]
+    source.write_bytes(spoil(b"".join(whole)))
     async with Engine(store_url) as engine:
         with pytest.raises(StreamError, match="cannot be read after byte"):
             await stream(engine, numbered(), source, out, key="k", chunk=1000)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
 import json
 import os
 import random
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 from fsmworkflow.stream import tables
+from fsmworkflow.stream.packing import is_packed, unpacked
 from tests.postgres_server import execute
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,12 +43,19 @@ def written(path: Path, many: int) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
-    return [json.loads(line) for line in text.splitlines()]
+    if path.suffix == ".parquet":
+        assert [part.name for part in sorted(path.iterdir())] == [
+            f"part-{n:06d}.parquet" for n in range(len(list(path.iterdir())))
+        ]
+        return [row for part in sorted(path.iterdir()) for row in parquet.read_table(part).to_pylist()]
+    if is_packed(path):
+        with contextlib.closing(unpacked(str(path))) as file:
+            return [json.loads(line) for line in file.read(-1).splitlines()]
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def size(paths: list[Path]) -> int:
-    return sum(path.stat().st_size for path in paths if path.exists())
+    return sum(one.stat().st_size for path in paths for one in ([path, *path.glob("*")] if path.exists() else ()))
 
 
 def killed_until_done(paths: list[Path], kills: int, many: int, *words: object) -> int:
@@ -81,7 +89,9 @@ def whole(place: Path, suffix: str, many: int) -> None:
     assert [entry["record"]["n"] for entry in errors] == list(range(999, many, 1000))
 
 
-@pytest.mark.parametrize(("suffix", "workers"), [(".jsonl", 1), (".jsonl.gz", 1), (".jsonl", 4)])
+@pytest.mark.parametrize(
+    ("suffix", "workers"), [(".jsonl", 1), (".jsonl.gz", 1), (".jsonl.zst", 1), (".parquet", 1), (".jsonl", 4)]
+)
 def test_after_10_kills_every_record_is_in_the_files_once_and_in_order(
     durable_url: str, tmp_path: Path, suffix: str, workers: int
 ) -> None:
@@ -149,7 +159,7 @@ async def fetched(url: str, query: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
 def test_after_100_kills_every_record_is_in_the_files_once(durable_url: str, tmp_path: Path, suffix: str) -> None:
     many = 200_000
     source = tmp_path / "in.jsonl"

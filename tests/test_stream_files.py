@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import tempfile
 from itertools import chain
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from fsmworkflow import Engine, Workflow
 from fsmworkflow.stream import StreamError, files, sources, stream
+from fsmworkflow.stream.packing import packed
 from fsmworkflow.stream.words import Malformed
 from tests.test_stream import lines, ns, numbered, read
 
@@ -53,15 +53,15 @@ def told(records: list[Any]) -> list[Any]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(content, st.booleans(), st.integers(1, 64), st.integers(1, 5), st.booleans())
+@given(content, st.booleans(), st.integers(1, 64), st.integers(1, 5), st.sampled_from(["", ".gz", ".zst"]))
 def test_whatever_the_blocks_each_line_is_read_once_and_any_mark_is_a_place_to_go_on_from(
-    lines: list[bytes], closed: bool, block: int, many: int, packed: bool
+    lines: list[bytes], closed: bool, block: int, many: int, suffix: str
 ) -> None:
     data = b"\n".join(lines) + (b"\n" if closed and lines else b"")
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "BLOCK", block)
-        path = Path(directory) / ("in.jsonl.gz" if packed else "in.jsonl")
-        path.write_bytes(gzip.compress(data) if packed else data)
+        path = Path(directory) / f"in.jsonl{suffix}"
+        path.write_bytes(packed(str(path), data) if suffix else data)
         whole, marks = [], [None]
         source = sources.JsonLines(path, limit=LIMIT)
         known = source.identity()
@@ -153,11 +153,11 @@ XML = """<?xml version="1.0" encoding="latin-1"?>
 
 
 @pytest.mark.parametrize("block", [1, 7, 2**16])
-@pytest.mark.parametrize("name", ["in.xml", "in.xml.gz"])
+@pytest.mark.parametrize("name", ["in.xml", "in.xml.gz", "in.xml.zst"])
 async def test_elements_of_a_name_are_records(tmp_path: Path, monkeypatch: Any, name: str, block: int) -> None:
     monkeypatch.setattr("fsmworkflow.stream.xml.BLOCK", block)
     data = XML.encode("latin-1")
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    (tmp_path / name).write_bytes(data if name.endswith("xml") else packed(name, data))
     out: list[Any] = []
     done = await stream(None, kept(), sources.Xml(tmp_path / name, "order"), out, chunk=2)
     assert out == [

@@ -37,6 +37,7 @@ __all__ = ["COMMANDS"]
 @click.option("--chunk", default=10_000, show_default=True, type=click.IntRange(1), help="So many records a commit.")
 @click.option("--every", default="1s", show_default=True, help="Or what came within this time.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="So many records at once.")
+@click.option("--ordered/--unordered", default=True, show_default=True, help="Whether their order is that of SOURCE.")
 @click.option(
     "--mode", default="copy", show_default=True, type=click.Choice(get_args(Mode)), help="What a step is given."
 )
@@ -47,7 +48,7 @@ async def run(
     """Let every record of SOURCE pass through a workflow.
 
     TARGET is a file in YAML or JSON, or MODULE:NAME of a Workflow or an Engine. SOURCE and FILE say by their names what
-    is in them: .jsonl, .csv, .txt, .log, each also .gz; - is standard input.
+    is in them: .jsonl, .csv, .txt, .log, each also .gz or .zst, and .parquet; - is standard input.
     """
     engine = None if key is None else engine_of(target)
     found = workflow_in(workflows_of(engine or target), workflow)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from fsmworkflow.engine import Engine
 from fsmworkflow.errors import CodecError, InputDiffers, InvalidKey, RunFailed
 from fsmworkflow.records import Run, Status
 from fsmworkflow.stream.flow import Flow, whole_number
+from fsmworkflow.stream.pace import together
 from fsmworkflow.stream.passage import Mode
 from fsmworkflow.stream.run import checked
 from fsmworkflow.stream.sources import source_of
@@ -78,7 +78,7 @@ async def batch(
         flow = Flow(workflow, source, {}, None, mode, 1, 1.0, concurrency, None)
         flow.check(None)
         given = await _all(source)
-        ends = enumerate(zip(given, await flow.passed(given), strict=True))
+        ends = enumerate(zip(given, await flow.passed(given, concurrency), strict=True))
         return [_passed(workflow, number, record, *end) for number, (record, end) in ends]
     return await _Runs(engine, workflow, key, await _all(source)).all(concurrency)
 
@@ -121,13 +121,7 @@ class _Runs:
 
     async def all(self, concurrency: int) -> list[Outcome]:
         waiting = iter(enumerate(self.records))
-        tasks = [asyncio.create_task(self._some(waiting)) for _ in range(min(concurrency, len(self.records)))]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await together([self._some(waiting) for _ in range(min(concurrency, len(self.records)))])
         return [self.outcomes[number] for number in range(len(self.records))]
 
     async def _some(self, waiting: Iterator[tuple[int, Any]]) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import select
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fsmworkflow.stream.packing import TORN, is_packed, unpacked
 from fsmworkflow.stream.words import Batch, Malformed, Source, StreamError
 
 __all__ = ["LINE", "File", "Line", "Long", "each", "hash_of", "malformed"]
@@ -37,7 +36,7 @@ Line = bytes | Long
 
 
 class File(Source):
-    """A file of lines. `path` "-" is standard input; a name that ends with ".gz" is unpacked.
+    """A file of lines. `path` "-" is standard input; a name that ends with ".gz" or ".zst" is unpacked.
 
     A line over `limit` bytes is malformed, and is not held in memory.
     """
@@ -45,7 +44,7 @@ class File(Source):
     def __init__(self, path: str | Path, *, encoding: str = "utf-8", limit: int = LINE) -> None:
         self.path, self.encoding, self.limit = str(path), encoding, limit
         self.name = "standard input" if self.path == "-" else self.path
-        self.packed = self.path.endswith(".gz")
+        self.packed = is_packed(self.path)
         self.position = 0
         self._file: Any = None
         self._pipe = False
@@ -92,7 +91,7 @@ class File(Source):
             return
         self._pipe = not os.path.isfile(self.path)
         # Open until `close`.
-        self._file = gzip.open(self.path) if self.packed else open(self.path, "rb", buffering=0)  # noqa: SIM115
+        self._file = unpacked(self.path) if self.packed else open(self.path, "rb", buffering=0)  # noqa: SIM115
         if not self.packed and not self._pipe:
             self.size = os.fstat(self._file.fileno()).st_size
 
@@ -116,7 +115,7 @@ class File(Source):
         self._lines, self._next, self._rest, self._over = [], 0, b"", False
         try:
             self._file.seek(at)
-        except (OSError, EOFError, zlib.error) as error:
+        except TORN as error:
             raise StreamError(f"the source {self.name} cannot be read at byte {at:,}: {error}") from error
         self.position = at
 
@@ -136,7 +135,7 @@ class File(Source):
             return False
         try:
             block = self._file.read(BLOCK)
-        except (OSError, EOFError, zlib.error) as error:  # such as a packed file that is cut off
+        except TORN as error:  # such as a packed file that is cut off
             raise StreamError(f"the source {self.name} cannot be read after byte {self.position:,}: {error}") from error
         lines = self._lines[self._next :]
         if block:

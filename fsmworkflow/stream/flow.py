@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from fsmworkflow.context import WorkflowContext
 from fsmworkflow.stream.compiled import passage
+from fsmworkflow.stream.pace import Pace, together
 from fsmworkflow.stream.passage import End, Mode, Passage
 from fsmworkflow.stream.sinks import sink_of
-from fsmworkflow.stream.words import Batch, Failed, Malformed, Sink, Source, StreamError
+from fsmworkflow.stream.words import Batch, Failed, Malformed, Sink, Source, StreamError, Unwritable
 from fsmworkflow.threads import Threads
 from fsmworkflow.workflow import Workflow
 
@@ -33,16 +34,21 @@ EMPTY: Cursor = {
 }  # fmt: skip
 
 
+Piece = tuple[list[End], list[dict[str, Any]], int]
+"""What became of some records, the entries of those that went wrong, and how many records came before."""
+
+
 class Done:
     """What has passed of a chunk: `cursor` is where the stream stands then.
 
-    `written` are the records that the commit is to write itself.
+    `written` are the records that the commit is to write itself, and `pieces`, where a sink is late, all that passed.
     """
 
     def __init__(self, cursor: Cursor) -> None:
         self.cursor = {**cursor, "chunks": cursor["chunks"] + 1}
         self.before: int = cursor["records"]
         self.written: dict[Sink, list[Any]] = {}
+        self.pieces: list[Piece] = []
         self.states: Counter[str] = Counter(cursor["states"])
         self.kinds: Counter[str] = Counter(cursor["kinds"])
 
@@ -58,7 +64,7 @@ class Done:
         cursor["malformed"] += batch.bad
         cursor["errors"] += len(wrong) - batch.bad
         cursor["read"] += batch.read
-        cursor["ended"] = batch.ended
+        cursor["ended"] = cursor["ended"] or batch.ended
         self.states.update(states)
         self.kinds.update(entry["error"]["type"] for entry in wrong if "record" in entry)
 
@@ -68,36 +74,25 @@ class Done:
         self.cursor.update(position=position, sinks=marks, **told)
 
 
-class Pace:
-    """How many records are in hand at a time: as many as `most`, or as pass in `target` seconds."""
-
-    def __init__(self, least: int, most: int, target: float) -> None:
-        self.least, self.most, self.target = least, most, target
-        self.many = min(most, 8 * least)
-
-    def took(self, many: int, seconds: float) -> None:
-        """So many passed in that time."""
-        if many:
-            fitting = int(many * self.target / max(seconds, 1e-9))
-            self.many = min(self.most, max(self.least, min(fitting, 2 * self.many)))
-
-
 class Flow:
     """One life of a stream: its source and sinks, once they are open, and the way through."""
 
     def __init__(
         self, workflow: Workflow, source: Source, sinks: dict[str, Any], errors: Any, mode: Mode,
-        many: int, every: float, workers: int, limit: float | None,
+        many: int, every: float, workers: int, limit: float | None, ordered: bool = True,
     ) -> None:  # fmt: skip
         self.workflow, self.source, self.mode = workflow, source, mode
         self.many, self.every, self.workers, self.limit = many, every, workers, limit
         self.passage: Passage = passage(workflow, mode)
-        alone = self.passage.sync and workers == 1
-        self.pace = Pace(1, 64, every / 8) if alone else Pace(workers, max(workers, 1000), every / 4)
+        self.ordered = ordered or workers == 1
+        alone = self.passage.sync and (workers == 1 or not self.ordered)
+        least = workers if self.ordered else 1
+        self.pace = Pace(1, 64, every / 8) if alone else Pace(least, max(workers, 1000), every / 4)
         self.opened = self._stopped = False
         self._threads = Threads()
         self.outlets = _each_once({**sinks, **({} if errors is None else {ERRORS: errors})})
         self.sinks = list(dict.fromkeys(sink for sink in self.outlets.values() if sink is not None))
+        self._late = any(sink.late for sink in self.sinks)
         self._last: Done | None = None
 
     def check(self, key: str | None) -> None:
@@ -182,13 +177,16 @@ class Flow:
     async def _put(self, done: Done, ctx: WorkflowContext | None) -> None:
         """Write to tables: to those of other databases first, then to ours, in the transaction of the move."""
         within = [entry for entry in done.written.items() if entry[0].within]
-        for sink, records in done.written.items():
-            if not sink.within:
-                await sink.put(None, records)
-        if ctx is not None and within:
-            async with ctx.transaction() as connection:
-                for sink, records in within:
-                    await sink.put(connection, records)
+        try:
+            for sink, records in done.written.items():
+                if not sink.within:
+                    await sink.put(None, records)
+            if ctx is not None and within:
+                async with ctx.transaction() as connection:
+                    for sink, records in within:
+                        await sink.put(connection, records)
+        except Unwritable as error:
+            raise self._unwritable(error, done.pieces) from error
 
     async def _next(self, cursor: Cursor, *, sync: bool) -> Done:
         while True:
@@ -196,7 +194,7 @@ class Flow:
             if self.passage.sync and self.workers == 1 and not self.source.waits:
                 await self._in_thread(self._whole, done, until, sync)
             else:
-                await self._shared(done, until)
+                await (self._shared if self.ordered else self._apart)(done, until)
                 await self._in_thread(self._finish, done, sync)
             if done.many or done.cursor["ended"]:
                 return done
@@ -209,7 +207,7 @@ class Flow:
             batch = self.source.read(many, left)
             began, ends = time.monotonic(), [NONE] * len(batch.records)
             self._straight(iter(enumerate(batch.records)), ends)
-            self._write(done, batch, ends)
+            self._write(done, batch, ends, done.cursor["records"])
             self.pace.took(len(ends), time.monotonic() - began)
         self._finish(done, sync)
 
@@ -218,13 +216,34 @@ class Flow:
         while (many := min(self.pace.many, self.many - done.many)) and not done.cursor["ended"]:
             if (left := until - time.monotonic()) <= 0:
                 break
-            if self.source.waits:
-                batch = await self.source.gather(many, left)
-            else:
-                batch = await self._in_thread(self.source.read, many, left)
-            began, ends = time.monotonic(), await self.passed(batch.records)
-            self._write(done, batch, ends)
+            batch = await self._read(many, left)
+            began, ends = time.monotonic(), await self.passed(batch.records, self.workers)
+            self._write(done, batch, ends, done.cursor["records"])
             self.pace.took(len(ends), time.monotonic() - began)
+
+    async def _apart(self, done: Done, until: float) -> None:
+        """A chunk of which each worker reads, passes and writes pieces of its own, so that none waits for another."""
+        turn, taken, ended = asyncio.Lock(), 0, False
+
+        async def work() -> None:
+            nonlocal taken, ended
+            while True:
+                async with turn:
+                    many, left = min(self.pace.many, self.many - taken), until - time.monotonic()
+                    if ended or many < 1 or left <= 0:
+                        return
+                    batch, before = await self._read(many, left), done.before + taken
+                    taken, ended = taken + len(batch.records), batch.ended
+                began, ends = time.monotonic(), await self.passed(batch.records, 1)
+                self._write(done, batch, ends, before)
+                self.pace.took(len(ends), time.monotonic() - began)
+
+        await together([work() for _ in range(self.workers)])
+
+    async def _read(self, many: int, left: float) -> Batch:
+        if self.source.waits:
+            return await self.source.gather(many, left)
+        return await self._in_thread(self.source.read, many, left)
 
     def _straight(self, records: Iterator[tuple[int, Any]], ends: list[End]) -> None:
         straight = self.passage.straight
@@ -233,42 +252,53 @@ class Flow:
             if self._stopped:
                 raise StreamError("the stream was stopped")
 
-    async def passed(self, records: list[Any]) -> list[End]:
+    async def passed(self, records: list[Any], workers: int) -> list[End]:
         """What becomes of the records, so many at once."""
         ends = [NONE] * len(records)
         waiting = iter(enumerate(records))
         if self.passage.sync:
-            works = [self._in_thread(self._straight, waiting, ends) for _ in range(self.workers)]
+            await together([self._in_thread(self._straight, waiting, ends) for _ in range(workers)])
         else:
-            works = [self._awaited(waiting, ends) for _ in range(self.workers)]
-        tasks = [asyncio.ensure_future(work) for work in works]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await together([self._awaited(waiting, ends) for _ in range(workers)])
         return ends
 
     async def _awaited(self, records: Iterator[tuple[int, Any]], ends: list[End]) -> None:
         for number, record in records:
             ends[number] = ("", record) if type(record) is Malformed else await self.passage.go(record)
 
-    def _write(self, done: Done, batch: Batch, ends: list[End]) -> None:
+    def _write(self, done: Done, batch: Batch, ends: list[End], before: int) -> None:
         """Hand the records to where they go, and count them."""
         states = Counter([state for state, _ in ends])
-        wrong = self._wrong(batch, ends, int(done.cursor["records"])) if states.pop("", 0) else []
+        wrong = self._wrong(batch, ends, before) if states.pop("", 0) else []
         done.count(batch, states, wrong)
+        if self._late:
+            done.pieces.append((ends, wrong, before))
         for sink, records in self._sorted(ends, wrong):
             if sink.awaited:
                 done.written.setdefault(sink, []).extend(records)
-            else:
+                continue
+            try:
                 sink.write(records)
+            except Unwritable as error:
+                raise self._unwritable(error, [(ends, wrong, before)]) from error
 
     def _finish(self, done: Done, sync: bool) -> None:
         """Let what was written reach the disk, and say where everything stands."""
         self._bound(done.cursor)
-        done.close(self.source.mark(), self._marks(sync))
+        try:
+            done.close(self.source.mark(), self._marks(sync))
+        except Unwritable as error:
+            raise self._unwritable(error, done.pieces) from error
+
+    def _unwritable(self, error: Unwritable, pieces: list[Piece]) -> StreamError:
+        """Which record of the source it was that a sink cannot write."""
+        states = {state for state, sink in self.outlets.items() if sink is not None and sink.name == error.sink}
+        numbers: list[int] = []
+        for ends, wrong, before in pieces:
+            numbers += [before + place + 1 for place, (state, _) in enumerate(ends) if state in states]
+            numbers += [entry["number"] for entry in wrong] if ERRORS in states else []
+        place = f"record {numbers[error.place]:,} of {self.source.name}"
+        return StreamError(f"{place} cannot be written to {error.sink}: {error.why}. Mend that, and begin again")
 
     def _sorted(self, ends: list[End], wrong: list[Any]) -> list[tuple[Sink, list[Any]]]:
         """The records of each sink, in their order."""

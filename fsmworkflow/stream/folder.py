@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fsmworkflow.stream.packing import is_packed
 from fsmworkflow.stream.words import Batch, Source, StreamError
 
 __all__ = ["Folder"]
@@ -40,12 +41,12 @@ class Folder(Source):
 
     def open(self, known: dict[str, Any] | None, position: Any) -> None:
         paths = self._paths()
-        self.size = sum(map(os.path.getsize, paths)) if not any(path.endswith(".gz") for path in paths) else None
+        self.size = sum(map(os.path.getsize, paths)) if not any(map(is_packed, paths)) else None
         if position is None:
             self._left = paths
             self._next(None, None)
             return
-        if known != {"pattern": self._pattern} or position["path"] not in paths:
+        if position["path"] not in paths or (known or {}).get("pattern") != self._pattern:
             raise StreamError(
                 f"this stream was at {position['path']}, which is not among the files {self._pattern}: put it back, or "
                 "begin another stream under another key"

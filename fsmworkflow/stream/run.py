@@ -39,6 +39,7 @@ async def stream(
     chunk: int = 10_000,
     every: Duration = "1s",
     workers: int = 1,
+    ordered: bool = True,
     errors: Any = None,
     limit: float | None = None,
     mode: Mode = "copy",
@@ -46,28 +47,37 @@ async def stream(
 ) -> Progress:
     """Let every record of a source pass through a workflow, into a sink, or one for each final state.
 
-    `source` is a path whose name says what is in it (.jsonl, .csv, .txt, .log, each also .gz), "-", a Source, or
-    anything that gives dicts one by one, awaited or not. `sink` is a path, "-", a Sink or a list; or `{state: sink}`
-    with an entry for each final state, None for what is only counted.
+    `source` is a path whose name says what is in it (.jsonl, .csv, .txt, .log, each also .gz or .zst, and .parquet),
+    "-", a Source, or anything that gives dicts one by one, awaited or not. `sink` is a path, "-", a Sink or a list; or
+    `{state: sink}` with an entry for each final state, None for what is only counted.
 
     With a `key` it survives a crash: up to `chunk` records, or what came within `every` of a slow source, are one
     commit, made once the sinks are on disk. Started again with that key it goes on after the last commit, and cuts the
     sinks back to it, so that each record is in them once, in the order of the source; one that has ended is reported.
     A sink must be empty at first. Without a key nothing is kept, and `engine` may be None.
 
-    `workers` records are under way at once. A record whose step raises, or whose condition has no answer, goes to
-    `errors` with the error, and so does what is malformed; without `errors` it stops the stream. `limit` is the share
-    of those, from 0 to 1, above which it stops. `mode` says what a step is given: its own "copy" of the data, so that a
-    step that fails has changed nothing; a "reference", of which lists and dicts are copied when they are touched; or
-    "direct", the record itself. Sync steps run in a thread that is theirs for a whole chunk. `on_progress` is called
-    after each commit.
+    `workers` records are under way at once; with `ordered=False` what is done sooner is written sooner, and the order
+    within a commit is lost. A record whose step raises, or whose condition has no answer, goes to `errors` with the
+    error, and so does what is malformed; without `errors` it stops the stream. `limit` is the share of those, from 0 to
+    1, above which it stops. `mode` says what a step is given: its own "copy" of the data, so that a step that fails has
+    changed nothing; a "reference", of which lists and dicts are copied when they are touched; or "direct", the record
+    itself. Sync steps run in a thread that is theirs for a whole chunk. `on_progress` is called after each commit.
 
     Raises StreamError, with the cause: for what cannot be done in a passage (waiting, timers, pauses before a retry,
     children, compensation, remembered calls, transactions), a source or sink that cannot be gone on with, or has been
     changed by somebody else; for a record that failed. All that was committed stays, and it may be started again.
     """
     flow = Flow(
-        workflow, source_of(source), _sinks(workflow, sink), errors, mode, chunk, seconds(every), workers, limit
+        workflow,
+        source_of(source),
+        _sinks(workflow, sink),
+        errors,
+        mode,
+        chunk,
+        seconds(every),
+        workers,
+        limit,
+        ordered,
     )
     telling = Telling(flow, key, on_progress)
     flow.check(key)

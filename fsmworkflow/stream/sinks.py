@@ -1,4 +1,4 @@
-"""Where records go: files of JSON lines, CSV or text, gzip too, standard output, lists.
+"""Where records go: files of JSON lines, CSV or text, gzip and zstd too, standard output, lists.
 
 A file sink knows how long it was at each checkpoint, and what its last block was: what a crash left behind that is cut
 off, and what somebody else has changed is refused. It is locked while it is written to.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import gzip
 import io
 import os
 import sys
@@ -20,21 +19,25 @@ import msgspec
 
 from fsmworkflow.conditions import cut
 from fsmworkflow.stream.files import hash_of
+from fsmworkflow.stream.packing import bare, is_packed, packed
+from fsmworkflow.stream.parquet import Parts as Parquet
 from fsmworkflow.stream.tables import Table
-from fsmworkflow.stream.words import Sink, StreamError
+from fsmworkflow.stream.words import Sink, StreamError, Unwritable
 
-__all__ = ["Csv", "Into", "JsonLines", "Table", "Text", "sink_of"]
+__all__ = ["Csv", "Into", "JsonLines", "Parquet", "Table", "Text", "sink_of"]
 
 TAIL = 4096
+UNFIT = (ValueError, TypeError, KeyError, RecursionError)
+"""What is raised for a record that cannot be written."""
 
 
 class _File(Sink):
-    """A file that grows. `path` "-" is standard output; a name that ends with ".gz" gets a gzip member a checkpoint."""
+    """A file that grows. `path` "-" is standard output; ".gz" or ".zst" at its end: a member or frame a checkpoint."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self.name = "standard output" if self.path == "-" else self.path
-        self.packed = self.path.endswith(".gz")
+        self.packed = is_packed(self.path)
         self.keeps = self.path != "-" and (not os.path.exists(self.path) or os.path.isfile(self.path))
         self._descriptor = -1
         self._length, self._tail = 0, b""
@@ -45,6 +48,8 @@ class _File(Sink):
             sys.stdout.flush()
             self._descriptor = os.dup(sys.stdout.fileno())
             return
+        if self.packed:
+            packed(self.path, b"")  # which says that an extra is missing, before anything is there
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             if self.keeps:
@@ -98,8 +103,13 @@ class _File(Sink):
     def write(self, records: list[Any]) -> None:
         try:
             self._written.append(self._text(records))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise StreamError(f"the sink {self.name} cannot write a record: {error}") from error
+        except UNFIT:
+            for place, record in enumerate(records):
+                try:
+                    self._written.append(self._text([record]))
+                except UNFIT as error:
+                    raise Unwritable(self.name, place, _why(error)) from error
+            raise
 
     def _text(self, records: list[Any]) -> bytes:
         raise NotImplementedError
@@ -108,7 +118,7 @@ class _File(Sink):
         data = b"".join(self._written)
         self._written.clear()
         if data:
-            self._put(gzip.compress(data, 6, mtime=0) if self.packed else data)
+            self._put(packed(self.path, data) if self.packed else data)
         if sync and data:
             self._flush()
         return self._mark() if self.keeps else None
@@ -140,6 +150,10 @@ class _File(Sink):
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
+
+
+def _why(error: BaseException) -> str:
+    return f"it has no field {error}" if isinstance(error, KeyError) else str(error)
 
 
 class JsonLines(_File):
@@ -215,6 +229,7 @@ class Into(Sink):
 
 FORMATS: dict[str, Callable[[str | Path], Sink]] = {
     ".jsonl": JsonLines, ".ndjson": JsonLines, ".csv": Csv, ".txt": Text, ".log": Text,
+    ".parquet": Parquet,
 }  # fmt: skip
 
 
@@ -229,7 +244,7 @@ def sink_of(given: Any) -> Sink:
         return Into(given)
     if not isinstance(given, (str, Path)):
         raise StreamError(f"{cut(given)} is no sink: give a path, a Sink of sinks.py, or a list")
-    suffix = Path(str(given).removesuffix(".gz")).suffix.lower()
+    suffix = bare(given).suffix.lower()
     if (kind := JsonLines if str(given) == "-" else FORMATS.get(suffix)) is None:
         raise StreamError(
             f"the name {str(given)!r} does not say what is in it ({', '.join(FORMATS)}): give sinks.JsonLines(path), "

@@ -1,4 +1,4 @@
-"""Where records come from: files of JSON lines, CSV or text, gzip too, standard input, lists, generators.
+"""Where records come from: files of JSON lines, CSV or text, gzip and zstd too, standard input, lists, generators.
 
 A source reads in a thread. One that knows who it is and where it stands can be gone on with by a key.
 """
@@ -16,11 +16,13 @@ import msgspec
 
 from fsmworkflow.stream.files import LINE, File, Line, Long, each, malformed
 from fsmworkflow.stream.folder import Folder
+from fsmworkflow.stream.packing import bare
+from fsmworkflow.stream.parquet import Parquet
 from fsmworkflow.stream.tables import Rows
 from fsmworkflow.stream.words import Batch, Source, StreamError
 from fsmworkflow.stream.xml import Xml
 
-__all__ = ["Csv", "Errors", "JsonLines", "Records", "Rows", "Source", "Text", "Xml", "files", "source_of"]
+__all__ = ["Csv", "Errors", "JsonLines", "Parquet", "Records", "Rows", "Source", "Text", "Xml", "files", "source_of"]
 
 
 class JsonLines(File):
@@ -208,6 +210,7 @@ class Records(Source):
 
 FORMATS: dict[str, Callable[..., Source]] = {
     ".jsonl": JsonLines, ".ndjson": JsonLines, ".csv": Csv, ".txt": Text, ".log": Text,
+    ".parquet": Parquet,
 }  # fmt: skip
 
 
@@ -220,7 +223,7 @@ def source_of(given: Any) -> Source:
         return given
     if not isinstance(given, (str, Path)):
         return Records(given)
-    suffix = Path(str(given).removesuffix(".gz")).suffix.lower()
+    suffix = bare(given).suffix.lower()
     if (kind := JsonLines if str(given) == "-" else FORMATS.get(suffix)) is None:
         raise StreamError(
             f"the name {str(given)!r} does not say what is in it ({', '.join(FORMATS)}): give sources.JsonLines(path), "

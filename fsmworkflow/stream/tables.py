@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from fsmworkflow.store import open_store
-from fsmworkflow.stream.words import Batch, Sink, Source, StreamError
+from fsmworkflow.stream.words import Batch, Sink, Source, StreamError, Unwritable
 from fsmworkflow.threads import Threads
 
 __all__ = ["Rows", "Table"]
@@ -106,7 +106,7 @@ class Table(Sink):
     Lists and dicts are written as JSON text.
     """
 
-    awaited = True
+    awaited = late = True
 
     def __init__(
         self, name: str, *, columns: Sequence[str] | None = None, url: str | None = None, key: str | None = None
@@ -127,17 +127,17 @@ class Table(Sink):
             )
         if not self._columns:
             raise StreamError(f"there is no table {self.table!r} in {database.shown}: make it first")
-        rows = [self._values(record) for record in records]
+        rows = [self._values(place, record) for place, record in enumerate(records)]
         names = ", ".join(map(_quoted, self._columns))
         places = ", ".join(database.place(number + 1) for number in range(len(self._columns)))
         sql = f"INSERT INTO {_quoted(self.table)} ({names}) VALUES ({places})"
         await database.write(f"{sql}{self._instead()}", rows, self.name)
 
-    def _values(self, record: dict[str, Any]) -> tuple[Any, ...]:
+    def _values(self, place: int, record: dict[str, Any]) -> tuple[Any, ...]:
         assert self._columns is not None
         if not record.keys() <= set(self._columns):
             other = ", ".join(sorted(record.keys() - set(self._columns)))
-            raise StreamError(f"{self.name} has no column {other}: add it, or leave it out of the record")
+            raise Unwritable(self.name, place, f"there is no column {other}: add it, or leave it out of the record")
         return tuple([_value(record.get(name)) for name in self._columns])
 
     def _instead(self) -> str:

@@ -8,13 +8,21 @@ import msgspec
 
 from fsmworkflow.errors import FSMWorkflowError
 
-__all__ = ["Batch", "Failed", "Malformed", "Progress", "Sink", "Source", "StreamError"]
+__all__ = ["Batch", "Failed", "Malformed", "Progress", "Sink", "Source", "StreamError", "Unwritable"]
 
 
 class StreamError(FSMWorkflowError):
     """A stream cannot begin, or cannot go on. What was committed stays; the message says what to do."""
 
     code: ClassVar[str] = "stream"
+
+
+class Unwritable(StreamError):
+    """A sink cannot write the record at this place, from 0, of those it was given now; a late one, for this commit."""
+
+    def __init__(self, sink: str, place: int, why: str) -> None:
+        super().__init__(f"the sink {sink} cannot write a record: {why}")
+        self.sink, self.place, self.why = sink, place, why
 
 
 class Malformed(msgspec.Struct, frozen=True):
@@ -108,19 +116,21 @@ class Sink:
     """Where records go. It is called in a thread, one call at a time.
 
     `keeps` says that it can be cut back to a mark, as a key asks for, or takes what is written twice as once. `awaited`
-    says that its records are written by `put` in the event loop, `within` that this is in the stream's own move.
+    says that its records are written by `put` in the event loop, `within` that this is in the stream's own move. `late`
+    says that it may refuse a record only at the checkpoint.
     """
 
     name = "the sink"
     keeps = True
     awaited = False
     within = False
+    late = False
 
     def open(self, mark: Any) -> None:
         """Begin after `mark`, None for an empty sink. Raises StreamError where it is not what was left there."""
 
     def write(self, records: list[Any]) -> None:
-        """Take records, in this order. Raises StreamError for one that it cannot write."""
+        """Take records, in this order. Raises Unwritable for one that it cannot write."""
         raise NotImplementedError
 
     async def put(self, connection: Any, records: list[Any]) -> None:

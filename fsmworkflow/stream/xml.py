@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.parsers import expat
 
 from fsmworkflow.stream.files import LINE
+from fsmworkflow.stream.packing import TORN, is_packed, unpacked
 from fsmworkflow.stream.words import Batch, Source, StreamError
 
 __all__ = ["Xml"]
@@ -21,8 +21,9 @@ class Xml(Source):
     """The elements of a name in an XML file, wherever they stand: a record has its attributes and inner elements.
 
     An inner element with neither attributes nor elements of its own is its text; several of one name are a list; text
-    beside others is `#text`. All values are text. A name that ends with ".gz" is unpacked. Raises StreamError for a
-    file that is not well formed, has a DOCTYPE, or an element over `limit` bytes. It cannot be gone on with by a key.
+    beside others is `#text`. All values are text. A name that ends with ".gz" or ".zst" is unpacked. It cannot be gone
+    on with by a key. Raises StreamError for a file that is not well formed, has a DOCTYPE, or an element over `limit`
+    bytes.
     """
 
     def __init__(self, path: str | Path, element: str, *, limit: int = LINE) -> None:
@@ -37,7 +38,7 @@ class Xml(Source):
     def open(self, known: dict[str, Any] | None, position: Any) -> None:
         try:
             # Open until `close`.
-            self._file = (gzip.open if self._path.endswith(".gz") else open)(self._path, "rb")
+            self._file = unpacked(self._path) if is_packed(self._path) else open(self._path, "rb")  # noqa: SIM115
         except OSError as error:
             raise StreamError(f"the source {self.name} cannot be read: {error}") from error
         self._parser = expat.ParserCreate()
@@ -65,7 +66,7 @@ class Xml(Source):
             block = self._file.read(BLOCK)
             self._over = not block
             self._parser.Parse(block, self._over)
-        except (OSError, EOFError, expat.ExpatError) as error:
+        except (*TORN, expat.ExpatError) as error:
             raise StreamError(f"the source {self.name} cannot be read on: {error}") from error
         if self._stack and self._parser.CurrentByteIndex - self._began > self._limit:
             raise StreamError(f"an element of {self.name} is over the limit of {self._limit:,} bytes")
