@@ -14,7 +14,7 @@ from fsmworkflow.conditions import Operand, View, cut
 from fsmworkflow.due import resting
 from fsmworkflow.errors import ChildFailed, CodecError, TooDeep
 from fsmworkflow.failures import failure
-from fsmworkflow.records import BEGIN, CANCEL, PAUSE, RETRY, Child, Event, Move, Order, Run, replace
+from fsmworkflow.records import BEGIN, CANCEL, GOING, OPEN, PAUSE, RETRY, Child, Event, Move, Order, Run, replace
 from fsmworkflow.steps import failed, step_ended
 from fsmworkflow.workflow import Children, Workflow
 
@@ -28,7 +28,6 @@ KEY_BYTES = 1_750
 
 DEPTH = 16
 """How many runs may be above one: a workflow may contain itself, and must come to an end."""
-GOING = frozenset({"running", "waiting", "paused"})
 WORST = {"failed": 0, "parked": 1, "cancelled": 2}
 """Which child is named where several did not end well: those that are only stopped come last."""
 
@@ -38,7 +37,7 @@ def with_children(workflow: Workflow, move: Move, now: float) -> Move:
     after, starts = move.after, move.starts
     orders = [*move.orders, *_orders_of(workflow, move.before, after)]
     for state, stay in after.active.items():
-        if state in workflow.families and stay.children is None and after.status in ("running", "waiting"):
+        if state in workflow.families and stay.children is None and after.status in OPEN:
             try:
                 after, made = _family(workflow, after, state, now)
             except Exception:  # `$begin` comes next, and says what is wrong, in the state itself

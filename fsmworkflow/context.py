@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     # A bare WorkflowContext has plain data. Type checkers know defaults; Python does from 3.13 on.
     from typing_extensions import TypeVar as TypeVarWithDefault
 
-    from fsmworkflow.acting import Acting
+    from fsmworkflow.drive import Drive
 
     D = TypeVarWithDefault("D", default=dict[str, Any])
 else:
@@ -107,7 +107,7 @@ class WorkflowContext(Generic[D]):
         A long step looks at it now and then and ends early, for instance by returning a trigger that leads back to it,
         or leaves its work in remembered calls. One that is cut off runs again elsewhere.
         """
-        return self._calls is not None and self._calls.acting.stopping
+        return self._calls is not None and self._calls.drive.stopping
 
     @overload
     def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
@@ -285,26 +285,19 @@ class Calls:
     """
 
     __slots__ = (
-        "_begun", "_counts", "_found", "_loading", "_store",
-        "acting", "broken", "limit", "named", "posts", "progress", "run", "state", "transaction", "used", "visit",
-        "worker", "workflow",
+        "_begun", "_counts", "_found", "_loading",
+        "broken", "drive", "named", "posts", "progress", "run", "state", "transaction", "used", "visit",
     )  # fmt: skip
 
-    def __init__(
-        self, acting: Acting, workflow: Workflow, run: Run, state: str, visit: int, *, fresh: bool, named: str = ""
-    ) -> None:
-        self.acting = acting
-        self.worker = worker = acting.worker
+    def __init__(self, drive: Drive, run: Run, state: str, visit: int, *, fresh: bool, named: str = "") -> None:
+        self.drive = drive
         self.transaction: Transaction | None = None
-        self._store = worker.store
         self.broken: StoreError | None = None  # what our own store raised inside the step
         self._begun: dict[str, int] = {}  # how many calls of a name were awaited
         self.run = run
         self.state = state
         self.named = named or state
         self.visit = visit
-        self.workflow = workflow
-        self.limit = workflow.codec.limit
         self.posts: tuple[Post, ...] = ()  # what the step has emitted
         self.used = not fresh
         self.progress = False  # whether a call was remembered in this attempt
@@ -365,7 +358,7 @@ class Calls:
     def check(self) -> None:
         """Raise where a call was made and never awaited: its result would be missing without a word."""
         if self._counts:
-            self.worker.resources.ended(self)
+            self.drive.worker.resources.ended(self)
         if self._counts and (left := [n for n, asked in self._counts.items() if asked > self._begun.get(n, 0)]):
             what = ", ".join(_shown(name) for name in left[:3])
             raise FSMWorkflowError(
@@ -380,7 +373,7 @@ class Calls:
     def lent(self, name: str) -> AbstractAsyncContextManager[Any]:
         """A resource, counted as a call is, so that the end of a step without any has nothing to look for."""
         self._begun["use"] = self.count("use") + 1
-        return self.worker.resources.use(name, self, self.where)
+        return self.drive.worker.resources.use(name, self, self.where)
 
     def block(self) -> AbstractAsyncContextManager[Any]:
         """A block of the step's transaction."""
@@ -390,19 +383,20 @@ class Calls:
 
     def sealed(self, payload: Any) -> msgspec.Raw | None:
         """A payload as text, so that it is what it was when it was emitted."""
-        return None if payload is None else msgspec.Raw(encode(payload, "payload", limit=self.limit))
+        limit = self.drive.workflow.codec.limit
+        return None if payload is None else msgspec.Raw(encode(payload, "payload", limit=limit))
 
     async def post(self, workflow: Workflow | str, post: Post) -> None:
         """Add an event to what goes with the step's move, once its run and its name are known."""
         self._begun["emit"] = self._begun.get("emit", 0) + 1
-        known = self.worker.workflows
+        known = self.drive.worker.workflows
         if post.workflow not in known:
-            if isinstance(workflow, str) and workflow != self.workflow.name:
+            if isinstance(workflow, str) and workflow != self.drive.workflow.name:
                 raise UnknownWorkflow(workflow)
-            known[post.workflow] = self.workflow if isinstance(workflow, str) else workflow
+            known[post.workflow] = self.drive.workflow if isinstance(workflow, str) else workflow
         known_event(known[post.workflow], post.event.name)
         try:
-            there = await self._store.load(post.workflow, post.key)
+            there = await self.drive.store.load(post.workflow, post.key)
         except StoreError as error:
             self.broken = error
             raise
@@ -416,15 +410,15 @@ class Calls:
         found = self._found if self._found is not None else await self._load()
         text = found.get((name, nth))
         if text is None:
-            await self.worker.hold(self.run)
+            await self.drive.worker.hold(self.run)
             try:
-                result = await self.worker.threads.invoke(fn, *args, **kwargs)
+                result = await self.drive.worker.threads.invoke(fn, *args, **kwargs)
             except StoreError as error:  # of a store of the user's: the step's own error
                 raise Failed(error) from error
-            text = encode(result, f"result of {name.split(' ')[0].lstrip('=')}", limit=self.limit)
+            text = encode(result, f"result of {name.split(' ')[0].lstrip('=')}", limit=self.drive.workflow.codec.limit)
             self.used = True
             call = Call(run=self.run.id, state=self.named, visit=self.visit, name=name, nth=nth, result=text)
-            await self._store.remember(self.run, call)
+            await self.drive.store.remember(self.run, call)
             self.progress = True
         return decode(text)
 
@@ -433,6 +427,6 @@ class Calls:
             self._loading = asyncio.Lock()
         async with self._loading:
             if self._found is None:
-                calls = await self._store.recall(self.run, self.named, self.visit)
+                calls = await self.drive.store.recall(self.run, self.named, self.visit)
                 self._found = {(call.name, call.nth): call.result for call in calls}
         return self._found

@@ -6,7 +6,8 @@ and attempt.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from fsmworkflow import records, steering
 from fsmworkflow.beginning import begin
@@ -17,12 +18,14 @@ from fsmworkflow.draft import Draft
 from fsmworkflow.due import resting
 from fsmworkflow.errors import DeadlineExceeded, NotAccepted
 from fsmworkflow.failures import OWN, asked_to_stop, failure
-from fsmworkflow.records import Event, Move, Run, replace
+from fsmworkflow.records import OPEN, Event, Move, Run, replace
 from fsmworkflow.steps import step_ended, step_raised
 from fsmworkflow.taking import fail, spent, take
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["begin", "decide"]
+__all__ = ["begin", "by_hand", "decide"]
+
+T = TypeVar("T")
 
 
 async def decide(workflow: Workflow, run: Run, event: Event, *, now: float) -> Move:
@@ -46,10 +49,21 @@ async def decide(workflow: Workflow, run: Run, event: Event, *, now: float) -> M
     return move
 
 
+def by_hand(work: Coroutine[Any, Any, T], kind: type[Exception], what: str) -> T:
+    """What a coroutine comes to that awaits nothing. Raises an error of that kind, which says `what`, where it does."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    work.close()
+    raise kind(what)
+
+
 def _accepted(case: Case) -> Callable[[Case], Awaitable[Move]]:
     """The rule of an event from outside. Raises NotAccepted."""
     workflow, run, name = case.workflow, case.run, case.event.name
-    if run.status not in ("running", "waiting") or not workflow.chart.accepted(run.active, name):
+    if run.status not in OPEN or not workflow.chart.accepted(run.active, name):
         accepts = ", ".join(workflow.accepts(run)) or "nothing"
         raise NotAccepted(f"{run.workflow}/{run.key} in state {run.state!r} does not accept {name!r}: {accepts}")
     return _event

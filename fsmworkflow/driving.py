@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import copy_context
 from typing import Any, TypeVar
 
 from fsmworkflow.children import awaits
+from fsmworkflow.claims import left_alone, loaded, may_go_on, taken
 from fsmworkflow.drive import LEFT_BEHIND, Drive
-from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, RunNotFound, StoreError
+from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, StoreError
 from fsmworkflow.failures import asked_to_stop
 from fsmworkflow.line import CHUNK, Crew, Line
-from fsmworkflow.machine import WATCH, goes_on, left_alone, may_go_on, patience
 from fsmworkflow.records import STEERING, Event, Post, Run, replace
 from fsmworkflow.versions import of_this
 from fsmworkflow.worker import CLOSE_SECONDS, Worker, first_of
@@ -103,7 +102,6 @@ class Drives:
         self.lag = 0.0  # seconds by which the event loop was late of late
         self._polling: asyncio.Task[None] | None = None
         self._lines: set[Line[Claimed]] = set()
-        self._rooms: dict[str, asyncio.Semaphore] = {}
         self._line: Line[Claimed] | None = None  # of all that work here
         self._news = asyncio.Event()  # something is due of which this engine knows
         self._reaped = 0.0
@@ -118,7 +116,6 @@ class Drives:
     def begin(self) -> None:
         """Look for events and times from now on."""
         self._line = None
-        self._rooms.clear()
         self._polling = asyncio.create_task(self._poll_for_ever(), name="fsmworkflow-poll")
 
     async def rest(self, grace: float) -> None:
@@ -182,10 +179,7 @@ class Drives:
     async def load(self, workflow: str, key: str) -> Run:
         """The run as it now is. Raises RunNotFound."""
         self.worker.check()
-        run = await self.store.load(workflow, key)
-        if run is None:
-            raise RunNotFound(workflow, key)
-        return run
+        return await loaded(self.store, workflow, key)
 
     async def failed(self, run: Run) -> bool:
         """Whether the run has failed by now and keeps its place, whatever is known of it here."""
@@ -296,18 +290,7 @@ class Drives:
         elif name[0] in self._workflows:
             stub = Run(workflow=name[0], key=name[1], active={}, fields={}, due=0.0)
             driving = Driving(self._workflows[name[0]], stub, retry=False)
-            self._see_to(driving, self._claim_and_drive(driving), adopted=True)
-
-    async def _claim_and_drive(self, driving: Driving) -> Run:
-        name = (driving.run.workflow, driving.run.key)
-        if self.worker.stopping:
-            return driving.run
-        claimed = await self._claim_one(driving, driving.run)
-        driving.run = claimed or await self.load(*name)
-        driving.tell()
-        if claimed is not None and await self._drive(driving, claimed):
-            return driving.run
-        return await self._watch_and_drive(driving)
+            self._see_to(driving, self._watch_and_drive(driving), adopted=True)
 
     async def resume(self, concurrency: int) -> int:
         """Drive every unfinished run that nobody drives, `concurrency` of them at once. Returns how many."""
@@ -445,40 +428,19 @@ class Drives:
 
     async def _watch_and_drive(self, driving: Driving) -> Run:
         """Drive a run that is there; while a live owner does, watch it, and take over where that one ends."""
-        run = driving.run
+        run, workflow = driving.run, driving.workflow
         driving.retry = driving.retry and run.status == "failed"  # a failure that was waited for is its result
-        left = left_alone(driving.workflow, run)
         late = run.due is not None and run.due > self.store.now()  # it is held until its time comes
-        other = not of_this(driving.workflow, run)  # what the run waits for may be another thing in this definition
-        if run.status == "waiting" and (late or other) and not left and not self.worker.stopping:
-            claimed = await self._claim_one(driving, run)
-            if claimed is not None and await self._drive(driving, claimed):
+        if run.status == "waiting" and (late or not of_this(workflow, run)):  # or waits for another thing in this one
+            run, ours = await taken(self.worker, workflow, run, retry=driving.retry, rest=True, wait=False)
+            if ours and await self._drive(driving, run):
                 return driving.run
-        pause = WATCH
-        while not self.worker.stopping and await goes_on(run, self.store, retry=driving.retry):
-            if left or not await self.worker.may_claim(run):
-                pause = await patience(pause)
-            else:
-                async with self._room(driving.workflow):
-                    claimed = await self._claim_one(driving, run)
-                    if claimed is None:
-                        pause = await patience(pause)  # still in its place: where there is no room, few ask for it
-                if claimed is not None and await self._drive(driving, claimed):
-                    break
-            run = driving.run = await self.load(run.workflow, run.key)
-        return driving.run
-
-    async def _claim_one(self, driving: Driving, run: Run) -> Run | None:
-        workflow = driving.workflow
-        if self.worker.stopping:  # while it waited for its place
-            return None
-        return await self.worker.claim_one(run.workflow, run.key, workflow.version, workflow.concurrency)
-
-    def _room(self, workflow: Workflow) -> AbstractAsyncContextManager[Any]:
-        """Where a workflow has a limit, so many of its runs ask for their place at once."""
-        if workflow.concurrency is None:
-            return nullcontext()
-        return self._rooms.setdefault(workflow.name, asyncio.Semaphore(workflow.concurrency))
+        while True:
+            driving.run, ours = await taken(self.worker, workflow, driving.run, retry=driving.retry)
+            driving.tell()
+            if not ours or await self._drive(driving, driving.run):
+                return driving.run
+            driving.run = await self.load(run.workflow, run.key)
 
     def _drive(self, driving: Driving, run: Run, *, fresh: bool = False) -> Coroutine[Any, Any, bool]:
         """Drive a claimed run until it rests. False where another owner has claimed it meanwhile."""

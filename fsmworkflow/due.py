@@ -5,10 +5,10 @@ from __future__ import annotations
 from fsmworkflow.case import Case
 from fsmworkflow.choosing import first
 from fsmworkflow.failures import OWN, asked_to_stop
-from fsmworkflow.records import BEGIN, DONE, TIMEOUT, Event, Run, replace
+from fsmworkflow.records import BEGIN, DONE, OPEN, TIMEOUT, Event, Run, replace
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["due_next", "resting", "resting_due"]
+__all__ = ["again", "due_next", "resting", "resting_due"]
 
 QUIET = frozenset({"final", "child", "each"})
 """The kinds of states that lead nowhere by themselves: children bring `$joined`."""
@@ -20,7 +20,7 @@ def due_next(workflow: Workflow, run: Run, now: float, *, asked: int | None = No
     States that wait with conditions are asked unless they were at version `asked`.
     """
     chart = workflow.chart
-    if run.status not in ("running", "waiting"):
+    if run.status not in OPEN:
         return None
     for state in run.active:
         if chart.inner[state]:
@@ -62,6 +62,15 @@ def resting_due(run: Run) -> float | None:
     times = [due for stay in run.active.values() for due in stay.timers.values()]
     times += [stay.again for stay in run.active.values() if stay.again is not None]
     return min((t for t in (*times, run.deadline, run.later) if t is not None), default=None)
+
+
+def again(run: Run) -> float | None:
+    """When the next attempt of a step or of an undoing is due: a retry's pause is no rest."""
+    if run.status == "compensating":
+        return run.undo.left[-1].again if run.undo.left else None
+    if run.status != "running":
+        return None
+    return min((stay.again for stay in run.active.values() if stay.again is not None), default=None)
 
 
 async def _goes_on(case: Case, run: Run, state: str) -> bool:

@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from fsmworkflow import errors
+from fsmworkflow.claims import WATCH, first, goes_on, patience, tell
 from fsmworkflow.codec import encode
 from fsmworkflow.driving import Drives, Driving
 from fsmworkflow.explain import explained, forked
 from fsmworkflow.hooks import Hook, Hooks
-from fsmworkflow.machine import WATCH, first, goes_on, patience, tell
 from fsmworkflow.records import CANCEL, OVER, PAUSE, RERUN, RETRY, UNPAUSE, Event, Run, Status
 from fsmworkflow.resources import Resources
 from fsmworkflow.retry import seconds

@@ -291,6 +291,13 @@ class LeaseLost(StoreError):
 
     code = "lease_lost"
 
+    @classmethod
+    def of(cls, run: Run) -> LeaseLost:
+        return cls(
+            f"run {run.workflow}/{run.key} was claimed by another owner since version {run.version}, epoch "
+            f"{run.epoch}: nothing was written, the other one goes on"
+        )
+
 
 class RolledBack(StoreError):
     """A step's transaction was rolled back for a reason that passes, as a serialization failure or a lost connection.
@@ -308,3 +315,10 @@ class Stale(StoreError):
     """
 
     code = "stale"
+
+    @classmethod
+    def of(cls, run: Run) -> Stale:
+        return cls(
+            f"the inbox of run {run.workflow}/{run.key} is not as it was when this move was decided, at version "
+            f"{run.version}: nothing was written, read it and decide again"
+        )

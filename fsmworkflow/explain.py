@@ -12,7 +12,7 @@ import msgspec
 
 from fsmworkflow.codec import Fields, encode
 from fsmworkflow.decide import begin
-from fsmworkflow.records import ERROR, Active, Entry, Event, Run, replace
+from fsmworkflow.records import ERROR, MOVING, STUCK, Active, Entry, Event, Run, replace
 from fsmworkflow.versions import known, outlook, seen, shifted
 from fsmworkflow.workflow import Workflow
 
@@ -85,7 +85,7 @@ def _waiting(inbox: Sequence[Event], accepts: Sequence[str], now: float) -> str:
 
 
 def _waits(workflow: Workflow, run: Run, now: float) -> list[str]:
-    if run.over or run.status in ("failed", "parked"):
+    if run.over or run.status in STUCK:
         on = "retry lets" if run.status == "parked" else "run or retry lets"
         return ["It has ended." if run.over else f"It keeps its place: {on} it go on."]
     lines = ["It is paused: unpause lets it go on."] if run.status == "paused" else []
@@ -97,7 +97,7 @@ def _waits(workflow: Workflow, run: Run, now: float) -> list[str]:
         lines += [f"A timer of {state} is due {_clock(due)}, {_left(due - now)}." for due in stay.timers.values()]
         if stay.again is not None:
             lines.append(f"Attempt {stay.attempt} of {state} is due {_clock(stay.again)}, {_left(stay.again - now)}.")
-    if run.status in ("running", "compensating"):
+    if run.status in MOVING:
         lines.append("No engine drives it: resume does." if run.owner is None else "An engine drives it now.")
     return lines
 

@@ -2,52 +2,110 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import logging
+from typing import TYPE_CHECKING
 
+from fsmworkflow.actions import settle_ended
 from fsmworkflow.errors import Poisoned
-from fsmworkflow.records import Run
+from fsmworkflow.failures import failure
+from fsmworkflow.records import PARKED, STEERING, Event, Run, replace
+from fsmworkflow.versions import of_this
 
-__all__ = ["SUSPECT", "Flights", "poisoned"]
+if TYPE_CHECKING:
+    from fsmworkflow.drive import Drive
+
+__all__ = ["SUSPECT", "Flights", "fly"]
+
+log = logging.getLogger("fsmworkflow")
 
 SUSPECT = 2
 """So many deaths make a run a suspect; from then on only a death with it in flight counts."""
-
-
-class Flier(Protocol):
-    """A drive of a suspect."""
-
-    def wake(self) -> None:
-        """Look whether it is its turn."""
 
 
 class Flights:
     """Which suspect of this process is in flight, and which wait for their turn, in their order."""
 
     def __init__(self) -> None:
-        self._flying: Flier | None = None
-        self._waiting: dict[Flier, None] = {}
+        self._flying: Drive | None = None
+        self._waiting: dict[Drive, None] = {}
 
-    def take(self, flier: Flier) -> bool:
+    def take(self, drive: Drive) -> bool:
         """Whether it is its turn. If not, it is woken when one has landed."""
         if self._flying is None:
-            self._flying = flier
-        if self._flying is flier:
-            self._waiting.pop(flier, None)
+            self._flying = drive
+        if self._flying is drive:
+            self._waiting.pop(drive, None)
             return True
-        self._waiting[flier] = None
+        self._waiting[drive] = None
         return False
 
-    def land(self, flier: Flier) -> None:
+    def land(self, drive: Drive) -> None:
         """It flies no more, and waits no more."""
-        self._waiting.pop(flier, None)
-        if self._flying is flier:
+        self._waiting.pop(drive, None)
+        if self._flying is drive:
             self._flying = None
             for other in self._waiting:
                 other.wake()
                 return
 
 
-def poisoned(run: Run) -> Poisoned:
+async def fly(drive: Drive) -> bool:
+    """Turns of a run that was in flight twice when its process died: it says so before each, and flies alone.
+
+    Until it is none any more. False when nothing is next: it rests, or has been parked.
+    """
+    more, flights = drive.run.deaths < drive.worker.deaths, drive.worker.flights
+    if not more:
+        await _park(drive)
+    try:
+        while more and drive.run.deaths >= SUSPECT:
+            if not drive.steps and drive.run.due is not None and drive.run.due > drive.store.now():
+                flights.land(drive)  # a pause may be long
+                drive.fit()
+                more = await drive.turn()
+            elif flights.take(drive):
+                await _take_off(drive)
+                more = await drive.turn()
+            else:
+                more = await _grounded(drive)
+    finally:
+        flights.land(drive)
+    return more
+
+
+async def _take_off(drive: Drive) -> None:
+    """Say that it flies, and only then see it as this definition has it, which may be what ends processes."""
+    if drive.run.flight != drive.run.epoch:
+        after = replace(drive.run, flight=drive.run.epoch)
+        await drive.store.settle(drive.run, after)
+        drive.run = after
+    drive.fit()
+
+
+async def _grounded(drive: Drive) -> bool:
+    """Wait for the turn of this suspect, open only to who steers it by hand."""
+    if drive.unread:
+        await drive.look()
+    steering = next((event for event in drive.inbox if event.name in STEERING and not drive.run.over), None)
+    if steering is None or not of_this(drive.workflow, drive.run):
+        await drive.wait()
+        return not drive.stopping
+    await drive.take(steering)
+    return True
+
+
+async def _park(drive: Drive) -> None:
+    """Too many processes died while it was in flight. Where it had ended, its actions did it, and stay listed."""
+    error = _poisoned(drive.run)
+    log.error("%s", error)
+    if drive.run.over:
+        await settle_ended(drive, error)
+    else:
+        leaf = next(reversed(drive.run.active))
+        await drive.take(Event(name=PARKED, failure=failure(error, drive.run, leaf)))
+
+
+def _poisoned(run: Run) -> Poisoned:
     """Why a run is parked."""
     where = f"state {run.state!r}, visit {run.visit}"
     return Poisoned(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Self, TypeVar
 
@@ -13,13 +13,12 @@ import msgspec
 
 from fsmworkflow import errors
 from fsmworkflow.children import awaits
+from fsmworkflow.claims import SELDOM, WATCH, first, goes_on, take_up, tell
 from fsmworkflow.codec import fields_of, text_of
-from fsmworkflow.decide import begin, decide
+from fsmworkflow.decide import by_hand, decide
 from fsmworkflow.drive import LEFT_BEHIND, Drive
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import Event, Run, replace
-from fsmworkflow.store import Store
-from fsmworkflow.versions import shifted
 from fsmworkflow.worker import Use, Worker
 from fsmworkflow.workflow import Workflow, WorkflowDefinition, id_of, known_event, name_problem
 
@@ -196,22 +195,19 @@ class PersistentWorkflowStateMachine:
                 driven = worker.driven.get((workflow.name, key))
                 one = self._one(workflow, worker, key) if driven is None else self._other(workflow, worker, key, driven)
                 if (run := await one) is not None:
-                    return _ended(*run)
+                    return run
             except errors.DefinitionChanged as error:
                 if self.key is not None:
                     raise
                 log.error("%s", error)  # the others go on
                 stuck[key] = error
 
-    async def _one(self, workflow: Workflow, worker: Worker, key: str) -> tuple[Run, BaseException | None] | None:
-        """Drive the run of this key, and return it with what its step raised. None where another process took it."""
+    async def _one(self, workflow: Workflow, worker: Worker, key: str) -> Run | None:
+        """Drive the run of this key. None where another process took it. Raises what its step raised."""
         with worker.driving((workflow.name, key)):  # before the first await, so that no other machine here takes it
             run, fresh = await take_up(workflow, worker, key, self._input, wait=self.key is not None)
-            if run.owner is None and self.key is None and workflow.concurrency is None:
-                return None
-            self.run = run
             if run.owner is None:
-                return run, None
+                return None if self.key is None and workflow.concurrency is None else self._ended(run)
             hold = bool(workflow.families)
             drive = Drive(workflow, run, worker, fresh=fresh, retry=True, hold=hold, hooks=self._hooks)
             try:
@@ -220,19 +216,22 @@ class PersistentWorkflowStateMachine:
                 if drive.run.owner is not None:
                     await drive.give_up()
                 self.run = drive.run
-            return self.run, drive.error
+            return self._ended(drive.run, drive.error)
 
-    async def _other(
-        self, workflow: Workflow, worker: Worker, key: str, driven: asyncio.Future[None]
-    ) -> tuple[Run, None] | None:
+    async def _other(self, workflow: Workflow, worker: Worker, key: str, driven: asyncio.Future[None]) -> Run | None:
         """The run that another machine here holds, where it rests. None once that one may have let it go."""
         there = await worker.store.load(workflow.name, key)
         if there is None or driven.done() or await goes_on(there, worker.store):
             await asyncio.wait([driven], timeout=SELDOM)
             return None
         tell(there, await first(workflow, worker.store, key, self._input), self._input)
-        self.run = there
-        return there, None
+        return self._ended(there)
+
+    def _ended(self, run: Run, error: BaseException | None = None) -> Run:
+        self.run = run
+        if run.status == "failed":
+            raise error if error is not None else errors.RunFailed(run)
+        return run
 
 
 async def driven(drive: Drive) -> None:
@@ -283,23 +282,6 @@ async def _drive_child(parent: Drive, name: tuple[str, str], drives: dict[tuple[
             drives.pop(name, None)
 
 
-def by_hand(work: Coroutine[Any, Any, T], kind: type[Exception], what: str) -> T:
-    """What a coroutine comes to that awaits nothing. Raises an error of that kind, which says `what`, where it does."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    work.close()
-    raise kind(what)
-
-
-def _ended(run: Run, error: BaseException | None) -> Run:
-    if run.status != "failed":
-        return run
-    raise error if error is not None else errors.RunFailed(run)
-
-
 async def _next_key(workflow: Workflow, worker: Worker, stuck: Mapping[str, errors.DefinitionChanged]) -> str:
     """The oldest run that may go on, is not stuck and driven by nobody, else the key of a new one.
 
@@ -315,106 +297,3 @@ async def _next_key(workflow: Workflow, worker: Worker, stuck: Mapping[str, erro
             return uuid.uuid4().hex
         if (workflow.name, found) not in worker.driven:  # else another machine here took it meanwhile
             return found
-
-
-async def first(workflow: Workflow, store: Store, key: str, data: Any) -> Run:
-    """The run as it would begin with this data. Raises CodecError where the data does not fit the workflow.
-
-    Without data it stands for the run that is there, so that a run whose data type has required fields can be taken up.
-    """
-    try:
-        return begin(workflow, key, workflow.codec.start(data), now=store.now())
-    except errors.CodecError:
-        there = await store.load(workflow.name, key) if data is None else None
-        if there is None:
-            raise
-        return there
-
-
-async def take_up(
-    workflow: Workflow, worker: Worker, key: str, data: Any, *, wait: bool, rest: bool = False
-) -> tuple[Run, bool]:
-    """Start a run, or claim the one that is there. Returns it and whether it is new.
-
-    One that is over has no owner, nor, unless `rest`, one that rests; nor has one that a live owner drives, unless
-    `wait` says to wait for its end.
-    """
-    store, limit = worker.store, workflow.concurrency
-    fresh = await first(workflow, store, key, data)
-    # With a limit it waits for its place among all that are driven.
-    there, created = await (worker.create(fresh) if limit is None else store.create(fresh))
-    if created and limit is None:
-        return there, True
-    retry = there.status == "failed"  # a failure that was waited for is not tried again
-    pause = WATCH
-    if not there.over and left_alone(workflow, there) and rest:
-        shifted(workflow, there)
-    while await goes_on(there, store, retry=retry) or (rest and not there.over):
-        free = await worker.may_claim(there)
-        claimed = await worker.claim_one(workflow.name, key, workflow.version, limit) if free else None
-        if claimed is not None and (rest or await goes_on(claimed, store, retry=retry)):
-            tell(claimed, fresh, data)
-            return claimed, False
-        if claimed is not None:  # it ended just before
-            await store.release(claimed)
-            there = claimed
-        elif wait or limit is not None:
-            pause = await patience(pause)
-            there = await store.load(workflow.name, key) or there
-        else:
-            break
-    if wait:
-        tell(there, fresh, data)
-    return replace(there, owner=None), False
-
-
-def tell(run: Run, fresh: Run, data: Any, *, refuse: bool = False) -> None:
-    """Say in the log, or as InputDiffers, that the run which is there was started with other data than is given."""
-    if data is None or run.input == fresh.input:
-        return
-    message = f"run {run.workflow}/{run.key} was started with a different input"
-    if refuse:
-        raise errors.InputDiffers(f"{message}: nothing was done")
-    log.warning("%s: it goes on with its own", message)
-
-
-WATCH, SELDOM = 0.05, 0.5
-"""Seconds between two looks at a run that another process drives: at first, and in the end."""
-
-
-async def patience(pause: float) -> float:
-    """Wait before the next look at a run that another process drives. Returns how long to wait the next time."""
-    await asyncio.sleep(pause)
-    return min(2 * pause, SELDOM)
-
-
-def left_alone(workflow: Workflow, run: Run) -> bool:
-    """Whether a run is of a newer version of the workflow, which only newer processes drive; then the log says so."""
-    if run.definition <= workflow.version:
-        return False
-    if run.over:
-        return True
-    log.warning(
-        "run %s/%s is of version %d of the workflow, and version %d is here: it is left to whoever has that one",
-        run.workflow, run.key, run.definition, workflow.version,
-    )  # fmt: skip
-    return True
-
-
-async def goes_on(run: Run, store: Store, *, retry: bool = True) -> bool:
-    """Whether a run, or one below it, can move now, or is a child that waits for its turn."""
-    if may_go_on(run, store.now(), retry=retry):
-        return True
-    if run.child is not None and run.child.turn == 0 and run.status in ("running", "waiting"):
-        return True
-    if not awaits(run) or await store.below(run):
-        return awaits(run)
-    now = await store.load(run.workflow, run.key)  # the last of those below may have ended just now
-    return now is not None and now.posted != run.posted
-
-
-def may_go_on(run: Run, now: float, *, retry: bool = True) -> bool:
-    """Whether driving a run can move it now: it does not rest, or, with `retry`, it failed and keeps its place."""
-    if retry and run.status == "failed" and not run.over:
-        return True
-    return run.due is not None and (run.status in ("running", "compensating") or run.due <= now)

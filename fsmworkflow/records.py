@@ -25,10 +25,18 @@ __all__ = [
 
 Status = Literal["running", "waiting", "paused", "compensating", "done", "failed", "cancelled", "parked"]
 OVER = frozenset({"done", "cancelled"})
-COUNTED = frozenset({"done", "failed", "cancelled", "parked"})
-"""The statuses in which a child has ended, as its parent counts them."""
 ENDED = OVER | {"failed"}
-UNFINISHED = frozenset({"running", "waiting", "paused", "compensating"})
+STUCK = frozenset({"failed", "parked"})
+"""Those that somebody has to let go on."""
+COUNTED = OVER | STUCK
+"""Those in which a child has ended, as its parent counts them."""
+OPEN = frozenset({"running", "waiting"})
+"""Those in which a run takes events and its times strike."""
+GOING = OPEN | {"paused"}
+RESTING = frozenset({"waiting", "paused"})
+MOVING = frozenset({"running", "compensating"})
+"""Those in which a run goes on by itself."""
+UNFINISHED = GOING | MOVING
 
 DONE, ERROR, TIMEOUT, BEGIN, JOINED, PARKED = "$done", "$error", "$timeout", "$begin", "$joined", "$parked"
 CANCEL, PAUSE, UNPAUSE, RETRY, RERUN = "$cancel", "$pause", "$unpause", "$retry", "$rerun"

@@ -15,12 +15,12 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from fsmworkflow.claims import first
 from fsmworkflow.codec import encode, text_of
 from fsmworkflow.conditions import field, payload
 from fsmworkflow.context import WorkflowContext
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError
-from fsmworkflow.machine import first
-from fsmworkflow.records import UNFINISHED, Event, Run
+from fsmworkflow.records import STUCK, UNFINISHED, Event, Run
 from fsmworkflow.workflow import To, Workflow, name_problem
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ async def put(engine: Engine, target: Workflow, name: str, spec: dict[str, Any])
     if told:
         was, now = (", ".join(f"{word}={of[word]!r}" for word in SAID) for of in (run.data, spec))
         log.info("schedule %s was %s in state %s, and is changed to %s", name, was, run.state, now)
-        if run.status in ("failed", "parked"):
+        if run.status in STUCK:
             run = await engine.rerun(place, name, state=REMOVED)
         if run.status == "paused":  # it is told when it goes on
             await engine.send(place, name, "change", told)
@@ -260,7 +260,7 @@ def _told(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     """What the run of a schedule must be told to become one with this data; empty where it is one already."""
     wanted = {name: value for name, value in data.items() if name not in ("next", "last")}
     there = dict(run.data)
-    broken = run.state == REMOVED or run.status in ("failed", "parked")
+    broken = run.state == REMOVED or run.status in STUCK
     if not broken and encode(wanted) == encode({name: there[name] for name in wanted}):
         return {}
     return {**wanted, "next": data["next"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fsmworkflow.beginning import actions_of, new_stay
 from fsmworkflow.case import Case
 from fsmworkflow.due import resting
-from fsmworkflow.records import Move, replace
+from fsmworkflow.records import OPEN, STUCK, Move, replace
 from fsmworkflow.taking import ended, remembered
 
 __all__ = ["cancel", "park", "pause", "rerun", "retry", "unpause"]
@@ -23,7 +23,7 @@ async def cancel(case: Case) -> Move:
 async def retry(case: Case) -> Move:
     """A failed or parked run goes on in the same visit, its attempts counted anew."""
     run = case.run
-    if run.over or run.status not in ("failed", "parked"):
+    if run.over or run.status not in STUCK:
         return case.rejected()
     active = {state: replace(stay, attempt=1, again=None) for state, stay in run.active.items()}
     after = case.after(active=active, due=case.now, deaths=0)
@@ -48,7 +48,7 @@ async def rerun(case: Case) -> Move:
 
 async def pause(case: Case) -> Move:
     """A run that goes on or waits does nothing more until it is let go on."""
-    if case.run.status not in ("running", "waiting"):
+    if case.run.status not in OPEN:
         return case.rejected()
     return case.move(case.after(status="paused", due=None))
 

@@ -59,7 +59,7 @@ class Transaction:
     async def _begun(self) -> Lent:
         if self._over:
             raise TransactionError(f"the step of {self._calls.where} has ended: it can begin no transaction any more")
-        calls, worker, run = self._calls, self._calls.worker, self._calls.run
+        calls, worker, run = self._calls, self._calls.drive.worker, self._calls.run
         try:
             await worker.hold(run)
             lent = self._lent = worker.lent[run.id, calls.state, calls.visit] = worker.store.transaction(run)
@@ -100,5 +100,5 @@ class Transaction:
             self._calls.broken = lent.lost or self._calls.broken
 
     def _wait_no_more(self) -> None:
-        if self._calls.worker.lending is asyncio.current_task():
-            self._calls.worker.lending = None
+        if self._calls.drive.worker.lending is asyncio.current_task():
+            self._calls.drive.worker.lending = None

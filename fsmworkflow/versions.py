@@ -12,7 +12,7 @@ from fsmworkflow.codec import Data, Fields
 from fsmworkflow.draft import Draft
 from fsmworkflow.due import resting_due
 from fsmworkflow.errors import DefinitionChanged, DefinitionError, FSMWorkflowError
-from fsmworkflow.records import Active, Move, Run, Undo, replace
+from fsmworkflow.records import OPEN, Active, Move, Run, Undo, replace
 from fsmworkflow.workflow import Migration, Workflow, nearest
 
 __all__ = ["Plan", "Planned", "Shift", "known", "names", "of_this", "outlook", "plan", "seen", "shifted", "steps_from"]
@@ -55,7 +55,7 @@ class Shift(msgspec.Struct, frozen=True):
 def _timed(workflow: Workflow, move: Move) -> Run:
     """What a move leaves, with the timers started that the states which stay active had not before."""
     after, before, delays = move.after, move.before.active, workflow.chart.delays
-    if after.status not in ("running", "waiting"):
+    if after.status not in OPEN:
         return after
     active = dict(after.active)
     for state, stay in after.active.items():
@@ -198,7 +198,7 @@ def known(workflow: Workflow, run: Run, states: Iterable[str], steps: Iterable[M
 
 def _status(workflow: Workflow, run: Run, active: dict[str, Active]) -> Any:
     """Whether the run waits or runs; any other status stays."""
-    if run.status not in ("running", "waiting"):
+    if run.status not in OPEN:
         return run.status
     kinds = {workflow.states[state].kind for state in active}
     return "running" if kinds & {"step", "choice"} else "waiting"

@@ -25,7 +25,6 @@ from fsmworkflow.records import Owner, Post, Run, replace
 from fsmworkflow.resources import Resources
 from fsmworkflow.store import Limits, Store, Versions, open_store
 from fsmworkflow.store.lent import Lent
-from fsmworkflow.store.memory import lost
 from fsmworkflow.store.writer import whole
 from fsmworkflow.threads import Threads
 from fsmworkflow.workflow import Workflow
@@ -84,6 +83,7 @@ class Worker:
         self.hooks = Hooks()
         self.resources = Resources()
         self._giving_back: set[asyncio.Task[None]] = set()
+        self._rooms: dict[str, asyncio.Semaphore] = {}
 
     async def open(self) -> None:
         """Make this owner known, and renew its lease in the background for as long as its event loop runs."""
@@ -91,6 +91,7 @@ class Worker:
         self._pid = os.getpid()
         self.stopping = False
         self.threads = Threads()
+        self._rooms.clear()
         self._lease = Lease(self.store, self.token, self.lease)
         try:
             await self._lease.begin()
@@ -138,7 +139,7 @@ class Worker:
         await self._lease.renew()
         row = await self.store.load(run.workflow, run.key)
         if row is None or (row.owner, row.epoch) != (run.owner, run.epoch):
-            raise lost(run)
+            raise LeaseLost.of(run)
 
     async def drain(self) -> None:
         """Say that this owner is ending, so that no run is to blame if it dies meanwhile; for 5 s, if need be."""
@@ -251,6 +252,12 @@ class Worker:
     async def _claim_one(self, workflow: str, key: str, newest: int | None, limit: int | None) -> Run | None:
         claiming = self.store.claim_one(self.token, workflow, key, newest, limit)
         return await self._taken(claiming, lambda run: [] if run is None else [run])
+
+    def room(self, workflow: Workflow) -> contextlib.AbstractAsyncContextManager[None]:
+        """Where a workflow has a limit, so many of its runs ask for their place at once."""
+        if workflow.concurrency is None:
+            return contextlib.nullcontext()
+        return self._rooms.setdefault(workflow.name, asyncio.Semaphore(workflow.concurrency))
 
     async def create(self, run: Run) -> tuple[Run, bool]:
         """Start a run as ours. Returns the run that is there, and whether it is the one given."""

@@ -145,8 +145,9 @@ class Scope:
     is taken, closed, where wanted, by a plain state. `enter` and `exit` are actions, run after the commit.
     """
 
-    workflow: Workflow
-    path: str = ""
+    def __init__(self, workflow: Workflow, path: str) -> None:
+        self.workflow = workflow
+        self.path = path
 
     @overload
     def step(self, name: Fn, /) -> Fn: ...
@@ -325,9 +326,7 @@ class Scope:
     ) -> Scope:
         self._declare(name, kind, initial, enter=enter, exit=exit)
         self._lead(name, then=then, on=on, after=after)
-        scope = Scope()
-        scope.workflow, scope.path = self.workflow, self._full(name)
-        return scope
+        return Scope(self.workflow, self._full(name))
 
     def _full(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
@@ -375,8 +374,7 @@ class Parallel:
 
     def region(self, name: str) -> Scope:
         """Declare a region; it is done when one of its final states is entered."""
-        scope = Scope()
-        scope.workflow, scope.path = self.workflow, f"{self.path}.{name}"
+        scope = Scope(self.workflow, f"{self.path}.{name}")
         self.workflow._problems += name_problem(name, "region name", dots=False)
         self.workflow.add(State(name=scope.path, kind="region"))
         return scope
@@ -416,8 +414,8 @@ class Workflow(Scope):
         limit: int = LIMIT,
         endless: bool = False,
     ) -> None:
+        super().__init__(self, "")
         self.name = name
-        self.workflow = self
         self.version = version
         self.merge = dict(merge or {})
         self.payload = payload

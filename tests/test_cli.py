@@ -68,7 +68,7 @@ def make(**data: Any) -> None:
     async def create() -> None:
         import app
 
-        from fsmworkflow.machine import first
+        from fsmworkflow.claims import first
 
         async with app.make() as engine:
             await engine.store.create(await first(app.report.check(), engine.store, data.pop("key", "a"), data))

@@ -31,7 +31,7 @@ from fsmworkflow import (
     UnknownWorkflow,
     Workflow,
     WorkflowContext,
-    acting,
+    actions,
     field,
 )
 
@@ -803,7 +803,7 @@ async def test_an_ended_run_keeps_its_status_and_lists_the_action_that_failed(st
 async def test_where_a_step_says_what_its_error_leads_to_an_action_before_it_still_fails_the_run(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acting, "ACTION_RETRY", Retry(attempts=3, first_delay=0, max_delay=0))
+    monkeypatch.setattr(actions, "ACTION_RETRY", Retry(attempts=3, first_delay=0, max_delay=0))
     told: list[str] = []
     workflow = Workflow("acting")
 
@@ -828,7 +828,7 @@ async def test_where_a_step_says_what_its_error_leads_to_an_action_before_it_sti
 async def test_an_action_that_fails_for_good_keeps_nothing_from_being_undone(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acting, "ACTION_RETRY", Retry(attempts=3, first_delay=0, max_delay=0))
+    monkeypatch.setattr(actions, "ACTION_RETRY", Retry(attempts=3, first_delay=0, max_delay=0))
     order: list[str] = []
     workflow = Workflow("acting")
 

@@ -73,6 +73,10 @@ FLOORS = {
     "threads.py": 3,
     "transaction.py": 3,
     "machine.py": 3,
+    "claims.py": 3,
+    "actions.py": 3,
+    "joint.py": 3,
+    "inbox.py": 2,
     "driving.py": 3,
     "engine.py": 3,
     "lease.py": 3,
@@ -116,7 +120,7 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 9_480
+LOWER_FLOORS_LINES = 9_479
 RESOURCES_LINES = 240  # what an engine opens for steps, beside the 20 lines by which the others know of it
 FILES_LINES = 1_232  # a workflow as data, which no program without files loads: config/ and expressions.py
 TOP_FLOOR_LINES = 400

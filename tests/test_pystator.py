@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fsmworkflow import Engine, Retry, Workflow, acting
+from fsmworkflow import Engine, Retry, Workflow, actions
 from fsmworkflow.conditions import View
 from fsmworkflow.errors import ConditionError, DefinitionError, NotAccepted
 from fsmworkflow.readers.pystator import Entity, Machine
@@ -516,7 +516,7 @@ async def test_each_wait_of_an_order_has_its_timeout(tmp_path: Path) -> None:
 async def test_an_action_that_fails_for_good_leads_to_the_fallback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acting, "ACTION_RETRY", Retry(attempts=3, first_delay=0, max_delay=0))
+    monkeypatch.setattr(actions, "ACTION_RETRY", Retry(attempts=3, first_delay=0, max_delay=0))
     done: list[str] = []
     made = life(tmp_path, done)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from fsmworkflow import (
     Workflow,
 )
 from fsmworkflow.decide import begin, decide
+from fsmworkflow.drive import Drive
 from fsmworkflow.records import replace
 from fsmworkflow.store import sqlite_lent
 from fsmworkflow.store.lent import Lent
@@ -789,21 +790,19 @@ async def test_a_step_whose_transactions_come_to_nothing_is_run_again_after_long
     pauses: list[float] = []
     attempts: list[int] = []
     await asked(postgres_url, "CREATE TABLE mine (n bigint)")
-    sleep = asyncio.sleep
 
-    async def noted(seconds: float) -> None:
-        pauses.append(seconds)
-        await sleep(0)
+    async def noted(drive: Drive, ends: Iterable[Any], limit: float | None) -> None:
+        pauses.append(limit or 0.0)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(Drive, "woken", noted)
 
     async def work(ctx: Any) -> None:
         async with ctx.transaction() as db:
             await db.execute(INSERT)
             attempts.append(ctx.attempt)
             if len(attempts) <= 9:
-                monkeypatch.setattr("fsmworkflow.drive.asyncio.sleep", noted)
                 db.terminate()
-            else:
-                monkeypatch.setattr("fsmworkflow.drive.asyncio.sleep", sleep)
 
     assert (await run(postgres_url, work)).status == "done"
     assert [pause for pause in pauses if pause in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)] == [

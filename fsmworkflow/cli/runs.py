@@ -10,6 +10,7 @@ from typing import Any, get_args
 import click
 import msgspec
 
+from fsmworkflow.claims import first, tell
 from fsmworkflow.cli.answers import answer, clean, clock, colour, progress, table
 from fsmworkflow.cli.steering import REJECTED, posted
 from fsmworkflow.cli.targets import Target, knowing, there, workflow_in, workflows_of
@@ -18,7 +19,6 @@ from fsmworkflow.codec import encode
 from fsmworkflow.engine import Different, Engine
 from fsmworkflow.errors import InvalidKey, RunFailed
 from fsmworkflow.hooks import Hook, Hooks
-from fsmworkflow.machine import first, tell
 from fsmworkflow.records import Entry, Event, Move, Run, Status
 from fsmworkflow.workflow import id_of, known_event, name_problem
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
+from fsmworkflow.claims import tell
 from fsmworkflow.cli.answers import answer
 from fsmworkflow.cli.targets import Target, knowing
 from fsmworkflow.cli.verbs import NOT_WELL, Verb, given, run_given, verb
 from fsmworkflow.engine import Engine
 from fsmworkflow.errors import UnknownState
 from fsmworkflow.explain import forked
-from fsmworkflow.machine import tell
 from fsmworkflow.records import CANCEL, PAUSE, RERUN, RETRY, UNPAUSE, Event
 from fsmworkflow.workflow import nearest
 

@@ -18,7 +18,7 @@ from fsmworkflow.cli.targets import Target, knowing, there
 from fsmworkflow.cli.verbs import NOT_WELL, addressed, engine_given, verb
 from fsmworkflow.engine import Engine
 from fsmworkflow.hooks import Hook, Hooks
-from fsmworkflow.records import Move
+from fsmworkflow.records import MOVING, Move
 
 __all__ = ["COMMANDS"]
 
@@ -76,7 +76,7 @@ class _Counting(Hook):
         self.more = more
 
     def moved(self, move: Move) -> None:
-        if move.after.status not in ("running", "compensating"):
+        if move.after.status not in MOVING:
             self.more()
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from fsmworkflow.conditions import Operand, as_guard
 from fsmworkflow.diagram.path import ANY, Path, path_of
-from fsmworkflow.records import Entry, Run
+from fsmworkflow.records import STUCK, Entry, Run
 from fsmworkflow.statechart import Chart
 from fsmworkflow.workflow import ENDS, State, Transition, Workflow, action_name, sources_of
 
@@ -112,7 +112,7 @@ class _Drawing:
 
     def _place(self, name: str) -> Place:
         if name in self.active:
-            return "failed" if self.run is not None and self.run.status in ("failed", "parked") else "current"
+            return "failed" if self.run is not None and self.run.status in STUCK else "current"
         return "visited" if self.path.visits[name] else ""
 
     def _said(self, state: State) -> Iterator[str]:

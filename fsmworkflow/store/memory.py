@@ -12,12 +12,26 @@ from collections.abc import Callable
 from fsmworkflow.codec import read_back
 from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError, TransactionError
 from fsmworkflow.flights import SUSPECT
-from fsmworkflow.records import UNFINISHED, Call, Child, Entry, Event, Move, Order, Owner, Post, Run, replace
+from fsmworkflow.records import (
+    GOING,
+    MOVING,
+    OPEN,
+    STUCK,
+    UNFINISHED,
+    Call,
+    Child,
+    Entry,
+    Event,
+    Move,
+    Order,
+    Owner,
+    Post,
+    Run,
+    replace,
+)
 from fsmworkflow.store import NONE, Calls, Entries, Events, Keys, Limits, Names, Owners, Pairs, Runs, Versions, Woken
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.rows import drops, ends, is_new, opened, posted, related, sealed, sealed_move
-
-MOVING = frozenset({"running", "compensating"})
 
 
 class Count:
@@ -122,7 +136,7 @@ class MemoryStore:
         self._open()
         row = self._runs[run.id]
         if row.owner != run.owner or row.epoch != run.epoch:
-            raise lost(run)
+            raise LeaseLost.of(run)
         if row.deaths:
             self._runs[run.id] = replace(row, deaths=0)
         self._calls.setdefault((call.run, call.state, call.visit), {}).setdefault((call.name, call.nth), call)
@@ -194,15 +208,16 @@ class MemoryStore:
         if name == "$cancel" and child.turn == 0 and not (run.version or run.posted or run.owner):
             cancelled = replace(run, status="cancelled", version=1, due=None, actions=(), updated=now)
             self._runs[run.id] = replace(cancelled, child=replace(child, turn=2))
-            self._moves[run.id].append(_unbegun(cancelled, now))
+            told = Entry(version=1, event="$cancel", source=run.state, dest=run.state, status="cancelled", at=now)
+            self._moves[run.id].append(told)
             return False
         waiting = {event.name for event in self._waiting(run)}
-        again = run.status in ("failed", "parked") and not waiting.isdisjoint(("$retry", "$rerun"))
+        again = run.status in STUCK and not waiting.isdisjoint(("$retry", "$rerun"))
         if name == "$retry":
             name = "$retry" if child.turn == 2 else "$unpause"
         says = {
-            "$cancel": run.status in ("running", "waiting", "paused") or again,
-            "$pause": child.turn == 1 and (run.status in ("running", "waiting") or again),
+            "$cancel": run.status in GOING or again,
+            "$pause": child.turn == 1 and (run.status in OPEN or again),
             "$unpause": child.turn == 1 and (run.status == "paused" or "$pause" in waiting),
             "$retry": child.turn == 2 and (run.status == "parked" or (run.status == "failed" and not run.over)),
         }
@@ -294,7 +309,7 @@ class MemoryStore:
         if new and known is None and row.posted == move.before.posted:
             known = self._insert(row, move.event, move.at)
         elif new or known is None or known.status != "waiting":
-            raise stale(row)
+            raise Stale.of(row)
         self._events[row.id][known.id] = replace(known, status=move.answer, version=move.after.version)
         return row.posted + new
 
@@ -309,7 +324,7 @@ class MemoryStore:
     def _held(self, run: Run) -> Run:
         row = self._runs.get(run.id)
         if row is None or (row.version, row.owner, row.epoch) != (run.version, run.owner, run.epoch) or not row.owner:
-            raise lost(run)
+            raise LeaseLost.of(run)
         return row
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -405,7 +420,7 @@ class MemoryStore:
     def _driven(self, workflow: str) -> int:
         """How many runs of a workflow live owners hold, those that rest not counted."""
         live = [r for r in self._runs.values() if r.workflow == workflow and r.due is not None and not self._free(r)]
-        return sum(r.status in ("running", "compensating") or (r.due or 0.0) <= self._clock() for r in live)
+        return sum(r.status in MOVING or (r.due or 0.0) <= self._clock() for r in live)
 
     async def claim_one(
         self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None
@@ -495,32 +510,12 @@ class MemoryStore:
             raise StoreError(f"{self.url} is not open")
 
 
-def lost(run: Run) -> LeaseLost:
-    """The error of an owner that no longer owns."""
-    return LeaseLost(
-        f"run {run.workflow}/{run.key} was claimed by another owner since version {run.version}, epoch {run.epoch}: "
-        "nothing was written, the other one goes on"
-    )
-
-
-def stale(run: Run) -> Stale:
-    """The error of a decision that came too early or too late."""
-    return Stale(
-        f"the inbox of run {run.workflow}/{run.key} is not as it was when this move was decided, at version "
-        f"{run.version}: nothing was written, read it and decide again"
-    )
-
-
 def _newer(run: Run, newest: int | None) -> bool:
     return newest is not None and run.definition > newest
 
 
 def _sooner(due: float | None, then: float | None) -> float | None:
     return due if then is None else then if due is None else min(due, then)
-
-
-def _unbegun(run: Run, now: float) -> Entry:
-    return Entry(version=1, event="$cancel", source=run.state, dest=run.state, status=run.status, at=now)
 
 
 def _start(run: Run) -> Entry:

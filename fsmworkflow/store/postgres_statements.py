@@ -6,11 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fsmworkflow.codec import decode
-from fsmworkflow.errors import Refused, RunNotFound, RunOver, StoreUnavailable
+from fsmworkflow.errors import LeaseLost, Refused, RunNotFound, RunOver, Stale, StoreUnavailable
 from fsmworkflow.records import Move, Post, Run, replace
 from fsmworkflow.store import Entries, Limits, Runs, rows
 from fsmworkflow.store.kin import relate_postgres
-from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.postgres_server import SQL
 from fsmworkflow.store.writer import Write
 
@@ -92,7 +91,7 @@ async def resolve(connection: Connection, writes: list[Write]) -> None:
     for write in writes:
         number = write.run.id
         write.result = number in there
-        write.error = None if number in there else stale(write.run) if number in held else lost(write.run)
+        write.error = None if number in there else Stale.of(write.run) if number in held else LeaseLost.of(write.run)
 
 
 async def create(connection: Connection, writes: list[Write]) -> None:
@@ -133,7 +132,7 @@ async def _settle(connection: Connection, writes: list[Write], now: float) -> No
     there = {row[0] for row in await connection.fetch(SQL["settled"], *done)}
     for write in late:
         if write.record.owner == write.run.owner or write.run.id not in there:
-            write.error = lost(write.run)
+            write.error = LeaseLost.of(write.run)
 
 
 async def _release(connection: Connection, writes: list[Write], now: float) -> None:
@@ -146,7 +145,7 @@ async def _remember(connection: Connection, writes: list[Write], now: float) -> 
     held = {row[0] for row in await connection.fetch(SQL["remember"], *columns(values))}
     for place, write in enumerate(writes, 1):
         if place not in held:
-            write.error = lost(write.run)
+            write.error = LeaseLost.of(write.run)
     if survived := [w.run.id for w in writes if w.run.deaths and w.error is None]:
         await connection.execute(SQL["survived"], survived)
 

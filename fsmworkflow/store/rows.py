@@ -246,47 +246,30 @@ def opened(event: Event) -> Event:
 
 def event_of(row: Row) -> Event:
     """A row of fsm_events as an Event."""
-    return Event(
-        name=row["name"],
-        payload=None if row["payload"] is None else value_of(row["payload"]),
-        id=row["event_id"],
-        state=row["state"] or "",
-        visit=row["visit"],
-        due=row["due"],
-        status=row["status"],
-        version=row["version"],
-        number=row["id"],
-    )
+    payload = None if row["payload"] is None else value_of(row["payload"])
+    same = {name: row[name] for name in ("name", "visit", "due", "status", "version")}
+    return Event(payload=payload, id=row["event_id"], state=row["state"] or "", number=row["id"], **same)
+
+
+RUN = (
+    "workflow", "key", "id", "status", "version", "definition", "structure", "due", "owner", "epoch", "posted",
+    "deadline", "input", "deaths", "flight", "created", "updated",
+)  # fmt: skip
+"""What stands in a row of fsm_runs as in a Run."""
 
 
 def run_of(row: Row) -> Run:
     """A row of fsm_runs as a Run; references to large fields still stand in it."""
     fields = fields_of(row["data"])
     return Run(
-        workflow=row["workflow"],
-        key=row["key"],
         active=_active(row["active"]),
         fields=fields,
         hashes=references(fields) if '{"$field":"' in row["data"] else {},
-        id=row["id"],
-        status=row["status"],
-        version=row["version"],
-        definition=row["definition"],
-        structure=row["structure"],
-        due=row["due"],
-        owner=row["owner"],
-        epoch=row["epoch"],
-        posted=row["posted"],
         error=None if row["error"] is None else _failure(row["error"]),
         actions=() if row["actions"] is None else _actions(row["actions"]),
         undo=NOTHING if row["undo"] is None else _undoing(row["undo"]),
-        deadline=row["deadline"],
-        input=row["input"],
         child=None if row["parent"] is None else Child(*(row[name] for name in CHILD)),
-        deaths=row["deaths"],
-        flight=row["flight"],
-        created=row["created"],
-        updated=row["updated"],
+        **{name: row[name] for name in RUN},
     )
 
 
@@ -322,25 +305,20 @@ def referred(changes: Iterable[str | None]) -> list[str]:
     return [h for one in changes if one and '{"$field":"' in one for h in references(fields_of(one)).values()]
 
 
+ENTRY = (
+    "version", "event", "source", "dest", "status", "at", "began", "attempt", "owner", "epoch", "trigger", "detail",
+)  # fmt: skip
+"""What stands in a row of fsm_moves as in an Entry."""
+
+
 def entry_of(row: Row, large: Callable[[str], Any]) -> Entry:
     """A row of fsm_moves as an Entry; `large(hash)` gives the value of a large field."""
     changes = {} if row["changes"] is None else fields_of(row["changes"])
     hashes = references(changes)
     return Entry(
-        version=row["version"],
-        event=row["event"],
-        source=row["source"],
-        dest=row["dest"],
-        status=row["status"],
-        at=row["at"],
-        began=row["began"],
-        attempt=row["attempt"],
-        owner=row["owner"],
-        epoch=row["epoch"],
         changes={k: large(hashes[k]) if k in hashes else value_of(v) for k, v in changes.items()},
         removed=() if row["removed"] is None else tuple(_any(row["removed"])),
         asked=() if row["asked"] is None else _asked(row["asked"]),
         error=None if row["error"] is None else _failure(row["error"]),
-        trigger=row["trigger"],
-        detail=row["detail"],
+        **{name: row[name] for name in ENTRY},
     )

@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fsmworkflow.codec import decode
-from fsmworkflow.errors import Refused, RunNotFound, RunOver, StoreError
+from fsmworkflow.errors import LeaseLost, Refused, RunNotFound, RunOver, Stale, StoreError
 from fsmworkflow.records import Event, Move, Post, Run, replace
 from fsmworkflow.store import Entries, Keys, Limits, Runs, rows
 from fsmworkflow.store.kin import relate_sqlite
-from fsmworkflow.store.memory import lost, stale
 from fsmworkflow.store.sql import queries
 from fsmworkflow.store.writer import Write
 
@@ -163,7 +162,7 @@ def missed(db: sqlite3.Connection, before: Run) -> StoreError | None:
     if db.execute(SQL["moved"], (before.id, before.version + 1, before.owner, before.epoch)).fetchone():
         return None
     mine = (before.id, before.version, before.epoch, before.owner)
-    return stale(before) if db.execute(SQL["settled"], mine).fetchone() and before.owner else lost(before)
+    return Stale.of(before) if db.execute(SQL["settled"], mine).fetchone() and before.owner else LeaseLost.of(before)
 
 
 def _single_create(db: sqlite3.Connection, write: Write, now: float) -> None:
@@ -183,7 +182,7 @@ def _single_settle(db: sqlite3.Connection, write: Write, now: float) -> None:
     if db.execute(SQL["settle"], rows.settle_values(before, after, now)).rowcount != 1:
         done = (after.id, after.version, after.epoch, after.owner)
         if after.owner == before.owner or db.execute(SQL["settled"], done).fetchone() is None:
-            write.error = lost(before)
+            write.error = LeaseLost.of(before)
     elif rows.drops(before, after):
         db.execute(SQL["drop"], (after.version, before.id))
 
@@ -197,7 +196,7 @@ def _single_call(db: sqlite3.Connection, write: Write, now: float) -> None:
     mine = (run.id, run.owner, run.epoch)
     values = (call.run, call.state, call.visit, call.name, call.nth, call.result.decode(), *mine)
     if db.execute(SQL["remember"], values).rowcount != 1 and db.execute(SQL["owned"], mine).fetchone() is None:
-        write.error = lost(run)
+        write.error = LeaseLost.of(run)
     elif run.deaths:
         db.execute(SQL["survived"], mine)
 

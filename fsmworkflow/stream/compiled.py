@@ -12,9 +12,9 @@ from typing import Any
 
 from fsmworkflow.acting import outcome
 from fsmworkflow.conditions import Condition, Function, Guard, Joined, Not, View
+from fsmworkflow.decide import by_hand
 from fsmworkflow.drive import LOOP
 from fsmworkflow.errors import CodecError, EndlessLoop
-from fsmworkflow.machine import by_hand
 from fsmworkflow.records import DONE, ERROR, Event
 from fsmworkflow.statechart import AUTOMATIC, Arc
 from fsmworkflow.stream.passage import (

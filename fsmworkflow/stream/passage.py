@@ -16,12 +16,11 @@ from fsmworkflow.beginning import begin
 from fsmworkflow.codec import Data, text_of
 from fsmworkflow.conditions import Function, Guard
 from fsmworkflow.context import WorkflowContext
-from fsmworkflow.decide import decide
+from fsmworkflow.decide import by_hand, decide
 from fsmworkflow.drive import LOOP
 from fsmworkflow.due import due_next
 from fsmworkflow.errors import EndlessLoop, FSMWorkflowError, StepTimeout
-from fsmworkflow.machine import by_hand
-from fsmworkflow.records import DONE, ERROR, Event, Run
+from fsmworkflow.records import DONE, ERROR, OPEN, Event, Run
 from fsmworkflow.retry import seconds
 from fsmworkflow.statechart import Arc
 from fsmworkflow.stream.words import Failed, StreamError
@@ -244,7 +243,7 @@ class Decided(Passage):
     async def on(self, run: Run, event: Event | None) -> End:
         """Go on from here, at first with this event."""
         workflow, idle, error = self.workflow, 0, None
-        while run.status in ("running", "waiting"):
+        while run.status in OPEN:
             if event is None and (event := due_next(workflow, run, 0.0)) is None:
                 idle, event = 0, await self._step(run)
             if (idle := idle + 1) > LOOP:
