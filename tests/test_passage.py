@@ -155,6 +155,7 @@ def test_the_compiled_way_comes_to_what_decide_comes_to(flow: Workflow, record: 
     given = copy.deepcopy(record)
     assert told(short.straight(record)) == told(whole.straight(record))
     assert record == given, "the record that was given was touched"
+    assert told(short.straight(given, True)) == told(whole.straight(record)), "where nobody else holds the record"
 
 
 @settings(max_examples=200, deadline=None)

@@ -247,6 +247,33 @@ async def test_without_errors_it_stops_at_the_first_and_goes_on_from_there_once_
     assert (done.records, done.resumed) == (3, 1)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("kind", ["json lines", "csv", "list"])
+@pytest.mark.parametrize("wrong", ["first", "second"])
+async def test_what_failed_is_kept_as_it_was_given_whatever_its_step_had_changed(
+    tmp_path: Path, kind: str, workers: int, wrong: str
+) -> None:
+    flow = Workflow("flow")
+
+    @flow.step(initial=True, then="second")
+    def first(ctx: Any) -> None:
+        ctx.data["more"] = ctx.data.pop("n")
+        if wrong == "first":
+            raise ValueError("first")
+
+    @flow.step(then="over")
+    def second(ctx: Any) -> None:
+        ctx.data.clear()
+        raise ValueError("second")
+
+    flow.final("over")
+    errors: list[Any] = []
+    source = SOURCES[kind](tmp_path / "in", 300)
+    await stream(None, flow, source, [], errors=errors, workers=workers)
+    assert [(entry["number"], int(entry["record"]["n"])) for entry in errors] == [(n + 1, n) for n in range(300)]
+    assert {entry["error"]["state"] for entry in errors} == {wrong}
+
+
 UNWRITABLE = {
     "in.jsonl": lambda path: sinks.JsonLines(path),
     "in.csv": lambda path: sinks.Csv(path, names=["n", "even"]),

@@ -131,12 +131,16 @@ class Compiled(Passage):
             node.link()
         self.first = nodes[workflow.initial]
         self.sync = not any(node.waits for node in nodes.values())
+        self._firm = not workflow.chart.failing(
+            self.first.name
+        )  # what fails there goes on nowhere with what it was given
         self._decided = Decided(workflow)
 
-    def straight(self, record: Any) -> End:
+    def straight(self, record: Any, ours: bool = False) -> End:
         if not isinstance(record, dict):
             return self._no_dict(record)
         node, copying, idle = self.first, self.copying, 0
+        held = copying and not (ours and self._firm)
         data = Borrowed(record) if self.borrowing else record
         ctx = Context(data)
         while not node.final:
@@ -144,8 +148,9 @@ class Compiled(Passage):
             if fn is not None:
                 ctx._state, before = node.name, data
                 try:
-                    if copying:
+                    if held:
                         ctx.data = copied(data)
+                    held = copying
                     if (result := fn(ctx)) is not None:
                         trigger = by_hand(_ended(result, ctx), StreamError, AWAITS)
                 except StreamError:

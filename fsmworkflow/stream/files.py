@@ -48,6 +48,7 @@ class File(Source):
         self.position = 0
         self._file: Any = None
         self._pipe = False
+        self._again: Callable[[int], Any] | None = None
 
     # -- who it is, and where it stands -------------------------------------------------------------------------------
 
@@ -183,9 +184,9 @@ class File(Source):
         return self._over and self._next >= len(self._lines)
 
     def read(self, many: int, seconds: float) -> Batch:
-        began = self.position
+        began, self._again = self.position, None
         records, bad = self._records(many, time.monotonic() + seconds)
-        return Batch(records, self.position - began, self._ended, bad)
+        return Batch(records, self.position - began, self._ended, bad, self._again)
 
     def _records(self, many: int, until: float) -> tuple[list[Any], int]:
         lines = self._take(many, until)

@@ -206,7 +206,7 @@ class Flow:
                 break
             batch = self.source.read(many, left)
             began, ends = time.monotonic(), [NONE] * len(batch.records)
-            self._straight(iter(enumerate(batch.records)), ends)
+            self._straight(iter(enumerate(batch.records)), ends, batch.again is not None)
             self._write(done, batch, ends, done.cursor["records"])
             self.pace.took(len(ends), time.monotonic() - began)
         self._finish(done, sync)
@@ -245,10 +245,10 @@ class Flow:
             return await self.source.gather(many, left)
         return await self._in_thread(self.source.read, many, left)
 
-    def _straight(self, records: Iterator[tuple[int, Any]], ends: list[End]) -> None:
+    def _straight(self, records: Iterator[tuple[int, Any]], ends: list[End], ours: bool = False) -> None:
         straight = self.passage.straight
         for number, record in records:
-            ends[number] = ("", record) if type(record) is Malformed else straight(record)
+            ends[number] = ("", record) if type(record) is Malformed else straight(record, ours)
             if self._stopped:
                 raise StreamError("the stream was stopped")
 
@@ -320,7 +320,7 @@ class Flow:
         found = []
         for number, (state, what) in enumerate(ends):
             if not state:
-                entry = _entry(batch.records[number], what, before + number + 1)
+                entry = _entry(batch.given(number), what, before + number + 1)
                 if ERRORS not in self.outlets:
                     raise self._stops(entry, what)
                 found.append(entry)

@@ -83,7 +83,7 @@ def copied(value: Any) -> Any:
     if kind is dict:
         fields = value.copy()
         for key, item in value.items():
-            if type(item) not in _ATOMS:
+            if (kind := type(item)) is not str and kind not in _ATOMS:
                 fields[key] = copied(item)
         return fields
     if kind is list:
@@ -218,8 +218,8 @@ class Passage:
         """Where the record comes to. Raises only StreamError, and what asks this task to stop."""
         raise NotImplementedError
 
-    def straight(self, record: Any) -> End:
-        """The same where nothing is awaited."""
+    def straight(self, record: Any, ours: bool = False) -> End:
+        """The same where nothing is awaited. `ours` says that nobody else holds the record."""
         return by_hand(self.go(record), StreamError, AWAITS)
 
 

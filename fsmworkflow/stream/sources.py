@@ -36,6 +36,7 @@ class JsonLines(File):
         try:
             records: list[Any] = self._one.decode_lines(b"\n".join(lines))  # type: ignore[arg-type]
             if len(records) == len(lines):
+                self._again = lambda place: self._record(lines[place])
                 return records, 0
         except (ValueError, TypeError, RecursionError):
             pass

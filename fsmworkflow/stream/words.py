@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
@@ -42,13 +43,19 @@ class Failed(msgspec.Struct, frozen=True):
 class Batch(msgspec.Struct):
     """Some records of a source in their order, some of them perhaps Malformed (`bad` says how many).
 
-    `read` is how many bytes of it that is, where they are counted; `ended` says that there are no more.
+    `read` is how many bytes of it that is, where they are counted; `ended` says that there are no more. `again` makes
+    the record of a place once more, where nobody else holds the records, so that they may be changed.
     """
 
     records: list[Any]
     read: int = 0
     ended: bool = False
     bad: int = 0
+    again: Callable[[int], Any] | None = None
+
+    def given(self, place: int) -> Any:
+        """The record at this place as it was read."""
+        return self.records[place] if self.again is None else self.again(place)
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
