@@ -16,6 +16,7 @@ import pytest
 
 from fsmworkflow import Engine, FSMWorkflowError, Retry, RunFailed, StepTimeout, Workflow, WorkflowContext
 from fsmworkflow.pools import Folder, HttpClient, Pool, ResourceError, ResourceTimeout, Shared
+from fsmworkflow.stream import StreamError, batch, stream
 
 Step = Callable[[WorkflowContext[Any]], Any]
 
@@ -576,6 +577,30 @@ async def test_an_undoing_uses_resources_too(store_url: str) -> None:
         with pytest.raises(RunFailed):
             await engine.run(flow, key="a")
         assert (await engine.get(flow, "a")).data["undone by"] == 0
+
+
+@pytest.mark.parametrize("flat", [True, False])
+async def test_records_of_a_stream_use_the_resources_of_its_engine(flat: bool) -> None:
+    things = Things()
+
+    async def work(ctx: WorkflowContext) -> None:
+        if ctx.data["n"] % 3 == 0:
+            await ctx.use("db").__aenter__()  # and forgets it
+        else:
+            async with ctx.use("db") as thing:
+                ctx.data["by"] = thing.number
+
+    flow = using(work, retry=None if flat else Retry(attempts=1, first_delay=0))
+    sink: list[Any] = []
+    async with Engine("memory://", resources={"db": Pool(things, max=2, wait=5)}) as engine:
+        done = await stream(engine, flow, [{"n": n} for n in range(30)], sink, workers=5)
+        assert (done.states, len(sink)) == ({"done": 30}, 30)
+        assert things.most <= 2
+        with pytest.raises(StreamError, match="state 'work' uses resource 'db': give an engine that has it"):
+            await stream(None, flow, [{"n": 1}], sink)
+        (outcome,) = await batch(engine, flow, [{"n": 1}])
+        assert outcome.data["by"] in {thing.number for thing in things.made}
+        assert engine.resources._uses == {}
 
 
 @pytest.mark.parametrize(

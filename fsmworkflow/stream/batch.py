@@ -75,7 +75,8 @@ async def batch(
         raise StreamError("a durable batch needs an engine, whose store keeps its runs")
     source = source_of(records)
     if not durable or engine is None:
-        flow = Flow(workflow, source, {}, None, mode, 1, 1.0, concurrency, None)
+        resources = None if engine is None else engine.resources
+        flow = Flow(workflow, source, {}, None, mode, 1, 1.0, concurrency, None, resources=resources)
         flow.check(None)
         given = await _all(source)
         ends = enumerate(zip(given, await flow.passed(given, concurrency), strict=True))

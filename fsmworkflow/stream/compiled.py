@@ -16,6 +16,7 @@ from fsmworkflow.decide import by_hand
 from fsmworkflow.drive import LOOP
 from fsmworkflow.errors import CodecError, EndlessLoop
 from fsmworkflow.records import DONE, ERROR, Event
+from fsmworkflow.resources import Resources
 from fsmworkflow.statechart import AUTOMATIC, Arc
 from fsmworkflow.stream.passage import (
     AWAITS,
@@ -48,9 +49,9 @@ class Context(Passing):
         self.data = data
 
 
-def passage(workflow: Workflow, mode: Mode) -> Passage:
-    """The shortest way for records through this workflow."""
-    return Compiled(workflow, mode) if compilable(workflow) else Decided(workflow)
+def passage(workflow: Workflow, mode: Mode, resources: Resources | None = None) -> Passage:
+    """The shortest way for records through this workflow, whose steps may use these resources."""
+    return Compiled(workflow, mode, resources) if compilable(workflow) else Decided(workflow, resources)
 
 
 def compilable(workflow: Workflow) -> bool:
@@ -122,8 +123,8 @@ Way = tuple[Test | None, Callable[[Any, Any], Any] | None, Node]
 class Compiled(Passage):
     """Calls the functions of a flat workflow one after the other."""
 
-    def __init__(self, workflow: Workflow, mode: Mode) -> None:
-        super().__init__(workflow)
+    def __init__(self, workflow: Workflow, mode: Mode, resources: Resources | None = None) -> None:
+        super().__init__(workflow, resources, Context)
         self.copying, self.borrowing = mode == "copy", mode == "reference"
         nodes: dict[str, Node] = {}
         nodes.update((name, Node(workflow, name, nodes)) for name in workflow.states)
@@ -131,10 +132,9 @@ class Compiled(Passage):
             node.link()
         self.first = nodes[workflow.initial]
         self.sync = not any(node.waits for node in nodes.values())
-        self._firm = not workflow.chart.failing(
-            self.first.name
-        )  # what fails there goes on nowhere with what it was given
-        self._decided = Decided(workflow)
+        # What fails in its first state goes on nowhere with what it was given.
+        self._firm = not workflow.chart.failing(self.first.name)
+        self._decided = Decided(workflow, resources)
 
     def straight(self, record: Any, ours: bool = False) -> End:
         if not isinstance(record, dict):
@@ -142,7 +142,7 @@ class Compiled(Passage):
         node, copying, idle = self.first, self.copying, 0
         held = copying and not (ours and self._firm)
         data = Borrowed(record) if self.borrowing else record
-        ctx = Context(data)
+        ctx = self.context(data)
         while not node.final:
             trigger, fn = None, node.fn
             if fn is not None:
@@ -177,8 +177,14 @@ class Compiled(Passage):
         """The same, with steps that are awaited."""
         if not isinstance(record, dict):
             return self._no_dict(record)
-        node, idle, data = self.first, 0, Borrowed(record) if self.borrowing else record
-        ctx = Context(data)
+        ctx = self.context(Borrowed(record) if self.borrowing else record)
+        try:
+            return await self._through(ctx)
+        finally:
+            self.ended(ctx)
+
+    async def _through(self, ctx: Context) -> End:
+        node, idle, data = self.first, 0, ctx.data
         while not node.final:
             trigger = None
             if node.fn is not None:

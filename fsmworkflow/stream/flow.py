@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from fsmworkflow.context import WorkflowContext
+from fsmworkflow.resources import Resources
 from fsmworkflow.stream.compiled import passage
 from fsmworkflow.stream.pace import Pace, together
 from fsmworkflow.stream.passage import End, Mode, Passage
@@ -80,10 +81,11 @@ class Flow:
     def __init__(
         self, workflow: Workflow, source: Source, sinks: dict[str, Any], errors: Any, mode: Mode,
         many: int, every: float, workers: int, limit: float | None, ordered: bool = True,
+        resources: Resources | None = None,
     ) -> None:  # fmt: skip
         self.workflow, self.source, self.mode = workflow, source, mode
         self.many, self.every, self.workers, self.limit = many, every, workers, limit
-        self.passage: Passage = passage(workflow, mode)
+        self.passage: Passage = passage(workflow, mode, resources)
         self.ordered = ordered or workers == 1
         alone = self.passage.sync and (workers == 1 or not self.ordered)
         least = workers if self.ordered else 1

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import Any, Literal, NoReturn
+from contextlib import AbstractAsyncContextManager
+from typing import Any, ClassVar, Literal, NoReturn
 
 import msgspec
 
@@ -21,6 +22,7 @@ from fsmworkflow.drive import LOOP
 from fsmworkflow.due import due_next
 from fsmworkflow.errors import EndlessLoop, FSMWorkflowError, StepTimeout
 from fsmworkflow.records import DONE, ERROR, OPEN, Event, Run
+from fsmworkflow.resources import Resources
 from fsmworkflow.retry import seconds
 from fsmworkflow.statechart import Arc
 from fsmworkflow.stream.words import Failed, StreamError
@@ -60,6 +62,17 @@ class Passing(WorkflowContext[Any]):
 
     call = map = remember = emit = transaction = _passage
     run = idempotency_key = property(_passage)
+    resources: ClassVar[Resources | None] = None
+
+    def use(self, name: str) -> AbstractAsyncContextManager[Any]:
+        """A resource of the engine that the stream was given. Raises StreamError where there was none."""
+        if self.resources is None:
+            raise StreamError(f"state {self.state!r} uses resource {name!r}: give an engine that has it")
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise FSMWorkflowError("ctx.use needs an async step: write `async def`") from None
+        return self.resources.use(name, self, f"state {self.state!r} of a record")
 
 
 class Glance:
@@ -211,8 +224,16 @@ class Passage:
 
     sync = False
 
-    def __init__(self, workflow: Workflow) -> None:
-        self.workflow = workflow
+    def __init__(
+        self, workflow: Workflow, resources: Resources | None = None, context: type[Passing] = Passing
+    ) -> None:
+        self.workflow, self.resources = workflow, resources
+        self.context: type[Any] = type("Context", (context,), {"__slots__": (), "resources": resources})
+
+    def ended(self, ctx: Passing) -> None:
+        """What a step has used and not given back is taken back."""
+        if self.resources is not None:
+            self.resources.ended(ctx)
 
     async def go(self, record: Any) -> End:
         """Where the record comes to. Raises only StreamError, and what asks this task to stop."""
@@ -229,8 +250,8 @@ AWAITS = "a step or condition that is no `async def` gives what must be awaited:
 class Decided(Passage):
     """Asks `decide` for every move."""
 
-    def __init__(self, workflow: Workflow) -> None:
-        super().__init__(workflow)
+    def __init__(self, workflow: Workflow, resources: Resources | None = None) -> None:
+        super().__init__(workflow, resources)
         self.sync = not _awaits(workflow)
 
     async def go(self, record: Any) -> End:
@@ -267,7 +288,7 @@ class Decided(Passage):
         step = workflow.states[name].step
         assert step is not None
         assert step.execute is not None
-        ctx = Passing(codec.decode(run.fields), state=name, stay=run.active[name])
+        ctx = self.context(codec.decode(run.fields), state=name, stay=run.active[name])
         try:
             result = await acted(name, step.execute, step.timeout, ctx)
             trigger, data = (None, ctx.data) if result is None else outcome(result, ctx)
@@ -276,6 +297,8 @@ class Decided(Passage):
             raise
         except Exception as error:
             return Event(name=ERROR, state=name, error=error)
+        finally:
+            self.ended(ctx)
         return Event(name=DONE, state=name, trigger=trigger, changes=changes, removed=removed, base=run.fields)
 
 

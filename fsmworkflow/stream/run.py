@@ -78,6 +78,7 @@ async def stream(
         workers,
         limit,
         ordered,
+        None if engine is None else engine.resources,
     )
     telling = Telling(flow, key, on_progress)
     flow.check(key)
