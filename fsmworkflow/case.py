@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.codec import Fields
-from fsmworkflow.conditions import Seen, View
+from fsmworkflow.conditions import Seen, View, told
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.workflow import Workflow
 
@@ -46,6 +46,8 @@ class Case(msgspec.Struct, frozen=True):
         """The move to `after`."""
         return Move(before=self.run, event=self.event, after=after, at=self.now, asked=tuple(self.asked), **what)
 
-    def rejected(self) -> Move:
-        """The event is spent, the run stays, and history has every condition with what it saw."""
+    def rejected(self, error: Exception | None = None) -> Move:
+        """The event is spent, the run stays, and history has every condition with what it saw, and what went wrong."""
+        if error is not None and not (self.asked and self.asked[-1].error):
+            self.asked.append(Seen("the update", {}, None, f"the update raised {told(error)}"))
         return self.move(self.after(), answer="rejected")

@@ -80,7 +80,8 @@ def cut(value: object) -> str:
     return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
+    """The type and message of an error, cut."""
     return _storable(f"{type(error).__name__}: {error}"[: 4 * WIDTH])
 
 
@@ -228,7 +229,7 @@ class Function(Guard):
                     raise ConditionError(f"`{self}` returned None: return True or False")
                 answer = bool(answer)
         except Exception as error:
-            view.seen.append(Seen(self._text, values, None, _told(error)))
+            view.seen.append(Seen(self._text, values, None, told(error)))
             raise
         view.seen.append(Seen(self._text, values, answer))
         return answer
@@ -294,7 +295,7 @@ class Condition(Guard):
                 right = self._right.read(view)
                 values[self._right.text] = cut(right)
         except Exception as error:  # such as a property of the user's
-            return self._unanswered(view, values, _told(error), error, False)
+            return self._unanswered(view, values, told(error), error, False)
         try:
             if right is None and self._right is not None and self.operator not in ("eq", "ne"):
                 raise LookupError("nothing to compare with")
@@ -309,7 +310,7 @@ class Condition(Guard):
         if not (self._operator and self._operator.unary):
             place = "" if self._right is None else f"{self._right} = "
             why += f" with {place}{cut(right)} ({type(right).__qualname__})"
-        why += f" ({_told(error)})"
+        why += f" ({told(error)})"
         for operand, value in ((self._left, left), (self._right, right)):
             if operand is not None and value is None:
                 why += f"; {operand} is missing or None, ask is_not_none first"

@@ -75,14 +75,11 @@ async def _event(case: Case) -> Move:
     try:
         merged = draft.merge_payload(case)
         arcs = await pick(case, draft.fields)
-    except Exception:
-        if not (case.asked and case.asked[-1].error):
-            raise
-        return case.rejected()  # what somebody sends stops no run: history has what could not be answered, and why
-    if not arcs:
-        return case.rejected()
-    draft.update(case, arcs, merged)
-    return await take(case, arcs, draft)
+        if arcs:
+            draft.update(case, arcs, merged)
+    except Exception as error:  # what somebody sends stops no run: history has what could not be answered, and why
+        return case.rejected(error)
+    return await take(case, arcs, draft) if arcs else case.rejected()
 
 
 async def _timeout(case: Case) -> Move:

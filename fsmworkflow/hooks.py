@@ -53,7 +53,7 @@ class LogHook(Hook):
         if run.status == "failed" != move.before.status and run.error is not None:
             log.warning("run %s/%s failed in state %r: %s", run.workflow, run.key, run.state, run.error.type)
         elif move.answer == "rejected" and any(seen.error for seen in move.asked):
-            said = "run %s/%s rejected %r, as a condition could not be answered: see its history"
+            said = "run %s/%s rejected %r, as a condition or an update raised an error: see its history"
             log.warning(said, run.workflow, run.key, move.event.name)
 
 

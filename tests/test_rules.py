@@ -1078,7 +1078,7 @@ async def test_a_run_whose_process_died_too_often_is_parked_where_it_is() -> Non
 
 
 @pytest.mark.parametrize(
-    ("event", "said"), [(Event(name="go", id="e"), CANCEL), (Event(name=CANCEL), CANCEL), (Event(name="worse"), PAUSE)]
+    ("event", "said"), [(Event(name="go", id="e"), CANCEL), (Event(name=CANCEL), CANCEL), (Event(name=TIMEOUT), PAUSE)]
 )
 async def test_children_made_before_a_migration_are_stopped_also_where_no_state_has_children_now(
     event: Event, said: str

@@ -419,6 +419,7 @@ def order() -> Workflow:
             ],
             "replace": To("open", update=lambda data, event: {"left": event.payload, "new": True}),
             "break": To("open", update=lambda data, event: {"left": object()}),
+            "pay": To("open", update=lambda data, event: {"left": event.payload["price"]}),
         },
     )
     flow.final("filled", "refused")
@@ -461,16 +462,17 @@ async def test_an_event_that_no_condition_lets_through_is_rejected_with_what_eac
 
 
 async def test_an_event_that_nothing_takes_is_not_accepted_and_told_what_is() -> None:
-    with pytest.raises(NotAccepted, match=r"'nothing_of_this'.*: fill, replace, break"):
+    with pytest.raises(NotAccepted, match=r"'nothing_of_this'.*: fill, replace, break, pay"):
         await Play(order(), {"left": 1}).send("nothing_of_this")
 
 
-async def test_an_update_that_raises_fails_the_run_where_it_is() -> None:
+@pytest.mark.parametrize(("event", "error"), [("break", "CodecError"), ("pay", "KeyError: 'price'")])
+async def test_an_event_whose_update_raises_is_rejected_and_the_run_stays(event: str, error: str) -> None:
     play = Play(order(), {"left": 10})
-    await play.send("break", None)
-    assert (play.run.status, play.state, play.data) == ("failed", "open", {"left": 10})
-    assert play.run.error is not None
-    assert play.run.error.type == "CodecError"
+    move = await play.send(event, {"prise": 1})
+    assert (move.answer, play.run.status, play.state, play.data) == ("rejected", "waiting", "open", {"left": 10})
+    assert error in (move.asked[-1].error or "")
+    assert (await play.send("fill", {"qty": 10})).answer == "accepted", "later events are taken as ever"
 
 
 async def test_an_event_about_which_a_condition_has_no_answer_is_rejected_and_the_run_stays() -> None:

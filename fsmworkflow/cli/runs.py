@@ -245,6 +245,8 @@ def _said(one: Entry, data: bool) -> list[str]:
     """What else is shown of a move: its error, what its conditions saw, and what it changed."""
     told = [] if one.error is None else [f"{one.error.type}: {one.error.message}"]
     told += [] if one.detail is None else [one.detail]
+    if one.source == one.dest and not one.changes and not any(seen.answer for seen in one.asked):  # it was rejected
+        told += [seen.error or f"{seen.condition} -> {seen.answer}{seen.saw}" for seen in one.asked]
     if data:
         told += [f"{name} = {_cut(msgspec.to_builtins(value, str_keys=True))}" for name, value in one.changes.items()]
         told += [f"{name} is gone" for name in one.removed]
