@@ -270,7 +270,7 @@ def test_the_schema_is_one_and_names_what_the_code_knows() -> None:
     jsonschema.Draft202012Validator.check_schema(told)
     definitions = told["$defs"]
     assert definitions["condition"]["properties"]["operator"]["enum"] == sorted(OPERATORS)
-    assert definitions["described"]["properties"]["final"]["anyOf"][1]["enum"] == list(get_args(Outcome))
+    assert definitions["described"]["properties"]["outcome"]["enum"] == list(get_args(Outcome))
     assert definitions["each"]["properties"]["on_failure"]["enum"] == sorted(get_args(OnFailure))
     assert all(status in definitions["workflow"]["properties"]["keep"]["description"] for status in ENDED)
     for table in definitions.values():
