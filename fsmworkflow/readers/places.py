@@ -8,9 +8,13 @@ from typing import Any, NoReturn
 
 from fsmworkflow.conditions import cut
 from fsmworkflow.config.text import Place, Source
-from fsmworkflow.workflow import nearest
+from fsmworkflow.errors import DefinitionError
+from fsmworkflow.workflow import Workflow, nearest
 
-__all__ = ["Node", "node"]
+__all__ = ["Node", "checked", "node"]
+
+TOLD = 100
+"""So many problems are told of one file."""
 
 _KINDS = {dict: "a mapping", list: "a list", str: "text", bool: "true or false"}
 
@@ -21,6 +25,16 @@ def node(config: Mapping[str, Any] | str | Path) -> Node:
     found = Node(source, source.value, None)
     found.of(dict)
     return found
+
+
+def checked(workflow: Workflow) -> Workflow:
+    """The workflow, checked. Raises DefinitionError with the first of its problems, however many there are."""
+    try:
+        return workflow.check()
+    except DefinitionError as error:
+        more = len(error.problems) - TOLD
+        told = [*error.problems[:TOLD], *([f"and {more:,} more"] if more > 0 else [])]
+        raise DefinitionError(error.workflow[:TOLD], told) from None
 
 
 class Node:

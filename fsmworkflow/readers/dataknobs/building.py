@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsmworkflow.conditions import Guard
 from fsmworkflow.readers.dataknobs.functions import Call, Context, Functions, Role
+from fsmworkflow.readers.dataknobs.schema import VALUES, Schema, size
 from fsmworkflow.readers.dataknobs.work import Asked, Work, updated
-from fsmworkflow.readers.places import Node, node
+from fsmworkflow.readers.places import Node, checked, node
 from fsmworkflow.workflow import State, Transition, Workflow, WorkflowStep, nearest
 
 __all__ = ["load"]
@@ -35,6 +37,8 @@ _RESOURCE = (
     "health_check_interval",
 )  # fmt: skip
 _MODES = ("copy", "reference", "direct")
+STATES = 25_000
+"""So many states a machine may come to."""
 _STREAMING = ("enabled", "chunk_size", "parallelism", "memory_limit_mb", "backpressure_threshold", "format")
 
 
@@ -74,6 +78,9 @@ class _Reader:
         self.resources: dict[str, Any] = {}
         self.networks: dict[str, Node] = {}
         self.states: dict[str, dict[str, Node]] = {}
+        self.numbers: Counter[str] = Counter()
+        self.schemas: dict[int, Schema] = {}
+        self.sized = 0
 
     def workflow(self) -> Workflow:
         root = self.root
@@ -87,7 +94,7 @@ class _Reader:
         deadline = root.get("timeout_seconds", int, float)
         self.made = Workflow(root.get("name", str, default="machine"), version=self._version(), deadline=deadline)
         self._network(main, "", ())
-        return self.made.check()
+        return checked(self.made)
 
     def _version(self) -> int:
         """The first number of a version such as "1.2.0"; 1 where there is none."""
@@ -176,6 +183,8 @@ class _Reader:
 
     def _state(self, here: _Here, state: str, initial: bool, ways: list[Node]) -> None:
         told, path = here.states[state], f"{here.path}{segment(state)}"
+        if len(self.made.states) >= STATES:
+            told.refuse(f"with its networks, each as often as it is called, it has more than {STATES:,} states")
         ends = told.get("is_end", bool, default=False) or told.get("final", bool, default=False)
         if ends and ways:
             ways[0].refuse("it leads out of a state that ends the run, and is never taken")
@@ -197,7 +206,8 @@ class _Reader:
     def _work(self, told: Node, path: str, known: Context) -> Work:
         work = Work(path, known)
         for key in ("schema", "data_schema"):
-            work.schema = told.get(key, dict, default=work.schema)
+            if told.get(key, dict) is not None:
+                work.schema = self._schema(told[key])
         inner = told["functions"].keys(_FUNCTIONS) if "functions" in told else Node(told.source, {}, None)
         work.before = self._calls(told, ("pre_validators",), "validate")
         work.validators = self._calls(told, ("validators", "validator"), "validate")
@@ -205,6 +215,14 @@ class _Reader:
         work.transforms = self._calls(told, ("transforms", "transform"), "transform")
         work.transforms += self._calls(inner, ("transform",), "transform")
         return work
+
+    def _schema(self, one: Node) -> Schema:
+        if id(one.value) not in self.schemas:
+            self.sized += size(one.value)
+            if self.sized > VALUES:
+                one.refuse(f"the schemas of one file have at most {VALUES:,} values")
+            self.schemas[id(one.value)] = Schema(one)
+        return self.schemas[id(one.value)]
 
     def _calls(self, told: Node, keys: Iterable[str], role: Role) -> list[Call]:
         return [self.functions.find(one, role) for key in keys for one in told.each(key)]
@@ -238,8 +256,8 @@ class _Reader:
     def _between(self, source: str, dest: str, known: Context, calls: list[Call]) -> str:
         """Transforms that must be awaited: a state of their own on the way."""
         made = f"{source} to {dest.rpartition('.')[2]}"
-        number = sum(one == made or one.startswith(f"{made} ") for one in self.made.states)
-        made = f"{made} {number + 1}" if number else made
+        self.numbers[made] += 1
+        made = f"{made} {self.numbers[made]}" if self.numbers[made] > 1 else made
         work = Work(made, known)
         work.transforms = calls
         self.made.add(State(name=made, kind="step", step=WorkflowStep(made.rpartition(".")[2], work.execute())))
@@ -265,18 +283,18 @@ class _Reader:
         if target is not None:
             self._known(arc[key], here.states)
         back = self._known(arc["return_state"], here.states) if "return_state" in arc else target
-        made = self._named(here.path, segment(name))
+        made = self._named(f"{here.path}{segment(name)}")
         self.made.add(State(name=made, kind="state"))
         self._network(name, f"{made}.", here.below, begin or None)
         self.made.add(Transition(source=made, dest=None if back is None else f"{here.path}{segment(back)}"))
         return made
 
-    def _named(self, path: str, name: str) -> str:
+    def _named(self, name: str) -> str:
         """A name for the call of a network: `name 1`, then `name 2`."""
-        number = 1
-        while f"{path}{name} {number}" in self.made.states:
-            number += 1
-        return f"{path}{name} {number}"
+        while True:
+            self.numbers[name] += 1
+            if (made := f"{name} {self.numbers[name]}") not in self.made.states:
+                return made
 
     def _condition(self, arc: Node, known: Context) -> Guard | None:
         key = next((key for key in ("condition", "pre_test") if key in arc), None)
@@ -293,12 +311,14 @@ class _Reader:
 
 def _reached(here: _Here, ways: Mapping[str, list[Node]], begin: str) -> list[str]:
     """The states of a network that is begun in another than its first."""
-    found = [begin]
-    for state in found:
+    found, todo = {begin: None}, [begin]
+    for state in todo:
         arcs = [*ways[state], *here.states[state].each("on_error")]
         nexts = [arc.value.get(key) for arc in arcs for key in ("to", "target", "return_state")]
-        found += [one for one in dict.fromkeys(nexts) if one in here.states and one not in found]
-    return found
+        fresh = [one for one in dict.fromkeys(nexts) if one in here.states and one not in found]
+        found.update(dict.fromkeys(fresh))
+        todo += fresh
+    return todo
 
 
 def _plain(parts: Mapping[Any, Node]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fsmworkflow.conditions import Function
 from fsmworkflow.errors import FSMWorkflowError
 from fsmworkflow.readers.dataknobs.functions import Call, Context, Invalid, Record
+from fsmworkflow.readers.dataknobs.schema import Schema
 from fsmworkflow.threads import Threads
 
 __all__ = ["Asked", "Work", "updated"]
@@ -27,7 +27,7 @@ class Work:
 
     def __init__(self, state: str, known: Context) -> None:
         self.state, self.known = state, known
-        self.schema: Mapping[str, Any] | None = None
+        self.schema: Schema | None = None
         self.before: list[Call] = []
         self.validators: list[Call] = []
         self.transforms: list[Call] = []
@@ -58,7 +58,7 @@ class Work:
             if not _holds(await asked(call, record, context)):
                 raise Invalid(f"state {self.state!r} is not entered: its pre-validator {call.name} does not hold")
         if self.schema is not None:
-            _fits(self.state, self.schema, record)
+            self.schema.ask(self.state, record)
         await self._validated(record, context, asked)
         for call in self.transforms:
             record = _changed(record, await asked(call, record, context))
@@ -163,16 +163,3 @@ def _replaced(data: Any, by: Mapping[str, Any]) -> None:
     for key in [key for key in data if key not in by]:
         del data[key]
     data.update(by)
-
-
-def _fits(state: str, schema: Mapping[str, Any], record: Record) -> None:
-    try:
-        from jsonschema import ValidationError, validate  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise FSMWorkflowError(
-            "a schema needs the library jsonschema: pip install 'fsmworkflow[jsonschema]'"
-        ) from error
-    try:
-        validate(json.loads(json.dumps(record, default=str)), dict(schema))
-    except ValidationError as error:
-        raise Invalid(f"the data does not fit the schema of {state}: {error.message[:200]}") from None

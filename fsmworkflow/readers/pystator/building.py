@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from fsmworkflow.conditions import Guard, Joined, as_guard
-from fsmworkflow.readers.places import Node
+from fsmworkflow.readers.places import Node, checked
 from fsmworkflow.readers.pystator.effects import EFFECTS, Effect, effect, is_effect, updated
 from fsmworkflow.readers.pystator.guards import Merged, Named, Required, check
 from fsmworkflow.retry import Retry
@@ -32,6 +32,8 @@ TRANSITION = (
     "trigger", "source", "dest", "region", "guards", "actions", "after", "internal", "auto", "priority", *TOLD,
 )  # fmt: skip
 TYPES = ("initial", "stable", "terminal", "error", "parallel", "choice")
+WAYS, LEVELS = 40_000, 64
+"""So many transitions, `"*"` taken as each of its states, and so many states in states a machine may have."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -41,6 +43,7 @@ class Builder:
         self.workflow = Workflow(machine.name, version=machine.version, payload="merge", endless=True)
         self.states: dict[str, Node] = {}
         self.around: dict[str, str] = {}  # the path that a state lies in, where that is a region
+        self.firsts: set[tuple[str, str, str]] = set()  # a state with regions, a region, and where that begins
         self.paths: dict[str, str] = {}
         self.names: dict[str, str] = {}
         self.acts: dict[str, Fn] = {}
@@ -49,6 +52,8 @@ class Builder:
         policy.keys(("default_fallback", "retry_attempts", "strict_mode"))
         self.fallback = policy.get("default_fallback", str)
         self.attempts: int = 1 + policy.get("retry_attempts", int, default=0)
+        if self.attempts < 1:
+            policy["retry_attempts"].refuse("it must not be negative")
         self.policy = policy
 
     def built(self) -> Workflow:
@@ -80,7 +85,7 @@ class Builder:
             inside = way.internal or way.dest is None
             changes = effects if inside else [*self._left(way), *effects, *self._entered(way)]
             self.workflow.add(replace(way, update=updated(changes)))
-        return self.workflow.check()
+        return checked(self.workflow)
 
     def _lead(self, way: Transition, effects: Iterable[Effect] = ()) -> None:
         """A way that is added once all states are known, and so the effects of what it enters."""
@@ -149,6 +154,7 @@ class Builder:
             for state in [region["initial"], *region.each("states")]:
                 self._known(state)
                 self.around.setdefault(state.value, f"{name}/{segment(region['name'].of(str))}")
+            self.firsts.add((name, segment(region["name"].of(str)), region["initial"].value))
 
     def _path(self, name: str, below: tuple[str, ...]) -> str:
         """The dotted path of a state: the states around it, and the region that it lies in."""
@@ -156,10 +162,14 @@ class Builder:
             one = self.states[name]
             if name in below:
                 one.refuse(f"state {name!r} lies within itself")
+            if len(below) > LEVELS:
+                one.refuse(f"states lie within each other on at most {LEVELS} levels")
             outer, _, region = self.around.get(name, "").partition("/")
             outer = outer or (self._known(one["parent"]) if "parent" in one else "")
             around = [self._path(outer, (*below, name))] if outer else []
             path = ".".join([*around, *([region] if region else []), segment(name.removeprefix(f"{outer}."))])
+            if path.count(".") > LEVELS:
+                one.refuse(f"states lie within each other on at most {LEVELS} levels")
             if path in self.names:
                 one.refuse(f"states {name!r} and {self.names[path]!r} have the same name here")
             self.paths[name], self.names[path] = path, name
@@ -210,8 +220,7 @@ class Builder:
         """Whether it is where the machine, the state around it, or its region begins."""
         outer, _, region = self.around.get(name, "").partition("/")
         if region:
-            regions = self.states[outer].each("regions")
-            return any(r["initial"].value == name for r in regions if segment(r["name"].of(str)) == region)
+            return (outer, region, name) in self.firsts
         if "parent" in one:
             parent = self.states[one["parent"].value]
             if "initial_child" in parent:
@@ -253,6 +262,8 @@ class Builder:
         effects = [effect(told) for told in one.each("actions") if is_effect(told)]
         trigger = one.get("trigger", str)
         for source in sources:
+            if len(self.ways) > WAYS:
+                one.refuse(f"it has more than {WAYS:,} transitions, with one for each source")
             path = self.paths[source]
             choosing = self.states[source].value.get("type") == "choice"
             made = Transition(
@@ -342,7 +353,7 @@ def segment(name: str) -> str:
 
 def major(meta: Node) -> int:
     """The first number of a version such as "1.2.0"; 1 where there is none."""
-    found = re.match(r"\d+", str(meta.value.get("version", "1")))
+    found = re.match(r"\d{1,9}", str(meta.value.get("version", "1")))
     return max(1, int(found[0])) if found else 1
 
 

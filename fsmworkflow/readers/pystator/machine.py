@@ -118,7 +118,8 @@ class Machine:
             if isinstance(one.value, str):
                 continue
             one.keys(("key", "type", "default", "required", *TOLD), needed=("key",))
+            key = one["key"].of(str)
             if "default" in one:
-                self.defaults[one["key"].of(str)] = one.value["default"]
+                self.defaults[key] = one.value["default"]
             if validated and one.get("required", bool, default=False):
-                self.required.append(one["key"].of(str))
+                self.required.append(key)
