@@ -590,3 +590,24 @@ def test_plain_values_are_read_as_files_are() -> None:
     )
     assert isinstance(made.create(), Entity)
     assert made.workflow().name == "machine"
+
+
+async def test_an_event_is_processed_for_a_program_that_keeps_the_state_itself(tmp_path: Path) -> None:
+    quick = machine(QUICK, tmp_path)
+    taken = await quick.process("PENDING", "exchange_ack", {})
+    assert (taken.success, taken.target_state, taken.error) == (True, "OPEN", None)
+    other = await quick.process("PENDING", "fill", {"qty": 1})
+    assert (other.success, other.target_state, other.context) == (False, "PENDING", {"qty": 1})
+    assert "does not accept 'fill': exchange_ack" in (other.error or "")
+    with pytest.raises(DefinitionError):
+        await quick.process("NOWHERE", "fill")
+
+
+async def test_what_a_guard_says_of_a_processed_event_is_told(tmp_path: Path) -> None:
+    made = orders(tmp_path, [])
+    held = {"order_qty": 100}
+    part = await made.process("OPEN", "FILL", {**held, "fill_qty": 40})
+    assert (part.success, part.target_state, part.context["filled"]) == (True, "PARTIAL", 0)
+    refused = await made.process("OPEN", "fill", {"fill_qty": 40})
+    assert (refused.success, refused.target_state) == (False, "OPEN")
+    assert "order_qty" in (refused.error or "")

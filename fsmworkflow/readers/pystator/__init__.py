@@ -15,6 +15,6 @@ docs/pystator.md has a table: there, here.
 from __future__ import annotations
 
 from fsmworkflow.readers.pystator.entity import Entity
-from fsmworkflow.readers.pystator.machine import Machine
+from fsmworkflow.readers.pystator.machine import Machine, Result
 
-__all__ = ["Entity", "Machine"]
+__all__ = ["Entity", "Machine", "Result"]

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from fsmworkflow.errors import DefinitionError
+import msgspec
+
+from fsmworkflow.decide import decide
+from fsmworkflow.errors import DefinitionError, NotAccepted
 from fsmworkflow.readers.places import Node, node
 from fsmworkflow.readers.pystator.building import TOLD, Builder, Fn, major
 from fsmworkflow.readers.pystator.entity import Entity, Validator
+from fsmworkflow.records import Event, Run
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["Machine"]
+__all__ = ["Machine", "Result"]
 
 ROOT = ("meta", "groups", "states", "transitions", "error_policy", "state_variables", "events")
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What an event makes of a state: `target_state` and `context` are as before, and `error` says why, where it is not
+    taken."""
+
+    success: bool
+    source_state: str
+    target_state: str
+    trigger: str
+    context: dict[str, Any]
+    error: str | None = None
 
 
 class Machine:
@@ -96,6 +113,26 @@ class Machine:
     ) -> Entity:
         """One entity, as PyStator's EntitySession, kept in `db` under `key`: use it inside `async with`."""
         return Entity(self, {**self.defaults, **(context or {})}, db, key, context_validator)
+
+    async def process(self, state: str, trigger: str, context: Mapping[str, Any] | None = None) -> Result:
+        """What an event makes of a state, for a program that keeps the state itself: nothing is kept, no action runs.
+
+        Raises DefinitionError for a state that there is not.
+        """
+        path, data, name = self.names().get(state, state), {**self.defaults, **(context or {})}, self.trigger(trigger)
+        run = Run.at(self.workflow(), path, data)
+        try:
+            move = await decide(self.workflow(), run, Event(name=name, payload=data), now=time.time())
+        except NotAccepted as error:
+            return Result(
+                success=False, source_state=state, target_state=state, trigger=name, context=data, error=str(error)
+            )
+        after, taken = move.after, move.answer == "accepted" and move.error is None
+        why = None if taken else str(move.error or [f"{one.condition}{one.saw}" for one in move.asked])
+        target = ", ".join(self.named(one) for one in after.state.split(", ")) if taken else state
+        return Result(
+            success=taken, source_state=state, target_state=target, trigger=name, context=dict(after.data), error=why
+        )
 
     def trigger(self, name: str) -> str:
         """An event's name, as `event_normalizer` has it."""
