@@ -75,6 +75,19 @@ def test_an_access_log_is_sorted_and_what_is_no_line_of_it_is_kept(start: Start,
     assert [one["reasons"] for one in found] == [["asks for /.env", "status 404"], ["status 500"]]
 
 
+def test_a_configuration_of_another_engine_takes_10_000_records_from_a_file_to_two(
+    start: Start, tmp_path: Path
+) -> None:
+    for resumed in (False, True):
+        told = start("tiers.py").strip()
+        assert re.fullmatch(r"10,000 records, [\d,]+ a second: \{'error': 500, 'output': 9500\}", told)
+        assert told.startswith("10,000 records, 0 a second") == resumed
+    good = [json.loads(line) for line in (tmp_path / "good-10000.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in good] == [n for n in range(10_000) if n % 20]
+    assert all(one["squared"] == one["value"] ** 2 and one["tier"] in ("high", "medium", "low") for one in good)
+    assert len((tmp_path / "bad-10000.jsonl").read_text().splitlines()) == 500
+
+
 def test_forty_orders_share_a_client_and_two_connections_and_each_is_booked_once(start: Start) -> None:
     for _ in range(2):
         told = start("shared.py").splitlines()

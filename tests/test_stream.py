@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import io
 import json
@@ -11,7 +12,7 @@ import random
 import resource
 import sys
 from collections.abc import AsyncIterator, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -510,6 +511,27 @@ async def test_a_stream_that_is_cancelled_goes_on_after_its_last_commit(store_ur
         done = await stream(engine, numbered(), source, out, key="k")
     assert done.resumed >= 1700
     assert ns(read(out)) == list(range(3000))
+
+
+async def test_a_stream_that_is_cancelled_within_a_chunk_says_nothing_of_it_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flow, begun, loop = Workflow("flow"), asyncio.Event(), asyncio.get_running_loop()
+
+    @flow.step(initial=True, then="over")
+    def look(ctx: Any) -> None:
+        loop.call_soon_threadsafe(begun.set)
+
+    flow.final("over")
+    endless = ({"n": n} for n in count())
+    task = asyncio.create_task(stream(None, flow, endless, tmp_path / "out.jsonl", chunk=10**9, every="1h"))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    del task
+    gc.collect()  # what nobody has asked a task for is told then
+    assert caplog.text == ""
 
 
 # -- hard input, full disks, memory -----------------------------------------------------------------------------------

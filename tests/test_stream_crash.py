@@ -55,7 +55,12 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def size(paths: list[Path]) -> int:
-    return sum(one.stat().st_size for path in paths for one in ([path, *path.glob("*")] if path.exists() else ()))
+    """How many bytes are there, in files and folders, while they are written to and cut."""
+    found = 0
+    for one in [*paths, *(part for path in paths for part in path.glob("*"))]:
+        with contextlib.suppress(FileNotFoundError):
+            found += one.stat().st_size
+    return found
 
 
 def killed_until_done(paths: list[Path], kills: int, many: int, *words: object) -> int:
@@ -108,22 +113,25 @@ def test_after_10_kills_every_record_is_in_the_files_once_and_in_order(
 
 
 def test_after_10_kills_every_record_of_a_table_is_in_the_tables_once(durable_url: str, tmp_path: Path) -> None:
+    killed_between_tables(durable_url, tmp_path, KILLS, MANY, 1000)
+
+
+def killed_between_tables(url: str, place: Path, kills: int, many: int, chunk: int) -> None:
     """Of the run's own database: as there is no upsert, a row written twice would be there twice."""
     done(
-        durable_url,
+        url,
         "CREATE TABLE rows (n BIGINT PRIMARY KEY, text TEXT)",
         "CREATE TABLE odd (n BIGINT, text TEXT, odd BOOLEAN)",
         "CREATE TABLE even (n BIGINT, text TEXT, odd BOOLEAN)",
-        "INSERT INTO rows " + NUMBERS.format(MANY - 1),
+        "INSERT INTO rows " + NUMBERS.format(many - 1),
     )
-    errors = tmp_path / "table-errors.jsonl"
+    errors = place / "table-errors.jsonl"
     try:
-        resumed = killed_until_done([errors], KILLS, MANY, durable_url, "rows", tmp_path / "table", 1000)
-        assert resumed > 0
-        numbers = [n for n in range(MANY) if n % 1000 != 999]
-        assert found(durable_url, "SELECT n FROM odd ORDER BY n") == [n for n in numbers if n % 7 == 0]
-        assert found(durable_url, "SELECT n FROM even ORDER BY n") == [n for n in numbers if n % 7]
-        assert [entry["record"]["n"] for entry in read(errors)] == list(range(999, MANY, 1000))
+        assert killed_until_done([errors], kills, many, url, "rows", place / "table", chunk) > 0
+        numbers = [n for n in range(many) if n % 1000 != 999]
+        assert found(url, "SELECT n FROM odd ORDER BY n") == [n for n in numbers if n % 7 == 0]
+        assert found(url, "SELECT n FROM even ORDER BY n") == [n for n in numbers if n % 7]
+        assert [entry["record"]["n"] for entry in read(errors)] == list(range(999, many, 1000))
     except BaseException as error:
         error.add_note(f"FSMWORKFLOW_SEED={SEED}")
         raise
@@ -167,6 +175,11 @@ def test_after_100_kills_every_record_is_in_the_files_once(durable_url: str, tmp
     paths = [tmp_path / f"out-{state}{suffix}" for state in ("odd", "even")]
     assert killed_until_done(paths, 100, many, durable_url, source, tmp_path / f"out{suffix}", 100) > 0
     whole(tmp_path, suffix, many)
+
+
+@pytest.mark.soak
+def test_after_100_kills_every_record_of_a_table_is_in_the_tables_once(durable_url: str, tmp_path: Path) -> None:
+    killed_between_tables(durable_url, tmp_path, 100, 200_000, 1000)
 
 
 def test_a_process_that_was_stopped_for_longer_than_its_lease_and_its_successor_lose_and_repeat_nothing(

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-__all__ = ["answer", "clean", "clock", "colour", "findings", "progress", "say", "size_of", "table"]
+__all__ = ["answer", "clean", "clock", "colour", "findings", "progress", "say", "share", "size_of", "table"]
 
 COLOURS = {
     "ok": "green", "warning": "yellow", "error": "red", "note": "cyan", "done": "green", "failed": "red",
@@ -114,3 +114,23 @@ def progress(text: str, total: int | None = None) -> Iterator[Callable[..., None
             bar.update(task, advance=1, description=None if said is None else escape(said))
 
         yield more
+
+
+@contextlib.contextmanager
+def share(text: str) -> Iterator[Callable[[str, float | None], None]]:
+    """A bar as `progress`, for what is known by the share that is done, from 0 to 1, or None. Call it with both."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    parts = [SpinnerColumn(), BarColumn(16), TextColumn("{task.description}")]
+    with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=None)
+
+        def far(said: str, done: float | None) -> None:
+            bar.update(task, total=None if done is None else 1.0, completed=done or 0.0, description=escape(said))
+
+        yield far

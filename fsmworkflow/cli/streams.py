@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from fsmworkflow.cli.answers import answer, progress
+from fsmworkflow.cli.answers import answer, share
 from fsmworkflow.cli.targets import Target, engine_of, workflow_in, workflows_of
 from fsmworkflow.cli.verbs import target_given, verb
 from fsmworkflow.stream import Progress, stream
@@ -55,14 +55,14 @@ async def run(
     async with AsyncExitStack() as stack:
         if engine is not None:
             await stack.enter_async_context(engine)
-        with progress(found.name) as more:
+        with share(found.name) as more:
             done = await stream(
                 engine,
                 found,
                 source,
                 _outlets(sinks),
                 key=key,
-                on_progress=lambda far: more(_far(found.name, far)),
+                on_progress=lambda far: more(_far(found.name, far), far.share),
                 **how,
             )
     if "-" in _files(sinks):  # its answer is the records
@@ -87,9 +87,17 @@ def _files(sinks: tuple[str, ...]) -> list[str]:
 
 
 def _far(name: str, far: Progress) -> str:
-    share = "" if far.share is None else f", {far.share:.0%}"
-    left = "" if far.left is None else f", {far.left:,.0f} s left"
-    return f"{Path(name).name}: {far.records:,} records, {far.rate:,.0f}/s{share}{left}"
+    done = "" if far.share is None else f"{far.share:4.0%} "
+    left = "" if far.left is None or far.ended else f", {_time(far.left)} left"
+    wrong = f", {far.errors + far.malformed:,} wrong" if far.errors + far.malformed else ""
+    return f"{done}{Path(name).name}: {far.records:,} records{wrong}, {far.rate:,.0f}/s{left}"
+
+
+def _time(seconds: float) -> str:
+    """A time as people read it."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _said(done: Progress) -> str:

@@ -161,6 +161,7 @@ class Flow:
         except asyncio.CancelledError:
             self._stopped = True
             await asyncio.wait([task])
+            task.cancelled() or task.exception()  # which nobody asks for any more
             raise
 
     # -- one chunk ----------------------------------------------------------------------------------------------------
