@@ -2,7 +2,7 @@
 
 The four-stage stream of dataknobs-fsm's page on streaming: validate, enrich, categorise, output or error. Each way is a
 process of its own, in turn, several rounds; the table has the medians, and the peak of memory, also of a tenth of the
-records. Then steps that wait for 10 ms, with one worker and with four.
+records. Then steps that wait for 10 ms, with one worker and with four; and a durable batch, each record a run of two steps.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import Any
 import msgspec
 
 from fsmworkflow import Engine, Workflow, field
-from fsmworkflow.stream import stream
+from fsmworkflow.stream import batch, stream
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = int(os.environ.get("STREAM_ROUNDS", "3"))
 MANY = int(os.environ.get("STREAM_RECORDS", "1000000"))
+RUNS = 6000
 Record = dict[str, Any]
 
 
@@ -123,6 +124,26 @@ async def _wait(ctx: Any) -> None:
     await asyncio.sleep(0.01)
 
 
+async def run_as_batch(concurrency: int) -> float:
+    """Seconds for 6,000 records, each a durable run of two steps on SQLite."""
+    flow = Workflow("twice")
+    flow.step("one", initial=True, then="two")(_add)
+    flow.step("two", then="over")(_add)
+    flow.final("over")
+    with tempfile.TemporaryDirectory() as place:
+        async with Engine(f"sqlite:///{place}/runs.db") as engine:
+            began = time.perf_counter()
+            found = await batch(
+                engine, flow, [{"n": n} for n in range(RUNS)], durable=True, key="b", concurrency=concurrency
+            )
+            assert all(one.status == "done" for one in found)
+            return time.perf_counter() - began
+
+
+async def _add(ctx: Any) -> None:
+    ctx.data["n"] += 1
+
+
 def way(mode: Any, key: str | None, chunk: int = 10_000) -> Callable[[Path, Path], None]:
     return lambda place, source: asyncio.run(streamed(place, source, mode, key, chunk))
 
@@ -175,6 +196,9 @@ def main() -> None:
         print(f"| {way} | {told} |")
     one, four = (median(asyncio.run(waiting(workers)) for _ in range(ROUNDS)) for workers in (1, 4))
     print(f"\nsteps that wait 10 ms: {400 / one:,.0f} records/s with one worker, {one / four:.2f} times that with four")
+    past = {many: median(asyncio.run(run_as_batch(many)) for _ in range(ROUNDS)) for many in (50, 500)}
+    told = ", ".join(f"{RUNS / taken:,.0f} a second with concurrency={many}" for many, taken in past.items())
+    print(f"durable batch, runs of two steps on SQLite: {told}")
 
 
 if __name__ == "__main__":

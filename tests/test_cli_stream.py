@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +70,18 @@ def test_records_on_standard_output_are_all_that_is_there(capfd: Any) -> None:
     out, err = capfd.readouterr()
     assert [json.loads(line)["total"] for line in out.splitlines()] == [1, 2]
     assert err.startswith("3 records")
+
+
+def test_whoever_reads_standard_output_may_stop_reading_it() -> None:
+    Path("in.jsonl").write_text("".join(f'{{"items": [{n}]}}\n' for n in range(50_000)))
+    words = [sys.executable, "-m", "fsmworkflow", "stream", "stream_app:order", "in.jsonl", "--sink", "-"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.readline() == b'{"items":[0],"total":0}\n'
+        child.stdout.close()
+        assert child.stderr.read() == b""
+    assert child.returncode == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize(

@@ -643,6 +643,27 @@ async def test_a_source_that_is_cut_off_while_it_is_read_is_no_end(tmp_path: Pat
         await stream(None, numbered(), source, [], chunk=100, on_progress=told)
 
 
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.rename(path.with_name("old.jsonl"))])
+async def test_a_sink_that_is_moved_away_while_it_is_written_to_is_no_place_for_records(
+    store_url: str, tmp_path: Path, spoil: Any
+) -> None:
+    source, out = lines(tmp_path / "in.jsonl", ({"n": n} for n in range(300))), tmp_path / "out.jsonl"
+    kept: list[bytes] = []
+
+    def told(progress: Progress) -> None:
+        if progress.records == 100:
+            kept.append(out.read_bytes())
+            spoil(out)
+
+    async with Engine(store_url) as engine:
+        with pytest.raises(StreamError, match=r"out\.jsonl was moved or deleted while it was written to"):
+            await stream(engine, numbered(), source, out, key="k", chunk=50, on_progress=told)
+        out.write_bytes(kept[0])
+        done = await stream(engine, numbered(), source, out, key="k", chunk=50)
+    assert done.resumed == 100
+    assert ns(read(out)) == list(range(300))
+
+
 async def test_a_full_disk_stops_it_and_with_room_again_it_goes_on(store_url: str, tmp_path: Path) -> None:
     source, out = lines(tmp_path / "in.jsonl", ({"n": n} for n in range(5000))), tmp_path / "out.jsonl"
     real, room = os.write, 40_000

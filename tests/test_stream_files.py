@@ -144,6 +144,41 @@ async def test_files_by_pattern_are_one_source_and_gone_on_with_within_one(store
         await stream(None, numbered(), sources.files(tmp_path / "none-*.csv"), [])
 
 
+async def test_a_folder_that_grows_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", [{"n": n} for n in range(10)])
+    out: list[Any] = []
+    flow = Workflow("flow")
+
+    @flow.step(initial=True, then="over")
+    def look(ctx: Any) -> None:
+        if ctx.data["n"] in (5, 15):
+            at = ctx.data["n"] + 5
+            lines(tmp_path / f"b{at}.jsonl", [{"n": n} for n in range(at, at + 10)])
+            lines(tmp_path / f"A{at}.jsonl", [{"n": -1}])  # before what is read: it is not seen
+
+    flow.final("over")
+    await stream(None, flow, sources.files(tmp_path / "*.jsonl"), out, chunk=3)
+    assert ns(out) == list(range(30))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "csv", "csv.zst", "txt"])
+async def test_a_file_of_nothing_has_no_records(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"in.{suffix}").touch()
+    done = await stream(None, numbered(), tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}")
+    assert (done.records, done.ended) == (0, True)
+
+
+@pytest.mark.parametrize(("name", "text"), [("in.jsonl", '{"n": 1}\n{"n": 2}\n'), ("in.csv", "n\n1\n2\n")])
+async def test_a_mark_of_byte_order_at_the_beginning_is_no_part_of_the_first_record(
+    store_url: str, tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text("\ufeff" + text, encoding="utf-8")
+    async with Engine(store_url) as engine:
+        done = await stream(engine, numbered(), tmp_path / name, tmp_path / "out.jsonl", key="k", chunk=1)
+    assert ns(read(tmp_path / "out.jsonl")) == [1, 2]
+    assert name == "in.csv" or done.read == (tmp_path / name).stat().st_size
+
+
 XML = """<?xml version="1.0" encoding="latin-1"?>
 <shop><about>not <b>this</b></about>
   <order id="1"><item sku="a">ink</item><item sku="b"/><to>Ann \u00fc &amp; Bob</to><none/></order>

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ import click
 from fsmworkflow.cli.answers import answer, share
 from fsmworkflow.cli.targets import Target, engine_of, workflow_in, workflows_of
 from fsmworkflow.cli.verbs import target_given, verb
-from fsmworkflow.stream import Progress, stream
+from fsmworkflow.stream import Progress, StreamError, stream
 from fsmworkflow.stream.passage import Mode
 
 __all__ = ["COMMANDS"]
@@ -55,7 +56,7 @@ async def run(
     async with AsyncExitStack() as stack:
         if engine is not None:
             await stack.enter_async_context(engine)
-        with share(found.name) as more:
+        with share(found.name) as more, _quiet_pipes():
             done = await stream(
                 engine,
                 found,
@@ -70,6 +71,17 @@ async def run(
     else:
         answer(as_json, done, _said(done))
     return 0
+
+
+@contextmanager
+def _quiet_pipes() -> Iterator[None]:
+    """Whoever read standard output has read enough: that is no error to be told."""
+    try:
+        yield
+    except StreamError as error:
+        if isinstance(error.__cause__, BrokenPipeError):
+            raise error.__cause__ from None
+        raise
 
 
 def _outlets(sinks: tuple[str, ...]) -> Any:

@@ -7,6 +7,7 @@ import os
 import select
 import sys
 import time
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,8 @@ class File(Source):
         while len(self._lines) - self._next < many and not self._over and self._fill(until):
             pass
         lines = self._lines[self._next : self._next + many]
+        if not self.position and lines and isinstance(lines[0], bytes) and lines[0].startswith(BOM_UTF8):
+            self.position, lines[0] = len(BOM_UTF8), lines[0].removeprefix(BOM_UTF8)
         self._next += len(lines)
         self.position += sum(map(len, lines)) + len(lines) - (self._cut and self._ended and bool(lines))
         return lines

@@ -18,7 +18,7 @@ class Folder(Source):
     """The files that a pattern names, such as "logs/*.log.gz" or "in/**/*.csv", one after the other by their paths.
 
     `kind` makes the source of each, where its name does not say what is in it. A stream goes on by key within the file
-    that it was at. A file that has come since is read where its path is behind that one, and is else not seen.
+    that it was at. A file that comes meanwhile is read where its path is behind that one, and is else not seen.
     """
 
     def __init__(self, pattern: str | Path, kind: Callable[[str], Source]) -> None:
@@ -65,6 +65,8 @@ class Folder(Source):
     def read(self, many: int, seconds: float) -> Batch:
         assert self._source is not None
         batch = self._source.read(many, seconds)
+        if batch.ended:
+            self._left = self._left or [path for path in self._paths() if path > self._path]  # what has come meanwhile
         if batch.ended and self._left:
             batch.ended = False
             self._next(None, None)

@@ -119,6 +119,8 @@ class _File(Sink):
         self._written.clear()
         if data:
             self._put(packed(self.path, data) if self.packed else data)
+        if self.keeps and data:
+            self._there()
         if sync and data:
             self._flush()
         return self._mark() if self.keeps else None
@@ -128,6 +130,17 @@ class _File(Sink):
             os.fsync(self._descriptor)
         except OSError as error:
             raise self._full(error) from error
+
+    def _there(self) -> None:
+        """Raise StreamError where the file that is written to is no more the one of that name."""
+        try:
+            same = os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
+        except OSError:
+            same = False
+        if not same:
+            raise StreamError(
+                f"the sink {self.name} was moved or deleted while it was written to: put it back, and go on"
+            )
 
     def _full(self, error: OSError) -> StreamError:
         said = f"the sink {self.name} cannot be written: {error}"
