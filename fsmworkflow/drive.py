@@ -192,10 +192,10 @@ class Drive:
         try:
             await self._settled()
             await self._begin()
-            more, suspect = True, self.run.deaths >= SUSPECT and self.run.status != "parked"
+            more, marked = True, self.run.deaths > 0 and self.run.status != "parked"
             while more:
                 try:
-                    more = await (fly(self) if suspect and self.run.deaths >= SUSPECT else self.turn())
+                    more = await (fly(self) if marked and self.run.deaths > 0 else self.turn())
                 except RolledBack as error:
                     await self._anew(error)
             kept = self.hold and not self.stopping and self.run.status in RESTING

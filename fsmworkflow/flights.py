@@ -23,47 +23,47 @@ SUSPECT = 2
 
 
 class Flights:
-    """Which suspect of this process is in flight, and which wait for their turn, in their order."""
+    """Which runs of this process that a death has marked are in flight, and which wait for their turn, in their order.
+
+    A suspect flies beside no other that is marked, lest it pay for the deeds of that one.
+    """
 
     def __init__(self) -> None:
-        self._flying: Drive | None = None
-        self._waiting: dict[Drive, None] = {}
+        self._flying: dict[Drive, bool] = {}  # and whether it is a suspect
+        self._waiting: dict[Drive, bool] = {}
 
-    def take(self, drive: Drive) -> bool:
-        """Whether it is its turn. If not, it is woken when one has landed."""
-        if self._flying is None:
-            self._flying = drive
-        if self._flying is drive:
+    def take(self, drive: Drive, *, suspect: bool) -> bool:
+        """Whether it is its turn. If not, it is woken when it may be."""
+        mine = not self._flying or drive in self._flying or not (suspect or any(self._flying.values()))
+        (self._flying if mine else self._waiting)[drive] = suspect
+        if mine:
             self._waiting.pop(drive, None)
-            return True
-        self._waiting[drive] = None
-        return False
+        return mine
 
     def land(self, drive: Drive) -> None:
         """It flies no more, and waits no more."""
         self._waiting.pop(drive, None)
-        if self._flying is drive:
-            self._flying = None
-            for other in self._waiting:
+        self._flying.pop(drive, None)
+        if not self._flying:
+            for other in [other for other, suspect in self._waiting.items() if not suspect] or [*self._waiting][:1]:
                 other.wake()
-                return
 
 
 async def fly(drive: Drive) -> bool:
-    """Turns of a run that was in flight twice when its process died: it says so before each, and flies alone.
+    """Turns of a run that was in flight when its process died: if twice, it says so before each, and flies alone.
 
-    Until it is none any more. False when nothing is next: it rests, or has been parked.
+    Until it is out of that visit. False when nothing is next: it rests, or has been parked.
     """
     more, flights = drive.run.deaths < drive.worker.deaths, drive.worker.flights
     if not more:
         await _park(drive)
     try:
-        while more and drive.run.deaths >= SUSPECT:
+        while more and drive.run.deaths > 0:
             if not drive.steps and drive.run.due is not None and drive.run.due > drive.store.now():
                 flights.land(drive)  # a pause may be long
                 drive.fit()
                 more = await drive.turn()
-            elif flights.take(drive):
+            elif flights.take(drive, suspect=drive.run.deaths >= SUSPECT):
                 await _take_off(drive)
                 more = await drive.turn()
             else:
@@ -74,8 +74,8 @@ async def fly(drive: Drive) -> bool:
 
 
 async def _take_off(drive: Drive) -> None:
-    """Say that it flies, and only then see it as this definition has it, which may be what ends processes."""
-    if drive.run.flight != drive.run.epoch:
+    """A suspect says that it flies, and only then is seen as this definition has it, which may end processes."""
+    if drive.run.deaths >= SUSPECT and drive.run.flight != drive.run.epoch:
         after = replace(drive.run, flight=drive.run.epoch)
         await drive.store.settle(drive.run, after)
         drive.run = after
@@ -83,7 +83,7 @@ async def _take_off(drive: Drive) -> None:
 
 
 async def _grounded(drive: Drive) -> bool:
-    """Wait for the turn of this suspect, open only to who steers it by hand."""
+    """Wait for its turn, open only to who steers it by hand."""
     if drive.unread:
         await drive.look()
     steering = next((event for event in drive.inbox if event.name in STEERING and not drive.run.over), None)

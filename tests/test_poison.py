@@ -238,6 +238,37 @@ async def test_suspects_fly_one_at_a_time_and_say_so_first_beside_healthy_runs(s
     assert max(map(len, together)) > 1, "healthy runs went on beside the suspect"
 
 
+@pytest.mark.parametrize(("first", "other", "deaths"), [("once", "suspect", 2), ("suspect", "once", 1)])
+async def test_a_suspect_flies_beside_no_run_that_one_death_has_marked(
+    store: Store, first: str, other: str, deaths: int
+) -> None:
+    """That one may be what ends processes, for which the suspect would be parked."""
+    held, flying = asyncio.Event(), set[str]()
+    flow = Workflow("task")
+
+    @flow.step("work", initial=True, then="over")
+    async def work(ctx: Any) -> None:
+        flying.add(ctx.run.key)
+        if ctx.run.key == first:
+            await held.wait()
+
+    flow.final("over")
+    for key in (first, other):
+        await died_with(store, await made(store, flow, key), {"once": 1, "suspect": 3}[key])
+    await made(store, flow, "healthy")
+    async with asyncio.timeout(10), Engine(store, workflows=[flow], poll=0.02) as engine, engine.working():
+        try:
+            while (await engine.get(flow, "healthy")).status != "done" or first not in flying:
+                await asyncio.sleep(0.005)
+            row = await engine.get(flow, other)
+            assert (row.status, row.deaths, row.flight == row.epoch) == ("running", deaths, False)
+            assert flying == {first, "healthy"}
+        finally:
+            held.set()
+        while {run.status for run in await engine.list(flow)} != {"done"}:
+            await asyncio.sleep(0.005)
+
+
 async def test_a_suspect_that_waits_for_its_turn_can_be_cancelled(store: Store) -> None:
     held = asyncio.Event()
     flow = Workflow("task")
