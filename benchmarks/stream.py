@@ -2,7 +2,8 @@
 
 The four-stage stream of dataknobs-fsm's page on streaming: validate, enrich, categorise, output or error. Each way is a
 process of its own, in turn, several rounds; the table has the medians, and the peak of memory, also of a tenth of the
-records. Then steps that wait for 10 ms, with one worker and with four; and a durable batch, each record a run of two steps.
+records. Then steps that wait for 10 ms, with one worker and with four; and a durable batch, each record a run of two
+steps.
 """
 
 from __future__ import annotations
