@@ -50,12 +50,12 @@ async def undo(drive: Drive, run: Run) -> Event:
 async def _told(hooks: Hooks, acting: Coroutine[Any, Any, Event], run: Run, place: str, attempt: int) -> Event:
     """The same with hooks, which hear of it in the task in which it runs."""
     end: Event | None = None
-    hooks.began(run, place, attempt)
+    hooks.tell("step_began", run, place, attempt)
     try:
         end = await acting
         return end
     finally:
-        hooks.ended(run, place, attempt, end)
+        hooks.tell("step_ended", run, place, attempt, end)
 
 
 async def _acted(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fsmworkflow.context import WorkflowContext
-from fsmworkflow.errors import FSMWorkflowError
+from fsmworkflow.errors import FSMWorkflowError, log
 from fsmworkflow.failures import asked_to_stop, failure
 from fsmworkflow.records import Run, replace
 from fsmworkflow.retry import Retry
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from fsmworkflow.drive import Drive
 
 __all__ = ["act_after", "settle_ended"]
-
-log = logging.getLogger("fsmworkflow")
 
 ACTION_RETRY = Retry(attempts=3, first_delay=0.2, max_delay=2.0)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import nullcontext
 from typing import Any
 
 from fsmworkflow.children import awaits
 from fsmworkflow.decide import begin
-from fsmworkflow.errors import CodecError, InputDiffers, RunNotFound
+from fsmworkflow.errors import CodecError, InputDiffers, RunNotFound, log
 from fsmworkflow.records import MOVING, OPEN, Run, replace
 from fsmworkflow.store import Store
 from fsmworkflow.versions import shifted
@@ -17,8 +16,6 @@ from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
 __all__ = ["first", "goes_on", "left_alone", "loaded", "may_go_on", "patience", "take_up", "taken", "tell"]
-
-log = logging.getLogger("fsmworkflow")
 
 WATCH, SELDOM = 0.05, 0.5
 """Seconds between two looks at a run that another process drives: at first, and in the end."""

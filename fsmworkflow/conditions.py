@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import re
 import reprlib
 from abc import ABC, abstractmethod
@@ -16,13 +15,11 @@ from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from fsmworkflow.errors import ConditionError
+from fsmworkflow.errors import ConditionError, log
 from fsmworkflow.operators import OPERATORS, unknown
 
 __all__ = ["Condition", "Function", "Guard", "Joined", "Not", "Operand", "Seen", "View"]
 __all__ += ["as_guard", "cut", "field", "payload", "uncallable"]
-
-log = logging.getLogger("fsmworkflow")
 
 WIDTH = 200
 DEPTH = 100

@@ -7,7 +7,6 @@ time; steps of several active states may run beside each other, and beside the e
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
@@ -18,7 +17,16 @@ from fsmworkflow.actions import act_after
 from fsmworkflow.children import joined
 from fsmworkflow.decide import decide
 from fsmworkflow.due import again, due_next, resting_due
-from fsmworkflow.errors import DefinitionChanged, EndlessLoop, FSMWorkflowError, Refused, RolledBack, Stale, StoreError
+from fsmworkflow.errors import (
+    DefinitionChanged,
+    EndlessLoop,
+    FSMWorkflowError,
+    Refused,
+    RolledBack,
+    Stale,
+    StoreError,
+    log,
+)
 from fsmworkflow.failures import failure
 from fsmworkflow.flights import SUSPECT, fly
 from fsmworkflow.hooks import Hooks
@@ -31,8 +39,6 @@ from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
 __all__ = ["Drive"]
-
-log = logging.getLogger("fsmworkflow")
 
 LOOP = 1_000
 LEFT_BEHIND = 10.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 from fsmworkflow.children import awaits
 from fsmworkflow.claims import left_alone, loaded, may_go_on, taken
 from fsmworkflow.drive import LEFT_BEHIND, Drive
-from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, StoreError
+from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, StoreError, log
 from fsmworkflow.failures import asked_to_stop
 from fsmworkflow.line import CHUNK, Crew, Line
 from fsmworkflow.records import STEERING, Event, Post, Run, replace
@@ -20,8 +19,6 @@ from fsmworkflow.worker import CLOSE_SECONDS, Worker, first_of
 from fsmworkflow.workflow import Workflow
 
 __all__ = ["Drives", "Driving"]
-
-log = logging.getLogger("fsmworkflow")
 
 T = TypeVar("T")
 Name = tuple[str, str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -16,6 +15,7 @@ from fsmworkflow import errors
 from fsmworkflow.claims import WATCH, first, goes_on, patience, tell
 from fsmworkflow.codec import encode
 from fsmworkflow.driving import Drives, Driving
+from fsmworkflow.errors import log
 from fsmworkflow.explain import explained, forked
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import CANCEL, OVER, PAUSE, RERUN, RETRY, UNPAUSE, Event, Run, Status
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from fsmworkflow.schedule import Missed, Overlap, Schedule
 
 __all__ = ["Engine"]
-
-log = logging.getLogger("fsmworkflow")
 
 STEERED = 0.02
 """Seconds between two looks at what has become of a steering event."""

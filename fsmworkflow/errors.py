@@ -33,6 +33,7 @@ FSMWorkflowError
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -46,6 +47,9 @@ __all__ = [
     "RunNotFound", "RunOver", "ScheduleNotFound", "SchemaError", "Stale", "StepTimeout", "StoreError",
     "StoreUnavailable", "TooDeep", "TransactionError", "UnknownEvent", "UnknownState", "UnknownWorkflow",
 ]  # fmt: skip
+
+log = logging.getLogger("fsmworkflow")
+"""Where everything is said that is not raised to anybody."""
 
 
 class FSMWorkflowError(Exception):

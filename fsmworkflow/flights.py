@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from fsmworkflow.actions import settle_ended
-from fsmworkflow.errors import Poisoned
+from fsmworkflow.errors import Poisoned, log
 from fsmworkflow.failures import failure
 from fsmworkflow.records import PARKED, STEERING, Event, Run, replace
 from fsmworkflow.versions import of_this
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from fsmworkflow.drive import Drive
 
 __all__ = ["SUSPECT", "Flights", "fly"]
-
-log = logging.getLogger("fsmworkflow")
 
 SUSPECT = 2
 """So many deaths make a run a suspect; from then on only a death with it in flight counts."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from fsmworkflow.errors import log
 from fsmworkflow.records import Event, Move, Run
 
 __all__ = ["Hook", "Hooks", "LogHook"]
-
-log = logging.getLogger("fsmworkflow")
 
 
 class Hook(Protocol):
@@ -80,15 +78,10 @@ class Hooks:
 
     def _moved(self, move: Move) -> None:
         LogHook().moved(move)
-        self._tell("moved", move)
+        self.tell("moved", move)
 
-    def began(self, run: Run, state: str, attempt: int) -> None:
-        self._tell("step_began", run, state, attempt)
-
-    def ended(self, run: Run, state: str, attempt: int, end: Event | None) -> None:
-        self._tell("step_ended", run, state, attempt, end)
-
-    def _tell(self, what: str, *about: Any) -> None:
+    def tell(self, what: str, *about: Any) -> None:
+        """Call one of their methods, of all that the user has given."""
         for hook in self._hooks:
             try:
                 getattr(hook, what)(*about)

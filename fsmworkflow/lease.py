@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import threading
 import time
 import weakref
 from pathlib import Path
 
+from fsmworkflow.errors import log
 from fsmworkflow.records import Owner, replace
 from fsmworkflow.store import Store
 
 __all__ = ["Lease", "machine_id", "process_id"]
-
-log = logging.getLogger("fsmworkflow")
 
 END_SECONDS = 2.0
 """How long ending a lease waits for a renewal that is under way."""

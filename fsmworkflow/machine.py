@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
@@ -17,14 +16,13 @@ from fsmworkflow.claims import SELDOM, WATCH, first, goes_on, take_up, tell
 from fsmworkflow.codec import fields_of, text_of
 from fsmworkflow.decide import by_hand, decide
 from fsmworkflow.drive import LEFT_BEHIND, Drive
+from fsmworkflow.errors import log
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import Event, Run, replace
 from fsmworkflow.worker import Use, Worker
 from fsmworkflow.workflow import Workflow, WorkflowDefinition, id_of, known_event, name_problem
 
 __all__ = ["PersistentWorkflowStateMachine"]
-
-log = logging.getLogger("fsmworkflow")
 
 T = TypeVar("T")
 

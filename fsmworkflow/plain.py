@@ -297,29 +297,26 @@ class Data(dict[str, Any]):
         return super()
 
     def __eq__(self, other: object) -> bool:
-        return dict.__eq__(self._plain(), other._plain() if isinstance(other, Data) else other)
+        return dict.__eq__(self.copy(), other.copy() if isinstance(other, Data) else other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     __hash__ = None
 
-    def _plain(self) -> dict[str, Any]:
-        return dict(self.items())
-
     def __or__(self, other: Any) -> Any:
-        return self._plain() | other
+        return self.copy() | other
 
     def __ror__(self, other: Any) -> Any:
-        return other | self._plain()
+        return other | self.copy()
 
     def __repr__(self) -> str:
-        return repr(self._plain())
+        return repr(self.copy())
 
     def __reduce__(self) -> Any:
-        return dict, (self._plain(),)
+        return dict, (self.copy(),)
 
     def __deepcopy__(self, memo: Any) -> Any:
         import copy
 
-        return copy.deepcopy(self._plain(), memo)
+        return copy.deepcopy(self.copy(), memo)

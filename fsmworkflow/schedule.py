@@ -7,7 +7,6 @@ schedule survives a crash as every run does, one process drives it at a time, an
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -19,7 +18,7 @@ from fsmworkflow.claims import first
 from fsmworkflow.codec import encode, text_of
 from fsmworkflow.conditions import field, payload
 from fsmworkflow.context import WorkflowContext
-from fsmworkflow.errors import EngineClosed, FSMWorkflowError
+from fsmworkflow.errors import EngineClosed, FSMWorkflowError, log
 from fsmworkflow.records import STUCK, UNFINISHED, Event, Run
 from fsmworkflow.workflow import To, Workflow, name_problem
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from fsmworkflow.engine import Engine
 
 __all__ = ["Schedule"]
-
-log = logging.getLogger("fsmworkflow")
 
 Missed = Literal["one", "skip", "all"]
 Overlap = Literal["skip", "allow"]

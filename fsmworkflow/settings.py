@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from fsmworkflow.errors import StoreError
+from fsmworkflow.errors import StoreError, log
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.worker import Use, Worker
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from asyncpg import Pool, Record
 
 __all__ = ["DBConfig"]
-
-log = logging.getLogger("fsmworkflow")
 
 Words = dict[str, str]
 Values = Mapping[str, str | None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import secrets
@@ -17,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, Refused, TransactionError
+from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, Refused, TransactionError, log
 from fsmworkflow.flights import SUSPECT, Flights
 from fsmworkflow.hooks import Hooks
 from fsmworkflow.lease import Lease, machine_id, process_id
@@ -32,8 +31,6 @@ from fsmworkflow.workflow import Workflow
 __all__ = ["Use", "Worker"]
 
 T = TypeVar("T")
-
-log = logging.getLogger("fsmworkflow")
 
 CLOSE_SECONDS = 5.0
 DEATHS = 3

@@ -6,14 +6,13 @@ Polling stays the truth. A ring may be lost with its connection: then another on
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-__all__ = ["CHANNEL", "Bell"]
+from fsmworkflow.errors import log
 
-log = logging.getLogger("fsmworkflow")
+__all__ = ["CHANNEL", "Bell"]
 
 CHANNEL = "fsmworkflow"
 """Where statements ring; in `queries.sql` it stands as it is. What they say is an owner, or nothing: whoever works."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 
 from fsmworkflow.codec import Codec, digests
-from fsmworkflow.errors import CodecError
+from fsmworkflow.errors import CodecError, log
 from fsmworkflow.records import Active, Run
 from fsmworkflow.store.rows import Row
-
-log = logging.getLogger("fsmworkflow")
 
 
 def legacy_run(row: Row, now: float) -> Run | None:

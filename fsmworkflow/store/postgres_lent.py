@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from fsmworkflow.errors import RolledBack, Stale, TransactionError
+from fsmworkflow.errors import RolledBack, Stale, TransactionError, log
 from fsmworkflow.records import Move, Run
 from fsmworkflow.store import Keys, rows
 from fsmworkflow.store.kin import kin_of
@@ -23,8 +22,6 @@ from fsmworkflow.store.writer import Write, patiently
 if TYPE_CHECKING:
     from fsmworkflow.store.postgres import PostgresStore
     from fsmworkflow.store.postgres_watch import Watch
-
-log = logging.getLogger("fsmworkflow")
 
 
 class Guarded:

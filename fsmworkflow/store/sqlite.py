@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import sqlite3
 import time
@@ -29,8 +28,6 @@ from fsmworkflow.store.sqlite_lent import SQLiteLent
 from fsmworkflow.store.sqlite_statements import SQL
 from fsmworkflow.store.verbs import Verbs
 from fsmworkflow.store.writer import Done, Write, Writer, not_forked, patiently, whole
-
-log = logging.getLogger("fsmworkflow")
 
 T = TypeVar("T")
 PASSING = ("locked", "busy", "disk is full", "disk i/o error")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import sqlite3
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import aiosqlite
 
-from fsmworkflow.errors import RolledBack, StoreError, StoreUnavailable, TransactionError
+from fsmworkflow.errors import RolledBack, StoreError, StoreUnavailable, TransactionError, log
 from fsmworkflow.records import Move, Run
 from fsmworkflow.store import Keys
 from fsmworkflow.store.lent import Lent, own_end
@@ -20,8 +19,6 @@ from fsmworkflow.store.writer import Writer, patiently
 
 if TYPE_CHECKING:
     from fsmworkflow.store.sqlite import SQLiteStore
-
-log = logging.getLogger("fsmworkflow")
 LENT_SECONDS = 5.0
 """How long a step's transaction may hold up all other writes."""
 

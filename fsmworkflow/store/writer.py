@@ -7,7 +7,6 @@ writer owns the batch, so a cancelled caller cancels only its own future.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 import time
@@ -15,15 +14,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
-from fsmworkflow.errors import StoreError, StoreUnavailable
+from fsmworkflow.errors import StoreError, StoreUnavailable, log
 
 T = TypeVar("T")
 Kind = Literal["create", "move", "settle", "release", "call", "post", "detailed"]
 Apply = Callable[[list["Write"]], Coroutine[Any, Any, None]]
 Done = Callable[[BaseException | None], None]
 Start = Callable[[list["Write"], Done], Callable[[], object] | None]
-
-log = logging.getLogger("fsmworkflow")
 
 FIRST_PAUSE, LONGEST_PAUSE, PART = 0.05, 2.0, 500
 
