@@ -20,6 +20,7 @@ from fsmworkflow.threads import is_async
 
 if TYPE_CHECKING:
     from fsmworkflow.drive import Drive
+    from fsmworkflow.workflow import State
 
 __all__ = ["act", "failed", "outcome", "undo"]
 
@@ -28,10 +29,7 @@ def act(
     drive: Drive, run: Run, name: str, stay: Active, *, fresh: bool, event: Event | None
 ) -> Coroutine[Any, Any, Event]:
     """Run the step of an active state. Returns how it ended; raises only what is no error of the step."""
-    step = drive.workflow.states[name].step
-    assert step is not None
-    assert step.execute is not None
-    acting = _acted(drive, run, name, stay, step.execute, step.timeout, fresh=fresh, event=event)
+    acting = _acted(drive, run, drive.workflow.states[name], stay, fresh=fresh, event=event, undoing=False)
     return _told(drive.hooks, acting, run, name, stay.attempt) if drive.hooks else acting
 
 
@@ -43,7 +41,7 @@ async def undo(drive: Drive, run: Run) -> Event:
         error = FSMWorkflowError(f"state {undo.state!r} has no compensation any more")
         return Event(name=ERROR, state=undo.state, failure=failure(error, run, undo.state))
     stay = Active(undo.visit, undo.attempt, was=undo.was)
-    acting = _acted(drive, run, undo.state, stay, state.compensate, None, fresh=False, undoing=True)
+    acting = _acted(drive, run, state, stay, fresh=False, event=None, undoing=True)
     return await (_told(drive.hooks, acting, run, f"{undo.state}:undo", undo.attempt) if drive.hooks else acting)
 
 
@@ -59,19 +57,12 @@ async def _told(hooks: Hooks, acting: Coroutine[Any, Any, Event], run: Run, plac
 
 
 async def _acted(
-    drive: Drive,
-    run: Run,
-    name: str,
-    stay: Active,
-    fn: Callable[..., Any],
-    timeout: float | str | None,
-    *,
-    fresh: bool,
-    event: Event | None = None,
-    undoing: bool = False,
+    drive: Drive, run: Run, state: State, stay: Active, *, fresh: bool, event: Event | None, undoing: bool
 ) -> Event:
-    workflow, store = drive.workflow, drive.store
-    codec, began = workflow.codec, store.now()
+    workflow, name, step = drive.workflow, state.name, state.step
+    codec, began = workflow.codec, drive.store.now()
+    fn, timeout = (state.compensate, None) if undoing or step is None else (step.execute, step.timeout)
+    assert fn is not None
     place = f"{name}:undo" if undoing else name
     named = f"{stay.was}:undo" if stay.was and undoing else stay.was
     calls = Calls(drive, run, place, stay.visit, fresh=fresh, named=named)

@@ -83,8 +83,8 @@ async def examine(engine: Engine) -> list[Finding]:
     groups = await census(store)
     found = [*await _place(store), _clocks(store.now() - time.time())]
     found += owners(await store.owners(), groups, store.now())
-    found += definitions(engine._workflows, groups)
-    for name in drifted(engine._workflows, groups):
+    found += definitions(engine.workflows, groups)
+    for name in drifted(engine.workflows, groups):
         found += outlook(await engine.plan_migration(name))
     found += parked(await store.list(workflow=None, status="parked", state=None, after=0, many=MANY))
     health = await engine.health()

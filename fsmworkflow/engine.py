@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from fsmworkflow import errors
 from fsmworkflow.claims import WATCH, first, goes_on, patience, tell
 from fsmworkflow.codec import encode
-from fsmworkflow.driving import Drives, Driving
+from fsmworkflow.errand import Errand
 from fsmworkflow.errors import log
 from fsmworkflow.explain import explained, forked
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import CANCEL, OVER, PAUSE, RERUN, RETRY, UNPAUSE, Event, Run, Status
 from fsmworkflow.resources import Resources
 from fsmworkflow.retry import seconds
+from fsmworkflow.roster import Roster
 from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.store.writer import whole
 from fsmworkflow.versions import Plan, outlook, plan, seen, shifted
@@ -74,33 +75,33 @@ class Engine:
     ) -> None:
         self.store: Store = _as_store(store)
         self.grace = grace
-        self._workflows: dict[str, Workflow] = {}
-        self._worker = Worker(self.store, lease=lease, deaths=deaths)
-        self._worker.hooks = Hooks(hooks)
-        self.resources = self._worker.resources = Resources(resources)
+        self.workflows: dict[str, Workflow] = {}
+        self.worker = Worker(self.store, lease=lease, deaths=deaths)
+        self.worker.hooks = Hooks(hooks)
+        self.resources = self.worker.resources = Resources(resources)
         self._opened = False  # whether the store was opened here, and is to be closed here
-        self._drives = Drives(self._worker, self._workflows, poll)
-        self._worker.workflows = self._workflows
-        self._worker.told, self._worker.due = self._drives.told, self._drives.due
+        self.roster = Roster(self.worker, self.workflows, poll)
+        self.worker.workflows = self.workflows
+        self.worker.told, self.worker.due = self.roster.told, self.roster.due
         for workflow in workflows:
-            self._known(workflow)
+            self.known(workflow)
 
     async def __aenter__(self) -> Self:
-        if self._worker.token:
+        if self.worker.token:
             raise errors.EngineOpen("this engine is open already: make one for each `async with`")
-        for workflow in list(self._workflows.values()):
-            self._known(workflow.check())  # with its children's, which may have been declared since
-        for workflow in list(self._workflows.values()):
+        for workflow in list(self.workflows.values()):
+            self.known(workflow.check())  # with its children's, which may have been declared since
+        for workflow in list(self.workflows.values()):
             self._with_schedules(workflow)
         self._opened = not self.store.opened
         await self.store.open()
         try:
-            await self._worker.open()
+            await self.worker.open()
             await self.resources.open()
         except BaseException:
             await whole(self._end())
             raise
-        self._drives.begin()
+        self.roster.begin()
         return self
 
     async def __aexit__(
@@ -114,14 +115,14 @@ class Engine:
         While the store cannot be written to, this takes half a minute at the most, and the lease decides on its runs.
         """
         try:
-            await self._drives.rest(self.grace if grace is None else grace)
+            await self.roster.rest(self.grace if grace is None else grace)
         finally:
             await whole(self._end())
 
     async def _end(self) -> None:
-        await self._drives.end()
+        await self.roster.end()
         try:
-            await self._worker.close()
+            await self.worker.close()
         finally:
             await self.resources.close()
             await self._close_store()
@@ -142,11 +143,11 @@ class Engine:
         as its cause. `different` says what follows when the run of that key was started with other data: a line in the
         log, or InputDiffers. Cancelling this call stops the waiting, not the run.
         """
-        driving = await self._begin(workflow, data, key, different, retry=True)
-        run = await self._drives.rested(driving)
+        errand = await self._begin(workflow, data, key, different, retry=True)
+        run = await self.roster.rested(errand)
         if run.status == "failed":
-            raise errors.RunFailed(self._shown(run)) from driving.error
-        return self._shown(run)
+            raise errors.RunFailed(self.shown(run)) from errand.error
+        return self.shown(run)
 
     async def start(
         self, workflow: Workflow | str, data: Any = None, *, key: str | None = None, different: Different = "log"
@@ -155,27 +156,27 @@ class Engine:
 
         The run that is there wins: the same key starts nothing twice. Without a key one is made.
         """
-        driving = await self._begin(workflow, data, key, different, retry=False)
-        return self._shown(driving.run)
+        errand = await self._begin(workflow, data, key, different, retry=False)
+        return self.shown(errand.run)
 
     async def result(self, workflow: Workflow | str, key: str) -> Run:
         """Wait until a run ends or rests, whoever drives it, and return it, also when it failed."""
-        self._worker.check_free()
+        self.worker.check_free()
         name, pause = self._name(workflow), WATCH
         while True:
-            driving = self._drives.get((name, key))
-            if driving is not None:
-                await asyncio.wait([driving.done])
-            run = await self._drives.load(name, key)
+            errand = self.roster.errands.get((name, key))
+            if errand is not None:
+                await asyncio.wait([errand.done])
+            run = await self.roster.load(name, key)
             if not await goes_on(run, self.store, retry=False):
-                return self._shown(run)
-            if self._worker.stopping:
+                return self.shown(run)
+            if self.worker.stopping:
                 raise errors.EngineClosed(f"the engine was closed while run {name}/{key} went on: resume it")
             pause = await patience(pause)
 
     async def get(self, workflow: Workflow | str, key: str) -> Run:
         """The run as it is now. Raises RunNotFound."""
-        return self._shown(await self._drives.load(self._name(workflow), key))
+        return self.shown(await self.roster.load(self._name(workflow), key))
 
     async def list(
         self,
@@ -190,17 +191,17 @@ class Engine:
 
         Raises ValueError for an unknown status.
         """
-        self._worker.check()
+        self.worker.check()
         if status is not None and status not in get_args(Status):
             raise ValueError(f"there is no status {status!r}: {', '.join(get_args(Status))}")
         name = None if workflow is None else self._name(workflow)
         since = 0 if after is None else after.id
         found = await self.store.list(workflow=name, status=status, state=state, after=since, many=limit)
-        return [self._shown(run) for run in found]
+        return [self.shown(run) for run in found]
 
     async def history(self, workflow: Workflow | str, key: str) -> Entries:
         """Every move of a run, from its start. Raises RunNotFound."""
-        return await self.store.history(await self._drives.load(self._name(workflow), key))
+        return await self.store.history(await self.roster.load(self._name(workflow), key))
 
     async def resume(self, *, concurrency: int = 100) -> int:
         """Drive every unfinished run of this engine's workflows that nobody drives, to its end or rest.
@@ -208,7 +209,7 @@ class Engine:
         `concurrency` of them at once, oldest first. Returns how many. One that fails stays failed, and stops no other.
         Cancelling this call claims no more; what was claimed is driven on.
         """
-        return await self._drives.resume(concurrency)
+        return await self.roster.crews.resume(concurrency)
 
     async def work(self, *, concurrency: int = 100) -> None:
         """Drive whatever is due of this engine's workflows, `concurrency` runs at once, until the engine is closed.
@@ -220,7 +221,7 @@ class Engine:
         """
         pruning = asyncio.create_task(self._prune_for_ever(), name="fsmworkflow-prune")
         try:
-            await self._drives.work(concurrency, self.grace)
+            await self.roster.crews.work(concurrency, self.grace)
         finally:
             pruning.cancel()
 
@@ -230,7 +231,7 @@ class Engine:
 
         Leaving drains. Raises what ended the work early.
         """
-        self._worker.check()
+        self.worker.check()
         task = asyncio.create_task(self.work(concurrency=concurrency), name="fsmworkflow-work")
         try:
             yield self
@@ -260,20 +261,20 @@ class Engine:
         epoch) delivers it later. Raises UnknownEvent, RunNotFound, RunOver, and CodecError for the payload,
         or for an `event_id` that is not text of 1 to 200 characters.
         """
-        self._worker.check_free()
-        definition = self._known(workflow).check()
+        self.worker.check_free()
+        definition = self.known(workflow).check()
         known_event(definition, event)
         encode(payload, "payload", limit=definition.codec.limit)
         made = Event(name=event, payload=payload, id=id_of(event_id), visit=visit, due=due)
         if event_id is None and visit is None and due is None:
-            sent = await self._drives.send((definition.name, key), made)
+            sent = await self.roster.send((definition.name, key), made)
             if sent is not None:
                 return sent
-        return await self._drives.post(definition, key, made)
+        return await self.roster.post(definition, key, made)
 
     async def event(self, workflow: Workflow | str, key: str, event_id: str) -> Event:
         """What has become of an event: `.status` is accepted, rejected, waiting or dropped. Raises EventNotFound."""
-        run = await self._drives.load(self._name(workflow), key)
+        run = await self.roster.load(self._name(workflow), key)
         found = await self.store.event(run, event_id)
         if found is None:
             raise errors.EventNotFound(f"run {run.workflow}/{run.key} has no event with the id {event_id!r}")
@@ -303,7 +304,7 @@ class Engine:
 
         Raises UnknownState for one that is not there or ends the run, NotAccepted where undoing has begun.
         """
-        definition = self._known(workflow).check()
+        definition = self.known(workflow).check()
         if state not in definition.states:
             hint = nearest(state, definition.states)
             raise errors.UnknownState(f"workflow {definition.name!r} has no state {state!r}{hint}")
@@ -315,25 +316,25 @@ class Engine:
 
     async def _steer(self, workflow: Workflow | str, key: str, name: str, payload: Any = None) -> Run:
         """Post one of the engine's own events, and wait until the run's owner has taken it."""
-        self._worker.check_free()
-        definition = self._known(workflow).check()
+        self.worker.check_free()
+        definition = self.known(workflow).check()
         event, place = Event(name=name, payload=payload, id=uuid.uuid4().hex), (definition.name, key)
-        run = await self._drives.load(definition.name, key)
+        run = await self.roster.load(definition.name, key)
         if run.definition <= definition.version and not run.over:
             shifted(definition, run)  # what does not fit is left untouched
         if run.in_line and name in (UNPAUSE, RETRY, RERUN):
             raise errors.NotAccepted(f"run {run.workflow}/{run.key} is a child whose turn has not come: wait for it")
         try:
-            posted = await self._drives.post(definition, key, event)
+            posted = await self.roster.post(definition, key, event)
         except errors.RunOver as error:
             raise errors.RunOver(run.workflow, run.key, error.status, undone=run.undo.ends is not None) from None
-        while posted.status == "waiting" and not self._worker.stopping:
+        while posted.status == "waiting" and not self.worker.stopping:
             await asyncio.sleep(STEERED)
-            if place in self._drives:
+            if place in self.roster:
                 posted = await self.event(definition, key, posted.id)
             else:  # the run was ending just then: a known event is only answered, and the run seen to
-                posted = await self._drives.post(definition, key, event)
-        run = await self._drives.load(definition.name, key)
+                posted = await self.roster.post(definition, key, event)
+        run = await self.roster.load(definition.name, key)
         if posted.status == "dropped":
             raise errors.RunOver(run.workflow, run.key, run.status, undone=run.undo.ends is not None)
         if posted.status == "rejected":
@@ -341,7 +342,7 @@ class Engine:
             raise errors.NotAccepted(
                 f"run {run.workflow}/{run.key} is {run.status}: {why} {name.removeprefix('$')} says nothing"
             )
-        return self._shown(run)
+        return self.shown(run)
 
     async def fork(
         self, workflow: Workflow | str, key: str, *, new_key: str, at: int | None = None, data: Any = None
@@ -350,13 +351,13 @@ class Engine:
 
         Nothing is remembered. Raises RunNotFound, and ValueError for a version that history does not have.
         """
-        definition = self._known(workflow).check()
-        run = await self._drives.load(definition.name, key)
+        definition = self.known(workflow).check()
+        run = await self.roster.load(definition.name, key)
         made = forked(definition, run, await self.store.history(run), new_key, at, data, now=self.store.now())
-        driving = await self._drives.driving(definition, made, retry=False)
-        there = await driving.begun()
+        errand = await self.roster.errand(definition, made, retry=False)
+        there = await errand.begun()
         tell(there, made, data=made, refuse=True)
-        return self._shown(there)
+        return self.shown(there)
 
     async def plan_migration(self, workflow: Workflow | str | None = None) -> Plan:
         """What would become of the unfinished runs of a workflow, or of all that this engine knows; writes nothing.
@@ -364,8 +365,8 @@ class Engine:
         A record for each version and state says how many fit as they are, would be mapped by migrations, or are stuck,
         and why. `print` it for a table.
         """
-        self._worker.check()
-        chosen = list(self._workflows.values()) if workflow is None else [self._known(workflow)]
+        self.worker.check()
+        chosen = list(self.workflows.values()) if workflow is None else [self.known(workflow)]
         found = []
         for definition in chosen:
             for status in get_args(Status):
@@ -384,8 +385,8 @@ class Engine:
 
     async def explain(self, workflow: Workflow | str, key: str) -> str:
         """In words: why the run is where it is, and what it waits for. Raises RunNotFound."""
-        definition = self._known(workflow).check()
-        run = await self._drives.load(definition.name, key)
+        definition = self.known(workflow).check()
+        run = await self.roster.load(definition.name, key)
         awaited = {state: stay for state, stay in run.active.items() if stay.children}
         children = {s: await self.store.children(run, stay.was or s, stay.visit) for s, stay in awaited.items()}
         history, (_, inbox) = await self.store.history(run), await self.store.inbox(run)
@@ -400,8 +401,8 @@ class Engine:
         """
         from fsmworkflow.health import seen
 
-        if not self._worker.token:
-            self._worker.check()
+        if not self.worker.token:
+            self.worker.check()
         return await seen(self, within)
 
     async def prune(self) -> int:
@@ -410,14 +411,14 @@ class Engine:
         In small transactions with pauses between, oldest first. Returns how many went. A run stays while children of
         it, or its parent, have not ended. Engines that work do this by themselves now and then.
         """
-        self._worker.check()
+        self.worker.check()
         gone = 0
-        for workflow in list(self._workflows.values()):
+        for workflow in list(self.workflows.values()):
             for status, kept in workflow.keep.items():
                 before = self.store.now() - seconds(kept)
                 while some := await self.store.prune(workflow.name, [status], before, PRUNED):
                     gone += some
-                    if self._worker.stopping:
+                    if self.worker.stopping:
                         return gone
                     await asyncio.sleep(PRUNE_PAUSE)
         return gone
@@ -454,9 +455,9 @@ class Engine:
         """
         from fsmworkflow.schedule import put  # only who uses a calendar pays for it
 
-        self._worker.check()
+        self.worker.check()
         spec = {"cron": cron, "timezone": timezone, "data": data, "missed": missed, "overlap": overlap}
-        return await put(self, self._known(workflow).check(), name, spec)
+        return await put(self, self.known(workflow).check(), name, spec)
 
     async def unschedule(self, name: str) -> None:
         """End the schedule of that name; what it has started goes on. Raises ScheduleNotFound."""
@@ -472,7 +473,7 @@ class Engine:
         """The schedules of this engine's workflows, by name."""
         from fsmworkflow.schedule import listed
 
-        self._worker.check()
+        self.worker.check()
         return await listed(self)
 
     def _with_schedules(self, workflow: Workflow) -> None:
@@ -486,12 +487,12 @@ class Engine:
 
     async def _begin(
         self, workflow: Workflow | str, data: Any, key: str | None, different: Different, *, retry: bool
-    ) -> Driving:
+    ) -> Errand:
         """Make sure that the run is there and that this engine sees to it. Returns once it is durable."""
-        self._worker.check_free()
+        self.worker.check_free()
         if different not in get_args(Different):
             raise ValueError(f"different must be one of {', '.join(get_args(Different))}, not {different!r}")
-        definition = self._known(workflow).check()
+        definition = self.known(workflow).check()
         if key is not None and (problems := name_problem(key, "key")):
             raise errors.InvalidKey(problems[0])
         key = key or uuid.uuid4().hex
@@ -501,36 +502,37 @@ class Engine:
             if there is not None:
                 tell(there, fresh, data, refuse=True)
         while True:
-            before = self._drives.get((definition.name, key))
-            driving = await self._drives.driving(definition, fresh, retry)
-            there = await driving.begun()
-            done = not driving.retry or (driving is before and driving.retried)
-            if not (retry and done and await self._drives.failed(driving.run)):
+            before = self.roster.errands.get((definition.name, key))
+            errand = await self.roster.errand(definition, fresh, retry)
+            there = await errand.begun()
+            done = not errand.retry or (errand is before and errand.drive is not None and not errand.drive.retry)
+            row = await self.store.load(definition.name, key) if retry and done else None
+            if row is None or row.status != "failed" or row.over:
                 break
-            await asyncio.wait([driving.done])  # it is about to end, or lets a failed run be, as a `start` does
+            await asyncio.wait([errand.done])  # it is about to end, or lets a failed run be, as a `start` does
         tell(there, fresh, data, refuse=different == "refuse")
-        return driving
+        return errand
 
-    def _known(self, workflow: Workflow | str) -> Workflow:
+    def known(self, workflow: Workflow | str) -> Workflow:
         """The workflow of that name; one given as an object is made known."""
         if isinstance(workflow, str):
-            if workflow not in self._workflows:
+            if workflow not in self.workflows:
                 raise errors.UnknownWorkflow(workflow)
-            return self._workflows[workflow]
+            return self.workflows[workflow]
         todo = [workflow]
         while todo:
             one = todo.pop()
-            if self._workflows.setdefault(one.name, one) is not one:
+            if self.workflows.setdefault(one.name, one) is not one:
                 raise errors.DefinitionError(one.name, ["this engine has another workflow of that name"])
-            todo += [child for child in one.others if self._workflows.get(child.name) is not child]
+            todo += [child for child in one.others if self.workflows.get(child.name) is not child]
         return workflow
 
     def _name(self, workflow: Workflow | str) -> str:
         return workflow if isinstance(workflow, str) else workflow.name
 
-    def _shown(self, run: Run) -> Run:
+    def shown(self, run: Run) -> Run:
         """The run as this engine's version of the workflow has it, its data typed; where it does not fit, as it is."""
-        workflow = self._workflows.get(run.workflow)
+        workflow = self.workflows.get(run.workflow)
         return run if workflow is None else seen(workflow, run)
 
 

@@ -50,8 +50,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 async def seen(engine: Engine, within: float) -> Health:
     """Look at everything, the store for `within` seconds at the most."""
-    worker, store, drives = engine._worker, engine.store, engine._drives
-    left, late, stopping = worker.left, drives.lag, worker.stopping
+    worker, store, roster = engine.worker, engine.store, engine.roster
+    left, late, stopping = worker.left, roster.lookout.lag, worker.stopping
     problems = [] if late < LAG else [f"the event loop was {late:.1f} s late: a step blocks it"]
     live = not problems
     problems += ["the engine is stopping"] if stopping else []
@@ -61,7 +61,7 @@ async def seen(engine: Engine, within: float) -> Health:
     ill = [one.problem for one in used.values() if one.problem is not None]
     problems += ill
     ready = refused is None and left > 0 and not stopping and not ill
-    allowed = worker.lease + drives.poll + SLACK
+    allowed = worker.lease + roster.poll + SLACK
     stuck = overdue is not None and overdue > allowed
     problems += [f"a run has been due for {overdue:.0f} s and nobody drives it: let more engines work"] if stuck else []
     return Health(
@@ -73,7 +73,7 @@ async def seen(engine: Engine, within: float) -> Health:
         lease=round(left, 3),
         lag=round(late, 3),
         overdue=None if overdue is None else round(overdue, 3),
-        driving=drives.driven,
+        driving=roster.driven,
         at=store.now(),
         problems=tuple(problems),
         resources=used,
@@ -86,7 +86,7 @@ async def _asked(engine: Engine, worker: Worker, within: float) -> tuple[float |
     try:
         async with asyncio.timeout(within):
             await worker.prove()
-            since = await store.overdue(list(engine._workflows))
+            since = await store.overdue(list(engine.workflows))
     except TimeoutError:
         return None, f"no answer within {within:g} s"
     except FSMWorkflowError as error:

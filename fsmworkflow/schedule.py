@@ -148,9 +148,9 @@ def _until(plan: Schedule, after: float, now: float) -> Iterator[datetime]:
 
 def built_in(engine: Engine, target: Workflow) -> Workflow:
     """The workflow whose runs are the schedules of `target`, so that only an engine that knows that one drives them."""
-    known = engine._workflows.get(PREFIX + target.name)
+    known = engine.workflows.get(PREFIX + target.name)
     if known is None:
-        known = engine._workflows[PREFIX + target.name] = _workflow(engine, target).check()
+        known = engine.workflows[PREFIX + target.name] = _workflow(engine, target).check()
     return known
 
 
@@ -184,7 +184,7 @@ async def _tick(engine: Engine, target: Workflow, ctx: WorkflowContext) -> None:
     if following is not None:
         name = f"{ctx.run.visit} {ctx.data['next']}"  # of this visit: one that an earlier visit posted is spent
         event = Event(name="tick", id=name, payload={"tick": ctx.data["next"]}, due=following.timestamp())
-        await engine._drives.post(built_in(engine, target), ctx.run.key, event)
+        await engine.roster.post(built_in(engine, target), ctx.run.key, event)
     if ctx.run.version > KEPT and ctx.run.version % TRIMMED < 2:  # of each tick's two moves, one enters this state
         await engine.store.trim(ctx.run, ctx.run.version - KEPT)
 
@@ -192,7 +192,7 @@ async def _tick(engine: Engine, target: Workflow, ctx: WorkflowContext) -> None:
 async def _start(engine: Engine, target: Workflow, key: str, data: Any) -> None:
     """Start a run, or find it there. It is due, so an engine that works comes to it in its turn; another sees to it."""
     await engine.store.create(await first(target, engine.store, key, data))
-    if not engine._drives.works:
+    if not engine.roster.crews.at_work:
         with contextlib.suppress(EngineClosed):  # then whoever opens the store next finds it due
             await engine.start(target, key=key)
 
@@ -225,7 +225,7 @@ async def put(engine: Engine, target: Workflow, name: str, spec: dict[str, Any])
 async def listed(engine: Engine) -> list[Schedule]:
     """The schedules of the engine's workflows that have not been removed, by name."""
     runs: list[Run] = []
-    for name in list(engine._workflows):
+    for name in list(engine.workflows):
         page = await engine.list(name) if name.startswith(PREFIX) else []
         while page:
             runs += [run for run in page if run.state != REMOVED and not run.over]

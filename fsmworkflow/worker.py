@@ -176,6 +176,13 @@ class Worker:
                 found = True
         return found
 
+    async def look(self, pause: float) -> None:
+        """Reap, where that was done last so many seconds ago."""
+        now = time.monotonic()
+        if now >= self._looked + pause:
+            self._looked = now
+            await self.reap()
+
     async def may_claim(self, run: Run) -> bool:
         """Whether a run as it was read is worth a claim: it is free, or its owner has died or let its lease lapse.
 
@@ -183,19 +190,17 @@ class Worker:
         """
         if run.owner is None or run.owner == self.token:
             return True
-        now = time.monotonic()
-        if now >= self._looked + LOOK:
-            self._looked = now
-            await self.reap()
+        await self.look(LOOK)
         return self._leases.get(run.owner, 0.0) <= self.store.now()
 
-    async def claim(self, workflows: Versions, many: int, by: float = math.inf) -> list[Run]:
-        """Make up to `many` unfinished runs of these workflows ours that no live owner holds, oldest first.
+    async def claim(self, many: int, by: float = math.inf) -> list[Run]:
+        """Make up to `many` unfinished runs of the known workflows ours that no live owner holds, oldest first.
 
-        Only what is due by `by`, seconds since the epoch; none of a newer version of its workflow than is given, and
+        Only what is due by `by`, seconds since the epoch; none of a newer version of its workflow than is known, and
         none that is stuck.
         """
         self.check()
+        workflows = {name: workflow.version for name, workflow in self.workflows.items()}
         limits = {name: w.concurrency for name, w in self.workflows.items() if w.concurrency is not None}
         while True:
             try:
@@ -241,14 +246,13 @@ class Worker:
         Nor is one of a newer version of the workflow than `newest` claimed, nor one where `limit` of it are driven.
         """
         self.check()
-        run = await self._claim_one(workflow, key, newest, limit)
-        if run is None and await self.reap():
-            run = await self._claim_one(workflow, key, newest, limit)
-        return run
 
-    async def _claim_one(self, workflow: str, key: str, newest: int | None, limit: int | None) -> Run | None:
-        claiming = self.store.claim_one(self.token, workflow, key, newest, limit)
-        return await self._taken(claiming, lambda run: [] if run is None else [run])
+        def claiming() -> Coroutine[Any, Any, Run | None]:
+            claim = self.store.claim_one(self.token, workflow, key, newest, limit)
+            return self._taken(claim, lambda run: [] if run is None else [run])
+
+        run = await claiming()
+        return await claiming() if run is None and await self.reap() else run
 
     def room(self, workflow: Workflow) -> contextlib.AbstractAsyncContextManager[None]:
         """Where a workflow has a limit, so many of its runs ask for their place at once."""

@@ -24,7 +24,7 @@ from fsmworkflow import (
     field,
     open_store,
 )
-from fsmworkflow.driving import Drives
+from fsmworkflow.roster import Roster
 from fsmworkflow.settings import DBConfig
 from tests.scenarios import KEY, SCENARIOS, SECONDS, Ledger, Refused, Scenario, Way, by_machine, check_end, left
 
@@ -274,7 +274,7 @@ async def freed(store: Store, scenario: Scenario) -> Run | None:
 async def test_P12_an_engine_whose_drive_is_cancelled_at_any_await_leaves_the_run_resumable(
     world: World, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = Drives._task
+    task = Roster.task
 
     async def attempt(n: int) -> bool:
         ledger = await world.emptied()
@@ -286,7 +286,7 @@ async def test_P12_an_engine_whose_drive_is_cancelled_at_any_await_leaves_the_ru
             places.append(CancelledAt(life, n))
             return await places[0]
 
-        monkeypatch.setattr(Drives, "_task", lambda self, life, *over: task(self, cut(life), *over))
+        monkeypatch.setattr(Roster, "task", lambda self, life, *over: task(self, cut(life), *over))
         async with Engine(world.url, workflows=[flow]) as engine:
             running = asyncio.create_task(engine.run(flow, scenario.input, key=KEY))
             await asyncio.wait([running], timeout=SECONDS)

@@ -123,7 +123,7 @@ async def test_owners_whose_lease_has_ended_and_that_hold_runs_are_told(store_ur
         await store.enrol(Owner(token="idle", machine="m", process="7/1", lease=now - 60, started=now))
         await store.enrol(Owner(token="stale", machine="m", process="8/1", lease=now - 60, started=now))
         assert "owners" not in bad(await examine(engine))
-        for key, owner in (("a", "stale"), ("b", "stale"), ("c", "buried"), ("d", engine._worker.token)):
+        for key, owner in (("a", "stale"), ("b", "stale"), ("c", "buried"), ("d", engine.worker.token)):
             await made(store, key, owner=owner, structure=structure, due=None, status="waiting")
         (told,) = [one.what for one in await examine(engine) if one.check == "owners" and one.level == "warning"]
     assert "stale (8/1)" in told

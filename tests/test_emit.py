@@ -222,7 +222,7 @@ async def test_an_event_for_another_engine_is_found_by_its_poll(durable_url: str
         await other.run(box, key="b")
         await engine.run(flow, key="s")
         assert (await settled(other, box, "b")).status == "done"
-        assert (await other.history(box, "b"))[-1].owner == other._worker.token
+        assert (await other.history(box, "b"))[-1].owner == other.worker.token
 
 
 def family(step: Callable[..., Any], *, begins: str = "tell") -> tuple[Workflow, Workflow]:

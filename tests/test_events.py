@@ -128,7 +128,7 @@ async def test_another_engine_sends_and_the_owner_takes_it(store: Store) -> None
         run = await two.result(flow, "a")
         assert run.data["event"] == ["approved", 7]
         assert (await two.event(flow, "a", "e")).status == "accepted"
-        assert {entry.owner for entry in await two.history(flow, "a")} == {one._worker.token}
+        assert {entry.owner for entry in await two.history(flow, "a")} == {one.worker.token}
 
 
 async def test_who_only_sends_and_closes_says_nothing_of_the_run_in_the_log(
@@ -354,7 +354,7 @@ async def test_a_hand_that_leads_to_another_step_stops_the_one_that_is_on_and_no
             await one.send(flow, "a", "nothing")  # which waits, so that there is something to look at
         await one.rerun(flow, "a", state="second")
         for _ in range(20):
-            one._drives._wake(("hands", "a"))  # one that comes late stops nothing
+            one.roster.wake(("hands", "a"))  # one that comes late stops nothing
             await asyncio.sleep(0.002)
         assert begun == ["first", "second"]
         on.set()
@@ -744,7 +744,7 @@ async def main():
     flow = article()
     async with Engine(sys.argv[1], workflows=[flow], poll=60.0) as engine:
         await engine.run(flow, {}, key="a")
-        engine._drives._wake = lambda *_: None
+        engine.roster.wake = lambda *_: None
         await engine.send(flow, "a", "approved", {"by": "ann"}, event_id="e")
         print("sent", flush=True)
         await asyncio.sleep(60)

@@ -83,7 +83,7 @@ async def test_the_oldest_due_run_that_nobody_drives_is_told_by_its_age(store_ur
         now = store.now()
         await made(store, "later", due=now + 100, owner=None)
         await made(store, "none", due=None, owner=None)
-        await made(store, "held", due=now - 90, owner=engine._worker.token)
+        await made(store, "held", due=now - 90, owner=engine.worker.token)
         await made(store, "elsewhere", workflow="v", due=now - 80, owner=None)
         assert (await engine.health()).overdue is None
         await made(store, "young", due=now - 3, owner=None)
@@ -163,7 +163,7 @@ async def test_a_lease_that_has_ended_makes_an_engine_not_ready(monkeypatch: Any
 
 async def test_an_engine_that_is_stopping_is_not_ready() -> None:
     async with Engine("memory://", workflows=[resting()]) as engine:
-        engine._worker.stopping = True
+        engine.worker.stopping = True
         health = await engine.health()
         assert (health.live, health.ready, health.stopping) == (True, False, True)
 

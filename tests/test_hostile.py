@@ -206,8 +206,8 @@ async def test_whatever_is_raised_while_writing_is_told_to_those_who_wait(
 
 async def lapse(engine: Engine) -> None:
     """What a process finds that was stopped for longer than its lease."""
-    engine._worker._lease._until = 0.0
-    await engine.store.renew(engine._worker.token, 0.0)
+    engine.worker._lease._until = 0.0
+    await engine.store.renew(engine.worker.token, 0.0)
 
 
 async def test_an_owner_that_lapsed_between_two_attempts_leaves_the_next_one_to_the_other(
@@ -227,7 +227,7 @@ async def test_an_owner_that_lapsed_between_two_attempts_leaves_the_next_one_to_
     workflow.final("end")
     async with Engine(both[0], workflows=[workflow]) as one:
         running = asyncio.create_task(one.run(workflow, key="k"))
-        while not bodies or one._drives.get(("flow", "k")).drive.run.version < 1:  # type: ignore[union-attr]
+        while not bodies or one.roster.errands.get(("flow", "k")).drive.run.version < 1:  # type: ignore[union-attr]
             await asyncio.sleep(0.005)
         await lapse(one)
         async with Engine(both[1], workflows=[workflow]) as two:
@@ -252,7 +252,7 @@ async def test_an_owner_that_lapsed_does_no_action_of_a_run_that_is_anothers(bot
     workflow.final("end")
     async with Engine(both[0], workflows=[workflow]) as one:
         running = asyncio.create_task(one.run(workflow, key="k"))
-        while ("flow", "k") not in one._drives or one._drives.get(("flow", "k")).drive is None:
+        while ("flow", "k") not in one.roster or one.roster.errands.get(("flow", "k")).drive is None:
             await asyncio.sleep(0.005)
         await lapse(one)
         async with Engine(both[1], workflows=[workflow]) as two:

@@ -77,7 +77,10 @@ FLOORS = {
     "actions.py": 3,
     "joint.py": 3,
     "inbox.py": 2,
-    "driving.py": 3,
+    "roster.py": 3,
+    "errand.py": 3,
+    "crews.py": 3,
+    "lookout.py": 3,
     "engine.py": 3,
     "lease.py": 3,
     "flights.py": 3,
@@ -120,7 +123,7 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 9_479
+LOWER_FLOORS_LINES = 9_476
 RESOURCES_LINES = 240  # what an engine opens for steps, beside the 20 lines by which the others know of it
 FILES_LINES = 1_232  # a workflow as data, which no program without files loads: config/ and expressions.py
 TOP_FLOOR_LINES = 400

@@ -297,9 +297,9 @@ class Play:
     async def _crash(self) -> None:
         """The process is gone: no write of it reaches the store any more, and its tasks end."""
         self.store.crashed = True
-        drives, worker, lease = self.engine._drives, self.engine._worker, self.engine._worker._lease
+        drives, worker, lease = self.engine.roster, self.engine.worker, self.engine.worker._lease
         mine = [task for _, task in self.steering] + self.tasks
-        tasks = [*drives._tasks, *mine, drives._polling, None if lease is None else lease._task]
+        tasks = [*drives._tasks, *mine, drives._looking, None if lease is None else lease._task]
         for task in tasks:
             if task is not None:
                 task.cancel()
@@ -370,7 +370,7 @@ class Play:
                         await self._soon(task)
             case ("turn", seconds, _):
                 await self.stage.set(self.stage.clock.time + seconds)
-                engine._drives._wake((flow.name, KEY))
+                engine.roster.wake((flow.name, KEY))
             case ("run",):
                 self.tasks.append(asyncio.create_task(engine.run(flow, key=KEY)))
             case ("start",):

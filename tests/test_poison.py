@@ -123,7 +123,7 @@ async def test_what_was_given_back_or_rested_died_of_nothing(store: Store) -> No
     flow = task()
     async with Engine(store, workflows=[flow]) as engine:
         await engine.run(flow, key="rests")
-        await store.bury(engine._worker.token)  # it is gone, and its runs rest
+        await store.bury(engine.worker.token)  # it is gone, and its runs rest
         again = await store.claim_one((await alive(store)).token, "task", "rests")
         assert again is not None
         assert (again.status, again.deaths) == ("waiting", 0)

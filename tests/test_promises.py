@@ -213,7 +213,7 @@ async def test_P5_an_engine_that_lost_its_run_leaves_it_to_the_other_one(durable
         await world.reached.wait()
         async with Engine(durable_url, workflows=[same := three_steps(other)]) as second:
             for known in await second.store.owners():
-                if known.token != second._worker.token:
+                if known.token != second.worker.token:
                     await second.store.bury(known.token)  # as if it were taken for dead
             run = await second.run(same, key="one")
             assert (run.status, other.ended) == ("done", ["second", "third"])
@@ -247,7 +247,7 @@ async def test_P6_a_dead_process_of_this_machine_is_recognised_at_once(store: St
     assert process is not None
     run = await started(store, await owner(store, "a", machine=machine_id(), process=process, lease=store.now() + 1e6))
     async with Engine(_kept(store), workflows=[flow := three_steps(World())]) as engine:
-        assert await engine._worker.claim_one(run.workflow, run.key) is None, "it lives"
+        assert await engine.worker.claim_one(run.workflow, run.key) is None, "it lives"
         child.communicate()
         done = await asyncio.wait_for(engine.run(flow, key="one"), 3.0)
     assert done.status == "done"

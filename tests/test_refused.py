@@ -417,7 +417,7 @@ async def test_resume_leaves_no_run_claimed_that_it_does_not_drive(law: Law, mon
 
         async def aside() -> bool:
             run = await engine.get(made, "bad")
-            return run.epoch > 0 and run.owner is None and not engine._worker.stuck
+            return run.epoch > 0 and run.owner is None and not engine.worker.stuck
 
         await until(aside)  # and may be claimed once more
         go.set()

@@ -473,7 +473,7 @@ async def test_what_does_not_close_is_cancelled_in_time(
 
 
 async def test_an_engine_closes_what_a_step_that_is_left_behind_still_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsmworkflow.driving.LEFT_BEHIND", 0.02)
+    monkeypatch.setattr("fsmworkflow.roster.LEFT_BEHIND", 0.02)
     things, held, release = Things(), asyncio.Event(), asyncio.Event()
 
     async def work(ctx: WorkflowContext) -> None:

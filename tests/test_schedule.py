@@ -417,7 +417,7 @@ async def test_an_engine_that_is_closed_while_a_tick_starts_its_run_leaves_both_
 
         async def then_closing(run: Run) -> Any:
             there = await create(run)
-            engine._worker.stopping = True
+            engine.worker.stopping = True
             created.set()
             return there
 

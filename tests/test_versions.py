@@ -563,7 +563,7 @@ async def test_a_timer_that_has_struck_does_not_begin_again_in_the_next_version_
     async with engine(store, flow(1)) as one:
         await one.run("timed", {}, key="a")
         clock.turn(20)
-        one._drives._wake(("timed", "a"))
+        one.roster.wake(("timed", "a"))
         assert (await one.result("timed", "a")).version == 1
     async with engine(store, flow(2)) as two:
         await two.send("timed", "a", "note")

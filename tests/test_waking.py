@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from fsmworkflow import Engine, Event, Workflow, driving
+from fsmworkflow import Engine, Event, Workflow, lookout
 from fsmworkflow.decide import begin
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.bell import CHANNEL
@@ -85,12 +85,12 @@ async def test_an_event_from_elsewhere_wakes_the_engine_that_holds_the_run(
     async with Engine(postgres_url, workflows=[flow], poll=0.05) as one:
         await one.run(flow, key="a")
         await listening(one)
-        one._drives.poll = SELDOM
+        one.roster.poll = SELDOM
         await asyncio.sleep(0.2)  # so that a look is under way that would take 30 s
         await elsewhere.post("letter", "a", Event(name="read", id="1"))
         await until(over(one, flow, "a"))
         moved = (await one.history(flow, "a"))[-1]
-    assert moved.owner == one._worker.token or moved.owner is not None
+    assert moved.owner == one.worker.token or moved.owner is not None
 
 
 async def test_what_is_started_or_posted_elsewhere_wakes_an_engine_that_works(
@@ -115,7 +115,7 @@ async def test_what_a_step_emits_wakes_the_one_who_holds_its_receiver(postgres_u
     async with Engine(postgres_url, workflows=[flow], poll=0.05) as one, Engine(postgres_url, workflows=[other]) as two:
         await one.run(flow, key="a")
         await listening(one)
-        one._drives.poll = SELDOM
+        one.roster.poll = SELDOM
         await asyncio.sleep(0.2)
         await two.run(other, key="b")
         await two.send(other, "b", "forward", "a")
@@ -208,7 +208,7 @@ def slow_writer(url: str) -> Store:
 async def test_an_event_whose_write_took_a_minute_is_found_all_the_same(
     durable_url: str, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    monkeypatch.setattr(driving, "FAR", 0.2)
+    monkeypatch.setattr(lookout, "FAR", 0.2)
     flow = Workflow("slow")
     flow.wait("ready", initial=True, on={"read": "over", "work": "busy"})
 

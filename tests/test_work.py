@@ -322,12 +322,12 @@ async def test_recovery_goes_on_while_an_engine_works(store: Store) -> None:
     async with engine(store, flow) as one, one.working():
         two = engine(store, flow, lease=0.2)
         await two.__aenter__()
-        two._worker._lease._stopped.set()  # it stands still, and renews nothing
-        if two._worker._lease._task is not None:
-            two._worker._lease._task.cancel()
+        two.worker._lease._stopped.set()  # it stands still, and renews nothing
+        if two.worker._lease._task is not None:
+            two.worker._lease._task.cancel()
         fields = flow.check().codec.start({})
         left = begin(flow, "left", fields, now=store.now())
-        await two._worker.create(left)
+        await two.worker.create(left)
         await until(lambda: all_over(one, flow, 1))
         await two.close()
     assert gauge.bodies == {"first left": 1, "second left": 1}

@@ -414,7 +414,7 @@ def test_a_workflow_of_two_thousand_nested_ones_is_checked() -> None:
         inner = outer
     assert inner.check() is inner
     engine = Engine("memory://", workflows=[inner])
-    assert engine._known("w0").name == "w0"
+    assert engine.known("w0").name == "w0"
 
 
 def test_a_workflow_is_not_well_formed_where_one_of_its_children_is_not() -> None:

@@ -55,7 +55,7 @@ async def run(
     value, working = given(data, "--data"), knowing(engine)
     name = _named(working, workflow)
     with progress(f"{name}/{key or ''}") as more:
-        working._worker.hooks = Hooks([*working._worker.hooks._hooks, _Watching(more)])
+        working.worker.hooks = Hooks([*working.worker.hooks._hooks, _Watching(more)])
         async with working:
             try:
                 found = await working.run(name, value, key=key, different=different)
@@ -94,7 +94,7 @@ async def start(
     value, opened = given(data, "--data"), knowing(engine)
     name = _named(opened, workflow)
     async with opened:
-        definition = opened._known(name).check()
+        definition = opened.known(name).check()
         if key is not None and (problems := name_problem(key, "key")):
             raise InvalidKey(problems[0])
         fresh = await first(definition, opened.store, key or uuid.uuid4().hex, value)
@@ -124,7 +124,7 @@ async def send(
     """
     value = given(payload, "--payload")
     async with knowing(engine) as opened:
-        definition = opened._known(workflow).check()
+        definition = opened.known(workflow).check()
         known_event(definition, event)
         encode(value, "payload", limit=definition.codec.limit)
         due = None if after is None else opened.store.now() + after
@@ -202,7 +202,7 @@ async def listed(
     """List runs, the oldest first."""
     async with there(engine) as opened:
         found = await opened.store.list(workflow=workflow, status=status, state=state, after=after, many=limit)
-        found = [opened._shown(run) for run in found]
+        found = [opened.shown(run) for run in found]
 
     def draw(console: Any) -> None:
         names = ("workflow", "key", "status", "state", "moves", "since")

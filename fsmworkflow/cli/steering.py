@@ -41,7 +41,7 @@ async def posted(engine: Engine, address: tuple[str, str], event: Event) -> Even
 
 async def _worked(engine: Engine) -> bool:
     """Whether another engine is there."""
-    now, own = engine.store.now(), engine._worker.token
+    now, own = engine.store.now(), engine.worker.token
     return any(owner.lease > now and owner.token != own for owner in await engine.store.owners())
 
 
@@ -59,9 +59,9 @@ async def _steer(
     engine: Target, workflow: str, key: str, name: str, done: str, as_json: bool, payload: Any = None
 ) -> int:  # fmt: skip
     async with knowing(engine) as opened:
-        address = opened._known(workflow).check().name, key
-        if payload is not None and payload not in opened._known(workflow).states:
-            hint = nearest(payload, opened._known(workflow).states)
+        address = opened.known(workflow).check().name, key
+        if payload is not None and payload not in opened.known(workflow).states:
+            hint = nearest(payload, opened.known(workflow).states)
             raise UnknownState(f"workflow {workflow!r} has no state {payload!r}{hint}")
         event = await posted(opened, address, Event(name=name, payload=payload, id=uuid.uuid4().hex))
         run = await opened.get(*address)
@@ -100,7 +100,7 @@ async def fork(
     """
     value = given(data, "--data")
     async with knowing(engine) as opened:
-        definition = opened._known(workflow).check()
+        definition = opened.known(workflow).check()
         run = await opened.get(workflow, key)
         entries, now = await opened.history(workflow, key), opened.store.now()
         try:

@@ -71,7 +71,7 @@ def there(target: Target) -> Engine:
 def knowing(target: Target) -> Engine:
     """An engine that knows a workflow, for what would do nothing where it knows none, without a word."""
     engine = engine_of(target)
-    if not engine._workflows:
+    if not engine.workflows:
         raise click.BadParameter("this engine knows no workflow: name an Engine(workflows=[...]), as in app:engine")
     return engine
 
@@ -84,7 +84,7 @@ def workflows_of(target: Target | Engine) -> dict[str, Workflow]:
     made = target if isinstance(target, Engine) else _named(target)
     if isinstance(made, Workflow):
         return {made.name: made}
-    return {name: one for name, one in made._workflows.items() if not name.startswith(PREFIX)}
+    return {name: one for name, one in made.workflows.items() if not name.startswith(PREFIX)}
 
 
 def _named(target: Target) -> Engine | Workflow:

@@ -56,7 +56,7 @@ async def resume(engine: Target, concurrency: int, as_json: bool) -> int:
     async with working:
         total = await _unfinished(working)
         with progress("driving", total) as more:
-            working._worker.hooks = Hooks([*working._worker.hooks._hooks, _Counting(more)])
+            working.worker.hooks = Hooks([*working.worker.hooks._hooks, _Counting(more)])
             many = await working.resume(concurrency=concurrency)
     answer(as_json, {"driven": many}, f"{many:,} run{'' if many == 1 else 's'} driven")
     return 0
@@ -66,7 +66,7 @@ async def _unfinished(engine: Engine) -> int:
     """How many runs of the engine's workflows have not ended."""
     from fsmworkflow.doctor import census
 
-    return sum(group.many for group in await census(engine.store) if group.workflow in engine._workflows)
+    return sum(group.many for group in await census(engine.store) if group.workflow in engine.workflows)
 
 
 class _Counting(Hook):

@@ -88,12 +88,12 @@ class Systemd:
             await asyncio.sleep(pause)
 
     async def _follow(self, engine: Engine) -> None:
-        while not engine._worker.stopping:
+        while not engine.worker.stopping:
             try:
                 health = await engine.health()
             except FSMWorkflowError:
                 return  # it is closed
-            if not engine._worker.stopping:
+            if not engine.worker.stopping:
                 state = "; ".join(health.problems) or "well"
                 self.tell(f"STATUS={state}, {health.driving} runs are driven".replace("\n", " "))
             await asyncio.sleep(STATUS_SECONDS)

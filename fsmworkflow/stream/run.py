@@ -124,9 +124,9 @@ async def _unkept(flow: Flow, telling: Telling) -> Progress:
 
 
 async def _kept(engine: Engine, flow: Flow, key: str, telling: Telling) -> Progress:
-    engine._worker.check()
-    machine = PersistentWorkflowStateMachine(_Use(engine._worker), _built_in(flow, telling), key)
-    machine._hooks = engine._worker.hooks
+    engine.worker.check()
+    machine = PersistentWorkflowStateMachine(_Use(engine.worker), _built_in(flow, telling), key)
+    machine._hooks = engine.worker.hooks
     run = await machine.run_workflow()
     if run.status != "done":
         hint = " `retry(engine, workflow, key)` of fsmworkflow.stream lets it go on" if run.status == "parked" else ""
@@ -206,5 +206,5 @@ async def retry(engine: Engine, workflow: Workflow, key: str) -> None:
 
     Raises RunNotFound and, for one that has ended, RunOver.
     """
-    engine._worker.check()
+    engine.worker.check()
     await engine.store.post(PREFIX + workflow.name, key, Event(name=RETRY, id=uuid.uuid4().hex))
