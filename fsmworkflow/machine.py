@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import AsyncExitStack
-from typing import Any, Self, TypeVar
+from contextlib import AsyncExitStack, nullcontext
+from typing import Any, Self
 
 import msgspec
 
@@ -23,8 +23,6 @@ from fsmworkflow.worker import Use, Worker
 from fsmworkflow.workflow import Workflow, WorkflowDefinition, id_of, known_event, name_problem
 
 __all__ = ["PersistentWorkflowStateMachine"]
-
-T = TypeVar("T")
 
 
 class PersistentWorkflowStateMachine:
@@ -92,7 +90,8 @@ class PersistentWorkflowStateMachine:
     async def __aenter__(self) -> Self:
         """Start the run or take it up, drive it until it rests, and hold it: for one entity that answers events.
 
-        While another machine, here or elsewhere, holds the run of that key, it waits. Raises what `run_workflow` does.
+        While it is held it goes on by itself when a time has come, or for what another process has sent. While another
+        machine, here or elsewhere, holds the run of that key, this one waits. Raises what `run_workflow` does.
         """
         workflow = self._checked()
         async with AsyncExitStack() as held:
@@ -108,11 +107,31 @@ class PersistentWorkflowStateMachine:
             self._drive = Drive(workflow, run, worker, fresh=fresh, retry=True, hold=True, hooks=self._hooks)
             held.push_async_callback(self._let_go)
             await self._go()
+            tending = asyncio.create_task(self._tend(), name=f"fsmworkflow-tend {key}")
+            held.push_async_callback(asyncio.wait, [tending])
+            held.callback(tending.cancel)
             self._held = held.pop_all()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        async with self._sending if kind is None else nullcontext():  # what goes on by itself ends its step first
+            pass
         await self._held.aclose()
+
+    async def _tend(self) -> None:
+        """See to what comes while nobody sends here."""
+        drive = self._driving()
+        while drive.run.owner is not None:
+            left = SELDOM if drive.run.due is None else drive.run.due - drive.store.now()
+            await asyncio.sleep(min(SELDOM, max(WATCH, left)))
+            async with self._sending:
+                try:
+                    if await drive.news():
+                        await self._go()
+                except Exception as error:  # what a step raised is on the row
+                    log.warning(
+                        "run %s/%s: %s while nobody sends", drive.run.workflow, drive.run.key, type(error).__name__
+                    )
 
     async def _let_go(self) -> None:
         drive, self._drive = self._drive, None
@@ -141,8 +160,9 @@ class PersistentWorkflowStateMachine:
 
     async def _go(self) -> None:
         drive = self._driving()
+        failed = drive.run.status == "failed" and drive.run.owner is not None  # it was taken up to go on
         try:
-            if not drive.idle or drive.run.actions or awaits(drive.run):
+            if failed or not drive.idle or drive.run.actions or awaits(drive.run):
                 await driven(drive)
         finally:
             self.run = drive.run

@@ -18,6 +18,7 @@ import pytest
 
 from fsmworkflow import (
     Engine,
+    Event,
     PersistentWorkflowStateMachine,
     Retry,
     RunFailed,
@@ -623,10 +624,62 @@ async def test_what_is_sent_to_an_entity_that_has_failed_waits_until_it_is_taken
         assert (entity.state, entity.is_final) == ("filled", True)
 
 
+async def test_the_time_of_an_entity_strikes_while_nobody_sends(store: Store) -> None:
+    flow = article(after={"0.05s": "expired"})
+    async with PersistentWorkflowStateMachine(store, flow, key="o", data={}) as machine:
+        await until(lambda: asyncio.sleep(0, machine.state == "expired"))
+        assert machine.is_final
+
+
+async def test_what_another_process_sends_to_an_entity_is_taken_while_nobody_sends_here(store: Store) -> None:
+    flow = article()
+    async with PersistentWorkflowStateMachine(store, flow, key="o", data={}) as machine:
+        await store.post("article", "o", Event(name="approved", id="e"))
+        await until(lambda: asyncio.sleep(0, machine.is_final))
+
+
+async def test_a_step_that_fails_while_nobody_sends_leaves_the_entity_failed_and_the_next_life_goes_on(
+    store: Store,
+) -> None:
+    works = asyncio.Event()
+    flow = Workflow("order")
+    flow.wait("open", initial=True, after={"0.05s": "closing"})
+
+    @flow.step("closing", then="closed")
+    async def closing(ctx: Any) -> None:
+        if not works.is_set():
+            raise OSError("no paper")
+
+    flow.final("closed")
+    async with PersistentWorkflowStateMachine(store, flow, key="o", data={}) as machine:
+        await until(lambda: asyncio.sleep(0, machine.run is not None and machine.run.status == "failed"))
+        assert machine.state == "closing"
+    works.set()
+    async with PersistentWorkflowStateMachine(store, flow, key="o") as machine:
+        assert machine.is_final
+
+
+async def test_an_entity_that_is_left_lets_the_step_end_that_its_time_has_begun(store: Store) -> None:
+    began, ended = asyncio.Event(), []
+    flow = Workflow("order")
+    flow.wait("open", initial=True, after={"0.05s": "closing"})
+
+    @flow.step("closing", then="closed")
+    async def closing(ctx: Any) -> None:
+        began.set()
+        await asyncio.sleep(0.05)
+        ended.append(ctx.attempt)
+
+    flow.final("closed")
+    async with PersistentWorkflowStateMachine(store, flow, key="o", data={}) as machine:
+        await began.wait()
+    assert (machine.is_final, ended) == (True, [1])
+
+
 async def test_an_entity_taken_up_again_lets_a_time_that_has_come_go_first(store: Store) -> None:
     flow = article(after={"0.05s": "expired"})
     async with PersistentWorkflowStateMachine(store, flow, key="o", data={}) as machine:
-        await asyncio.sleep(0.08)
+        time.sleep(0.08)  # so that nobody sees it before
         sent = await machine.send("approved")
         assert (machine.state, sent.status) == ("expired", "dropped")
 
