@@ -95,6 +95,21 @@ def test_forty_orders_share_a_client_and_two_connections_and_each_is_booked_once
         assert "prices: 1 open, well" in told
 
 
+def test_records_are_graded_one_by_one_in_a_batch_in_a_file_and_step_by_step(start: Start, tmp_path: Path) -> None:
+    ends = "{'passed': 36, 'failed': 54, 'refused': 11}"
+    assert start("grades.py").splitlines() == [
+        "start -> clean -> grade -> passed person 87 B",
+        """refused ["score must be from 0 to 100, not 'many'"]""",
+        ends,
+        "101 {'refused': 11, 'failed': 54, 'passed': 36}",
+        "stopped in grade with p42@example.org",
+        "went on to failed",
+        "timed: start, clean, grade, failed",
+    ]
+    graded = [json.loads(line)["grade"] for line in (tmp_path / "passed.jsonl").read_text().splitlines()]
+    assert (len(graded), set(graded)) == (36, {"B", "C"})
+
+
 def test_a_claim_is_checked_and_drawn_with_the_way_that_it_went(start: Start, tmp_path: Path) -> None:
     told = start("drawn.py").splitlines()
     assert [line.partition(":")[0] for line in told[:2]] == ["warning in estimate", "warning in review"]

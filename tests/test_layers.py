@@ -92,7 +92,7 @@ FLOORS = {
     "stream/": 4,
     "pools.py": 4,
     "functions/": 4,
-    "simple.py": 4,
+    "simple/": 4,
     "doctor.py": 4,
     "findings.py": 4,
     "flow.py": 4,

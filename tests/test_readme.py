@@ -52,6 +52,7 @@ EXPECTED = {
     "docs/resources.md 1": "0 1 4 None",
     "docs/retention.md 1": "1\n[]",
     "docs/schedules.md 1": "report 3 True\n['paused']\n[]",
+    "docs/simple.md 1": "passed 4 ['start', 'grade', 'passed']\n40\n3000 {'failed': 1800, 'passed': 1200}",
     "docs/streams.md 1": "2 {'output': 1, 'error': 1}\n" + '{"items":[5,7],"total":12}',
     "docs/streams.md 2": (
         "0 march/0 done sent {'to': 'ann@example.org', 'sent': True}\n"

@@ -21,7 +21,7 @@ from fsmworkflow.decide import by_hand, decide
 from fsmworkflow.drive import LOOP
 from fsmworkflow.due import due_next
 from fsmworkflow.errors import EndlessLoop, FSMWorkflowError, StepTimeout
-from fsmworkflow.records import DONE, ERROR, OPEN, Event, Run
+from fsmworkflow.records import DONE, ERROR, OPEN, Event, Move, Run
 from fsmworkflow.resources import Resources
 from fsmworkflow.retry import seconds
 from fsmworkflow.statechart import Arc
@@ -265,17 +265,22 @@ class Decided(Passage):
         """Go on from here, at first with this event."""
         workflow, idle, error = self.workflow, 0, None
         while run.status in OPEN:
-            if event is None and (event := due_next(workflow, run, 0.0)) is None:
-                idle, event = 0, await self._step(run)
-            if (idle := idle + 1) > LOOP:
+            if idle == LOOP:
                 states = ", ".join(run.active)
                 return "", Failed(run.state, EndlessLoop(f"{LOOP} moves without a step, the last one in {states}"))
-            move = await decide(workflow, run, event, now=0.0)
+            move, stepped = await self.next(run, event)
+            idle = 0 if stepped else idle + 1
             run, event, error = move.after, None, move.error
         if run.error is not None and run.state not in workflow.finals:
             raised = error or RuntimeError(run.error.message)
             return "", Failed(run.error.state or run.state, raised)
         return run.state, self._record(run)
+
+    async def next(self, run: Run, event: Event | None = None) -> tuple[Move, bool]:
+        """The next move, made of this event, of what is due, or of the end of a step; and whether it is of a step."""
+        event = event or due_next(self.workflow, run, 0.0)
+        ended = await self._step(run) if event is None else event
+        return await decide(self.workflow, run, ended, now=0.0), event is None
 
     def _record(self, run: Run) -> Any:
         if self.workflow.codec.kind is None:
