@@ -7,13 +7,13 @@ with ten thousand runs at once that search is what holds up the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec.structs import replace
 
-from fsmworkflow.codec import Data, Fields
+from fsmworkflow.codec import Data, Fields, read_back
 
 if TYPE_CHECKING:
     from fsmworkflow.workflow import Workflow
@@ -246,7 +246,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             "status": self.status,
             "version": self.version,
             "attempt": self.attempt,
-            "data": msgspec.to_builtins(_plain(self.data), str_keys=True),
+            "data": msgspec.to_builtins(_plain(self), str_keys=True),
             "error": None if self.error is None else msgspec.to_builtins(self.error),
             "due": self.due,
             "created": self.created,
@@ -254,11 +254,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         }
 
 
-def _plain(data: Any) -> Any:
-    """A lazily decoded mapping as a plain dict; anything else as it is (pydantic models through their own dump)."""
-    if isinstance(data, Mapping):
-        return {key: data[key] for key in data}
-    return data.model_dump(mode="json") if hasattr(data, "model_dump") else data
+def _plain(run: Run) -> Any:
+    """The data as a plain dict, or as the workflow's own type has it (pydantic models through their own dump)."""
+    if run.typed is None:  # of a typed workflow that is not known here, what looks like a tagged value may be none
+        return {key: read_back(text) for key, text in run.fields.items()}
+    return run.typed.model_dump(mode="json") if hasattr(run.typed, "model_dump") else run.typed
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

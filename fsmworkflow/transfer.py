@@ -4,170 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from fsmworkflow.errors import FSMWorkflowError, RunNotFound, StoreError
-from fsmworkflow.records import Run, Status
-from fsmworkflow.schedule import PREFIX
+from fsmworkflow.exports import (
+    FORMAT,
+    CallRow,
+    Document,
+    EventRow,
+    FieldRow,
+    Kept,
+    MoveRow,
+    RunRow,
+    columns,
+    read,
+    record,
+    written,
+)
+from fsmworkflow.records import Run
 from fsmworkflow.store import Store
-from fsmworkflow.store.rows import run_of
 from fsmworkflow.store.sql import queries
-from fsmworkflow.workflow import name_problem
 
 __all__ = ["Document", "exported", "imported", "read", "written"]
 
-FORMAT = 1
 LOOKS, PAUSE = 20, 0.05
 """How often a run that moves meanwhile is read, and the seconds between."""
-NULL = msgspec.Raw(b"null")
-
-Text = msgspec.Raw
-"""A column that holds JSON text: written into the document as what it says, and read back as the same text."""
-Record = TypeVar("Record", bound=msgspec.Struct)
-
-
-class RunRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A row of fsm_runs, but for who drives it. `id` and `parent` are ids in this document."""
-
-    id: int
-    workflow: str
-    key: str
-    definition: int
-    structure: str
-    status: Status
-    state: str
-    active: Text
-    data: Text
-    version: int
-    due: float | None
-    epoch: int
-    posted: int
-    error: Text = NULL
-    actions: Text = NULL
-    undo: Text = NULL
-    input: str
-    parent: int | None
-    parent_state: str | None
-    parent_visit: int | None
-    ordinal: int | None
-    joining: Text = NULL
-    deadline: float | None
-    deaths: int
-    created: float
-    updated: float
-    turn: int | None
-    depth: int
-
-
-class MoveRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A row of fsm_moves."""
-
-    version: int
-    at: float
-    began: float | None
-    event: str
-    trigger: str | None
-    source: str
-    dest: str
-    status: Status
-    attempt: int
-    owner: str | None
-    epoch: int
-    changes: Text = NULL
-    removed: Text = NULL
-    asked: Text = NULL
-    error: Text = NULL
-    detail: str | None
-
-
-class EventRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A row of fsm_events; their order is that of their posting."""
-
-    event_id: str
-    name: str
-    payload: Text = NULL
-    due: float
-    state: str | None
-    visit: int | None
-    status: str
-    version: int | None
-    remaining: int | None
-    created: float
-    next: int | None
-    first: int | None
-
-
-class CallRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A row of fsm_calls: a remembered result."""
-
-    state: str
-    visit: int
-    name: str
-    nth: int
-    result: Text
-
-
-class FieldRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A row of fsm_fields: a large field's text, to which rows and moves refer by its hash."""
-
-    hash: str
-    text: Text
-
-
-class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One run with its moves, events, remembered calls and large fields."""
-
-    run: RunRow
-    moves: tuple[MoveRow, ...]
-    events: tuple[EventRow, ...] = ()
-    calls: tuple[CallRow, ...] = ()
-    fields: tuple[FieldRow, ...] = ()
-
-
-class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A run and those below it, parents first. `fsmworkflow` is the version of this format."""
-
-    fsmworkflow: int
-    runs: tuple[Kept, ...]
-
-
-def written(document: Document) -> bytes:
-    """The document as JSON, for people to read too."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-
-
-def read(text: bytes) -> Document:
-    """The document that a text is. Raises StoreError for what is none, and runs nothing of it."""
-    try:
-        found = msgspec.json.decode(msgspec.json.format(text, indent=-1), type=Document)
-        for kept in found.runs:
-            run_of({**_row(kept.run), "owner": None, "flight": None})
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-        raise StoreError(f"this is no run that fsmworkflow has exported: {error}") from error
-    if problems := list(_problems(found)):
-        raise StoreError(f"this is no run that can be imported: {problems[0]}")
-    return found
-
-
-def _problems(document: Document) -> Iterator[str]:
-    if document.fsmworkflow != FORMAT:
-        yield f"its format is {document.fsmworkflow}, this fsmworkflow reads {FORMAT}"
-    if not document.runs:
-        yield "it holds no run"
-    ids: set[int] = set()
-    for number, kept in enumerate(document.runs):
-        run = kept.run
-        yield from name_problem(run.workflow, "workflow name") + name_problem(run.key, "key")
-        versions = [move.version for move in kept.moves]
-        first = versions[1] if run.workflow.startswith(PREFIX) and len(versions) > 1 else 1
-        if versions != [0, *range(first, run.version + 1)]:
-            yield f"the history of {run.workflow}/{run.key} has gaps"
-        if run.id in ids or (run.parent not in ids if number else run.parent is not None):
-            yield f"{run.workflow}/{run.key} does not belong to the first run"
-        ids.add(run.id)
-
 
 # -- out --------------------------------------------------------------------------------------------------------------
 
@@ -206,25 +69,17 @@ async def _kept(store: Any, row: Mapping[str, Any], *, first: bool) -> Kept:
     alone = dict.fromkeys(("parent", "parent_state", "parent_visit", "ordinal", "turn"), None) | {"depth": 0}
     number = row["id"]
     return Kept(
-        _record(RunRow, {**row, **(alone if first else {})}),
-        tuple(_record(MoveRow, one) for one in await store._read_rows("history", number)),
-        tuple(_record(EventRow, one) for one in await store._read_rows("run_events", number)),
-        tuple(sorted((_record(CallRow, one) for one in await store._read_rows("run_calls", number)), key=_order)),
-        tuple(sorted((_record(FieldRow, one) for one in await store._read_rows("run_fields", number)), key=_order)),
+        record(RunRow, {**row, **(alone if first else {})}),
+        tuple(record(MoveRow, one) for one in await store._read_rows("history", number)),
+        tuple(record(EventRow, one) for one in await store._read_rows("run_events", number)),
+        tuple(sorted((record(CallRow, one) for one in await store._read_rows("run_calls", number)), key=_order)),
+        tuple(sorted((record(FieldRow, one) for one in await store._read_rows("run_fields", number)), key=_order)),
     )
 
 
 def _order(one: CallRow | FieldRow) -> tuple[Any, ...]:
     """The same in every store: each sorts text in its own way."""
     return (one.hash,) if isinstance(one, FieldRow) else (one.state, one.visit, one.name, one.nth)
-
-
-def _record(kind: type[Record], row: Mapping[str, Any]) -> Record:
-    values = {}
-    for field in msgspec.structs.fields(kind):
-        value = row[field.name]
-        values[field.name] = value if field.type is not Text else NULL if value is None else Text(value.encode())
-    return kind(**values)
 
 
 # -- in ---------------------------------------------------------------------------------------------------------------
@@ -312,16 +167,4 @@ def _beside(kept: Kept) -> Iterator[tuple[str, Sequence[msgspec.Struct]]]:
 
 
 def _values(row: msgspec.Struct) -> tuple[Any, ...]:
-    return tuple(_row(row).values())
-
-
-def _row(row: msgspec.Struct) -> dict[str, Any]:
-    """A record as the columns of its table, JSON as the text that it was."""
-    return {field.name: _column(field, getattr(row, field.name)) for field in msgspec.structs.fields(row)}
-
-
-def _column(field: Any, value: Any) -> Any:
-    if field.type is not Text:
-        return value
-    text = bytes(value)
-    return None if text == b"null" and not field.required else text.decode()
+    return tuple(columns(row).values())

@@ -100,6 +100,7 @@ FLOORS = {
     "shadows.py": 4,
     "testing.py": 4,
     "upkeep.py": 4,
+    "exports.py": 4,
     "transfer.py": 4,
     "cli/": 4,
     "service.py": 4,

@@ -251,6 +251,7 @@ async def kept(tmp_path: Path) -> dict[str, Any]:
     async with Engine(f"sqlite:///{tmp_path}/x.db", workflows=[flow]) as engine:
         await engine.start(flow, {"n": 1}, key="k")
         await engine.send(flow, "k", "go")
+        await engine.result(flow, "k")
         found: dict[str, Any] = json.loads(written(await exported(engine.store, "w", "k")))
     return found
 
@@ -263,6 +264,7 @@ async def kept(tmp_path: Path) -> dict[str, Any]:
         (["runs", 0, "run", "status"], "evil", "Invalid enum value 'evil'"),
         (["runs", 0, "run", "key"], "a\0b", "control characters"),
         (["runs", 0, "run", "key"], "", "must be text that is not empty"),
+        (["runs", 0, "run", "owner"], "me", "unknown field `owner`"),
         (["runs", 0, "run", "active"], [1], "Expected `object`, got `array`"),
         (["runs", 0, "run", "data"], 7, "Expected `object`, got `int`"),
         (["runs", 0, "run", "parent"], 7, "does not belong to the first run"),
@@ -270,6 +272,24 @@ async def kept(tmp_path: Path) -> dict[str, Any]:
         (["runs", 0, "moves"], [], "the history of w/k has gaps"),
         (["runs"], [], "it holds no run"),
         (["fsmworkflow"], 9, "its format is 9, this fsmworkflow reads 1"),
+        (["runs", 0, "run", "active"], {}, "the state of w/k is not where its active states are"),
+        (["runs", 0, "run", "active"], {"b": {"visit": 7}}, "a visit of w/k is none of its versions"),
+        (["runs", 0, "run", "state"], "b" * 100_000, "the state of w/k is not where its active states are"),
+        (["runs", 0, "run", "state"], "b\0", "state of w/k holds NUL"),
+        (["runs", 0, "run", "data"], {"n": "\ud800"}, "JSON is malformed"),
+        (["runs", 0, "run", "data"], {"n": {"$field": "0" * 32}}, "a large field of w/k is missing"),
+        (["runs", 0, "moves", 0, "changes"], {"n": {"$field": "0" * 32}}, "a large field of w/k is missing"),
+        (["runs", 0, "fields"], [{"hash": "0" * 32, "text": 1}], "a large field of w/k is not that of its hash"),
+        (["runs", 0, "run", "version"], 2**70, "version of w/k is no number that can be kept"),
+        (["runs", 0, "run", "epoch"], 2**63 - 1, "epoch of w/k is no number that can be kept"),
+        (["runs", 0, "run", "posted"], -1, "posted of w/k is no number that can be kept"),
+        (["runs", 0, "run", "updated"], 1e300, "updated of w/k is no time: 1e+300"),
+        (["runs", 0, "run", "undo"], [1], "Expected `object`, got `array`"),
+        (["runs", 0, "run", "depth"], 1, "does not belong to the first run"),
+        (["runs", 0, "moves", 1, "at"], -1e300, "at of w/k is no time"),
+        (["runs", 0, "moves", 1, "asked"], {"x": 1}, "Expected `array`, got `object`"),
+        (["runs", 0, "events", 0, "status"], "done", "an event of w/k has no answer 'done'"),
+        (["runs", 0, "calls"], [{"state": "a", "visit": 0, "name": "f", "nth": 2**60, "result": 1}], "nth of w/k"),
     ],
 )
 async def test_a_file_that_is_none_is_refused_with_its_place(
@@ -283,6 +303,37 @@ async def test_a_file_that_is_none_is_refused_with_its_place(
     with pytest.raises(StoreError) as refused:
         read(json.dumps(document).encode())
     assert says in str(refused.value)
+    assert len(str(refused.value)) < 1_000
+
+
+async def test_two_events_of_one_id_and_a_child_of_nobody_are_refused(tmp_path: Path) -> None:
+    document = await kept(tmp_path)
+    one = document["runs"][0]
+    for changed, says in (
+        ({**one, "events": one["events"] * 2}, "two events of w/k have one id"),
+        ({**one, "run": {**one["run"], "id": 9, "key": "c", "parent": 1, "depth": 1}}, "w/c does not belong"),
+        ({**one, "run": {**one["run"], "id": 9, "key": "c", "parent": 8, "depth": 1}}, "w/c does not belong"),
+    ):
+        runs = [changed] if changed["run"]["key"] == "k" else [one, changed]
+        with pytest.raises(StoreError, match=says):
+            read(json.dumps({**document, "runs": runs}).encode())
+
+
+async def test_what_looks_like_a_tagged_value_and_is_none_does_not_hinder_a_list(tmp_path: Path, capsys: Any) -> None:
+    document = await kept(tmp_path)
+    document["runs"][0]["run"]["data"] = {"n": {"$datetime": "nonsense"}}
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    url = f"sqlite:///{tmp_path}/y.db"
+    assert await asyncio.to_thread(main, ["import", url, str(tmp_path / "x.json")]) == 0
+    capsys.readouterr()
+    for words in (["list", url], ["show", url, "w", "k"]):
+        assert await asyncio.to_thread(main, [*words, "--json"]) == 0
+        assert "nonsense" in capsys.readouterr().out
+
+
+def test_a_document_has_a_limit() -> None:
+    with pytest.raises(StoreError, match="it has more than 100 bytes"):
+        read(b" " * 101, limit=100)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"runs": []}', b"null"])

@@ -92,9 +92,10 @@ async def import_(engine: Target, file: Any, as_json: bool) -> int:
     It is nobody's there, and goes on when an engine works. Nothing is written over: where it is there already, as it
     stands in the file, nothing is done.
     """
+    from fsmworkflow.exports import LIMIT
     from fsmworkflow.transfer import imported, read
 
-    document = read(file.read())
+    document = read(file.read(LIMIT + 1))
     async with engine_of(engine) as opened:
         run, made = await imported(opened.store, document)
     what = f"was {'imported' if made else 'there already'}, {run.status} in {run.state}"
