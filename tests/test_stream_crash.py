@@ -19,7 +19,7 @@ import pytest
 from pyarrow import parquet
 
 from fsmworkflow.stream import tables
-from fsmworkflow.stream.packing import is_packed, unpacked
+from fsmworkflow.stream.packing import Unpacked, is_packed
 from tests.postgres_server import execute
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +49,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         ]
         return [row for part in sorted(path.iterdir()) for row in parquet.read_table(part).to_pylist()]
     if is_packed(path):
-        with contextlib.closing(unpacked(str(path))) as file:
+        with contextlib.closing(Unpacked(str(path))) as file:
             return [json.loads(line) for line in file.read(-1).splitlines()]
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -161,6 +161,20 @@ async def test_a_folder_that_grows_while_it_is_read_is_read_to_its_end(tmp_path:
     assert ns(out) == list(range(30))
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
+async def test_the_share_that_is_done_grows_to_the_whole_and_says_what_time_is_left(
+    tmp_path: Path, suffix: str
+) -> None:
+    text = "".join(f'{{"n": {n}, "pad": "{hash(str(n))}"}}\n' for n in range(100_000)).encode()
+    path, told = tmp_path / f"in.{suffix}", []
+    path.write_bytes(packed(str(path), text) if suffix != "jsonl" else text)
+    await stream(None, numbered(), path, [], chunk=20_000, on_progress=told.append)
+    shares = [one.share for one in told]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[2] < shares[-1] == 1.0
+    assert told[0].left > 0
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "csv", "csv.zst", "txt"])
 async def test_a_file_of_nothing_has_no_records(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"in.{suffix}").touch()

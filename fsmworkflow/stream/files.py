@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fsmworkflow.stream.packing import TORN, is_packed, unpacked
+from fsmworkflow.stream.packing import TORN, Unpacked, is_packed
 from fsmworkflow.stream.words import Batch, Malformed, Source, StreamError
 
 __all__ = ["LINE", "File", "Line", "Long", "each", "hash_of", "malformed"]
@@ -93,7 +93,7 @@ class File(Source):
             return
         self._pipe = not os.path.isfile(self.path)
         # Open until `close`.
-        self._file = unpacked(self.path) if self.packed else open(self.path, "rb", buffering=0)  # noqa: SIM115
+        self._file = Unpacked(self.path) if self.packed else open(self.path, "rb", buffering=0)  # noqa: SIM115
         if not self.packed and not self._pipe:
             self.size = os.fstat(self._file.fileno()).st_size
 
@@ -120,6 +120,11 @@ class File(Source):
         except TORN as error:
             raise StreamError(f"the source {self.name} cannot be read at byte {at:,}: {error}") from error
         self.position = at
+
+    def share(self, read: int, records: int) -> float | None:
+        if self.packed and self._file is not None and not self._pipe:
+            return float(self._file.share)
+        return super().share(read, records)
 
     def begin(self) -> None:
         """Read what stands before the records."""

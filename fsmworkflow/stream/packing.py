@@ -11,7 +11,7 @@ from typing import Any
 
 from fsmworkflow.stream.words import StreamError
 
-__all__ = ["TORN", "bare", "is_packed", "packed", "unpacked"]
+__all__ = ["TORN", "Unpacked", "bare", "is_packed", "packed"]
 
 SUFFIXES = (".gz", ".zst")
 TORN = (OSError, EOFError, zlib.error)
@@ -28,11 +28,6 @@ def bare(path: str | Path) -> Path:
     return Path(path).with_suffix("") if is_packed(path) else Path(path)
 
 
-def unpacked(path: str) -> Any:
-    """A packed file, open for reading; its methods raise one of TORN. Raises StreamError without the extra."""
-    return gzip.open(path) if path.endswith(".gz") else _Frames(path)
-
-
 def packed(path: str, data: bytes) -> bytes:
     """Data as one member or frame of a file of that name."""
     if path.endswith(".gz"):
@@ -42,26 +37,36 @@ def packed(path: str, data: bytes) -> bytes:
     return frame
 
 
-class _Frames:
-    """A file of zstd frames."""
+class Unpacked:
+    """What is in a packed file. `read` and `seek` raise one of TORN."""
 
     def __init__(self, path: str) -> None:
-        self._zstd = _zstd()
-        self._empty = os.stat(path).st_size == 0  # which gzip takes for a file of nothing, and zstd does not
-        self._file = self._zstd.open(path)
-        self.close = self._file.close
+        self._zstd = None if path.endswith(".gz") else _zstd()
+        self._raw = open(path, "rb")  # noqa: SIM115 (until `close`)
+        self._size = os.fstat(self._raw.fileno()).st_size
+        self._file: Any = gzip.GzipFile(fileobj=self._raw) if self._zstd is None else self._zstd.open(self._raw)
 
     def read(self, many: int) -> bytes:
-        return b"" if self._empty else self._said(self._file.read, many)
+        return self._said(self._file.read, many) if self._size else b""  # of nothing, zstd would say that it is cut off
 
     def seek(self, at: int) -> None:
         self._said(self._file.seek, at)
 
+    def close(self) -> None:
+        self._raw.close()
+
+    @property
+    def share(self) -> float:
+        """Which part of the packed file was read."""
+        return min(1.0, self._raw.tell() / self._size) if self._size else 1.0
+
     def _said(self, do: Any, number: int) -> Any:
         try:
             return do(number)
-        except self._zstd.ZstdError as error:
-            raise OSError(str(error)) from error
+        except Exception as error:
+            if self._zstd is not None and isinstance(error, self._zstd.ZstdError):
+                raise OSError(str(error)) from error
+            raise
 
 
 def _zstd() -> Any:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from xml.parsers import expat
 
 from fsmworkflow.stream.files import LINE
-from fsmworkflow.stream.packing import TORN, is_packed, unpacked
+from fsmworkflow.stream.packing import TORN, Unpacked, is_packed
 from fsmworkflow.stream.words import Batch, Source, StreamError
 
 __all__ = ["Xml"]
@@ -38,7 +38,7 @@ class Xml(Source):
     def open(self, known: dict[str, Any] | None, position: Any) -> None:
         try:
             # Open until `close`.
-            self._file = unpacked(self._path) if is_packed(self._path) else open(self._path, "rb")  # noqa: SIM115
+            self._file = Unpacked(self._path) if is_packed(self._path) else open(self._path, "rb")  # noqa: SIM115
         except OSError as error:
             raise StreamError(f"the source {self.name} cannot be read: {error}") from error
         self._parser = expat.ParserCreate()
