@@ -225,6 +225,15 @@ def test_what_means_nothing_is_refused_when_it_is_made(make: Callable[[], Any], 
         make()
 
 
+def test_nothing_is_fetched_for_a_schema_and_its_patterns_are_bounded() -> None:
+    with pytest.raises(Invalid, match=r"refers to what is not in it.*nothing is fetched"):
+        schema({"$ref": "http://127.0.0.1:1/other.json"})({})
+    began = time.perf_counter()
+    check = schema({"properties": {"a": {"pattern": r"(a+)+$"}}})
+    assert not check({"a": "a" * 100_000 + "!"})
+    assert time.perf_counter() - began < 2
+
+
 def test_a_pattern_is_bounded_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.perf_counter()
     assert not patterns(a=r"(a+)+$")({"a": "a" * 100_000 + "!"})  # for which `re` would take longer than the sun

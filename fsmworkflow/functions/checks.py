@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ import msgspec
 
 from fsmworkflow.conditions import Guard, as_guard, cut
 from fsmworkflow.errors import FSMWorkflowError
+from fsmworkflow.functions.schemas import JsonSchema
 from fsmworkflow.functions.words import TYPES, Data, at, data_of, named, there
 
 __all__ = [
@@ -157,10 +157,11 @@ def patterns(**fields: str) -> Check:
 def schema(kind: Any) -> Check:
     """The data fits a JSON Schema, given as a dict, or a dataclass, msgspec.Struct, TypedDict or pydantic model.
 
-    A dict needs jsonschema, and is checked itself. Raises ValueError for one that is no schema.
+    A dict needs jsonschema, and is checked itself; nothing is fetched for it, and its patterns are google-re2's. Raises
+    ValueError for one that is no schema.
     """
     if isinstance(kind, Mapping):
-        return Check("schema", _json_schema(kind))
+        return Check("schema", JsonSchema(kind).problems)
 
     def ask(data: Data) -> Iterable[str]:
         try:
@@ -172,25 +173,6 @@ def schema(kind: Any) -> Check:
             yield str(error)
 
     return Check(f"schema({getattr(kind, '__name__', kind)})", ask)
-
-
-def _json_schema(told: Mapping[str, Any]) -> Callable[[Data], Iterable[str]]:
-    try:
-        from jsonschema import SchemaError, validators  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise FSMWorkflowError("a schema needs jsonschema: pip install 'fsmworkflow[jsonschema]'") from error
-    made = validators.validator_for(told)
-    try:
-        made.check_schema(told)
-    except SchemaError as error:
-        raise ValueError(f"it is no JSON Schema: {error.message[:200]}") from error
-    validator = made(dict(told))
-
-    def ask(data: Data) -> Iterable[str]:
-        plain = json.loads(json.dumps(dict(data), default=str))
-        return (f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(plain))
-
-    return ask
 
 
 def unique(*fields: str, key: str | None = None) -> Check:

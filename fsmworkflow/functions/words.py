@@ -21,7 +21,7 @@ Way = Callable[[Any], Any]
 
 
 class Invalid(FSMWorkflowError, ValueError):
-    """A value cannot be changed as was asked, or data is not as it must be."""
+    """A value cannot be changed as was asked, data is not as it must be, or a run has made too many transitions."""
 
     code = "invalid"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fsmworkflow.config.code import Code
-from fsmworkflow.errors import FSMWorkflowError
+from fsmworkflow.functions.words import Invalid
 from fsmworkflow.readers.dataknobs.builtin import BUILTIN
 from fsmworkflow.readers.places import Node
 from fsmworkflow.threads import is_async
@@ -24,10 +24,6 @@ Role = str
 
 _REFERENCE = ("type", "name", "module", "code", "test", "params")
 _KINDS = ("builtin", "custom", "inline", "registered")
-
-
-class Invalid(FSMWorkflowError, ValueError):
-    """The data is not what a state's schema or pre-validators ask for, or the run has made too many transitions."""
 
 
 class Record(dict[str, Any]):

@@ -1,0 +1,100 @@
+"""JSON Schemas, held by jsonschema: their patterns by re2, whose time is bounded, and nothing is fetched for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fsmworkflow.errors import FSMWorkflowError
+from fsmworkflow.functions.words import Invalid
+
+__all__ = ["JsonSchema"]
+
+
+class JsonSchema:
+    """What data must be. Raises ValueError for a schema that is none, or whose patterns would take long.
+
+    Raises FSMWorkflowError without jsonschema, or, for one with patterns, without google-re2.
+    """
+
+    def __init__(self, told: Mapping[str, Any]) -> None:
+        kind = _validators(told)
+        try:
+            kind.check_schema(told)
+        except Exception as error:  # SchemaError, and whatever a schema that is none makes of its check
+            raise ValueError(f"it is no JSON Schema: {str(getattr(error, 'message', error))[:200]}") from error
+        self._validator = kind(told, registry=_nothing())
+
+    def problems(self, data: Mapping[str, Any]) -> list[str]:
+        """What is wrong, each with its place, as "$.age: 'x' is not of type 'integer'"."""
+        found = (f"{error.json_path}: {error.message[:200]}" for error in self._errors(data))
+        return list(found)
+
+    def best(self, data: Mapping[str, Any]) -> str | None:
+        """The problem that says most; None where the data fits."""
+        from jsonschema.exceptions import best_match  # type: ignore[import-untyped]
+
+        error = best_match(self._errors(data))
+        return None if error is None else str(error.message[:200])
+
+    def _errors(self, data: Mapping[str, Any]) -> Iterator[Any]:
+        from referencing.exceptions import Unresolvable
+
+        try:
+            yield from self._validator.iter_errors(json.loads(json.dumps(dict(data), default=str)))
+        except Unresolvable as error:
+            what = f"{str(error)[:200]}: nothing is fetched, so put it under $defs"
+            raise Invalid(f"the schema refers to what is not in it: {what}") from None
+
+
+def _nothing() -> Any:
+    """A registry that fetches nothing: jsonschema's own opens whatever URL a `$ref` names, files too."""
+    from referencing import Registry
+
+    return Registry()
+
+
+def _validators(told: Mapping[str, Any]) -> Any:
+    try:
+        from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+        from jsonschema.validators import extend, validator_for  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise FSMWorkflowError(
+            "a schema needs the library jsonschema: pip install 'fsmworkflow[jsonschema]'"
+        ) from error
+    kind = validator_for(told, default=Draft202012Validator)
+    return extend(kind, {"pattern": _pattern}) if _patterns(told) else kind
+
+
+def _patterns(schema: Any) -> bool:
+    """Whether a schema has patterns, which need re2: Python's own may take for ever."""
+    found = False
+    for key, value in schema.items() if isinstance(schema, Mapping) else enumerate(schema):
+        if key == "patternProperties":
+            raise ValueError("'patternProperties' is not mapped: name the properties, or say additionalProperties")
+        if key == "pattern" and isinstance(value, str):
+            _compiled(value)
+            found = True
+        elif isinstance(value, (dict, list)):
+            found = _patterns(value) or found
+    return found
+
+
+def _compiled(pattern: str) -> None:
+    try:
+        import re2
+    except ImportError as error:
+        raise FSMWorkflowError("a pattern needs google-re2: pip install 'fsmworkflow[re2]'") from error
+    try:
+        re2.compile(pattern)
+    except re2.error as error:
+        raise ValueError(f"the pattern {pattern[:60]!r} does not compile: {error}") from error
+
+
+def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
+    import re2
+    from jsonschema import ValidationError
+
+    if validator.is_type(value, "string") and re2.search(pattern, value) is None:
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
