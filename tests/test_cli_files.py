@@ -233,6 +233,22 @@ def test_a_configuration_of_dataknobs_is_checked_drawn_and_run_as_it_stands(caps
 
 
 @pytest.mark.usefixtures("theirs")
+@pytest.mark.parametrize(
+    ("file", "reader", "missing"),
+    [("trade.yaml", "pystator", "guard 'is_full' is not bound"), ("pipeline.yaml", "dataknobs", "name: 'mark'")],
+)
+def test_a_file_of_another_engine_is_told_as_such_and_where_its_code_is_named(
+    file: str, reader: str, missing: str, capsys: Any
+) -> None:
+    assert main(["check", file, "--json"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["message"] == f"{file} looks like a file of another engine: --reader {reader} reads it"
+    assert main(["check", file, "--reader", reader, "--json"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)
+    assert f"{missing}: --code MODULE says where it is" in found["message"]
+
+
+@pytest.mark.usefixtures("theirs")
 def test_code_within_a_configuration_is_never_run_from_the_command_line(capsys: Any) -> None:
     Path("pipeline.yaml").write_text(
         DATAKNOBS.replace("{type: registered, name: mark}", "{type: inline, code: 'boom'}")

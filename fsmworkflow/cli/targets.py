@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from typing import Any, Literal
 
@@ -19,6 +20,10 @@ from fsmworkflow.workflow import Workflow, nearest
 FILES = (".yaml", ".yml", ".json")
 """How the name of a file ends that describes a workflow."""
 Reader = Literal["pystator", "dataknobs"]
+THEIRS: dict[str, Reader] = {"meta": "pystator", "arcs": "dataknobs", "networks": "dataknobs"}
+"""Keys of the whole that no file of ours has, and whose files have them."""
+HERE = re.compile(r"give it in functions=|@machine\.(guard|action)\('[^']*'\)")
+"""What is told to a program, where the command line has --code."""
 
 __all__ = ["Reader", "Target", "engine_of", "knowing", "line", "there", "workflow_in", "workflows_of"]
 
@@ -124,8 +129,13 @@ def _read(target: Target) -> Workflow:
     except OSError as error:
         raise click.BadParameter(f"{target.name} cannot be read: {error.strerror}") from error
     except DefinitionError as error:
-        here = [one.replace("give it in functions=", "--code MODULE says where it is") for one in error.problems]
-        raise DefinitionError(error.workflow, here) from error
+        told = [HERE.sub("--code MODULE says where it is", one) for one in error.problems]
+        theirs = next(
+            (one for key, one in THEIRS.items() if any(f"unknown key {key!r}" in line for line in told)), None
+        )
+        if theirs is not None and target.reader is None:
+            told = [f"{target.name} looks like a file of another engine: --reader {theirs} reads it"]
+        raise DefinitionError(error.workflow, told) from error
 
 
 def _pystator(file: str, functions: dict[str, Any]) -> Workflow:
