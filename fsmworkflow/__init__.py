@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fsmworkflow.conditions import Condition, field, payload  # noqa: I001 (a name a line would be a page)
     from fsmworkflow.context import WorkflowContext
+    from fsmworkflow.definition import WorkflowDefinition
     from fsmworkflow.engine import Engine
     from fsmworkflow.errors import (
         ChildFailed, CodecError, ConditionError, DefinitionChanged, DefinitionError, EndlessLoop, EngineClosed,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fsmworkflow.settings import DBConfig
     from fsmworkflow.store import Store, open_store
     from fsmworkflow.versions import Plan, Planned
-    from fsmworkflow.workflow import State, To, Transition, Workflow, WorkflowDefinition, WorkflowStep
+    from fsmworkflow.workflow import State, To, Transition, Workflow, WorkflowStep
 
 __all__ = [
     "ChildFailed", "CodecError", "Condition", "ConditionError", "DBConfig", "DefinitionChanged", "DefinitionError",
@@ -34,8 +35,8 @@ __all__ = [
 ]  # fmt: skip
 
 _FILES = (
-    "errors", "records", "hooks", "retry", "conditions", "workflow", "context", "store", "settings", "machine",
-    "engine", "schedule", "health", "versions",
+    "errors", "records", "hooks", "retry", "conditions", "workflow", "definition", "context", "store", "settings",
+    "machine", "engine", "schedule", "health", "versions",
 )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from fsmworkflow.due import resting_due
 from fsmworkflow.records import Action, Active, Run, replace
 from fsmworkflow.retry import seconds
 from fsmworkflow.statechart import Arc
-from fsmworkflow.workflow import Workflow, action_name
+from fsmworkflow.states import action_name
+from fsmworkflow.workflow import Workflow
 
 __all__ = ["actions_of", "bare", "begin", "new_stay"]
 

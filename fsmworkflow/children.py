@@ -15,8 +15,9 @@ from fsmworkflow.due import resting
 from fsmworkflow.errors import ChildFailed, CodecError, TooDeep
 from fsmworkflow.failures import failure
 from fsmworkflow.records import BEGIN, CANCEL, GOING, OPEN, PAUSE, RETRY, Child, Event, Move, Order, Run, replace
+from fsmworkflow.states import Children
 from fsmworkflow.steps import failed, step_ended
-from fsmworkflow.workflow import Children, Workflow
+from fsmworkflow.workflow import Workflow
 
 if TYPE_CHECKING:
     from fsmworkflow.records import Active

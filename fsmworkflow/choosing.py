@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from fsmworkflow.case import Case
 from fsmworkflow.codec import Fields
 from fsmworkflow.conditions import View
-from fsmworkflow.errors import NoTransition
+from fsmworkflow.errors import NoTransition, nearest
 from fsmworkflow.records import Run
 from fsmworkflow.statechart import Arc
-from fsmworkflow.workflow import nearest
 
 __all__ = ["choose", "first", "left_by", "pick"]
 

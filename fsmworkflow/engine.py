@@ -15,7 +15,7 @@ from fsmworkflow import errors
 from fsmworkflow.claims import WATCH, first, goes_on, patience, tell
 from fsmworkflow.codec import encode
 from fsmworkflow.errand import Errand
-from fsmworkflow.errors import log
+from fsmworkflow.errors import log, name_problem, nearest
 from fsmworkflow.explain import explained, forked
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import CANCEL, OVER, PAUSE, RERUN, RETRY, UNPAUSE, Event, Run, Status
@@ -26,7 +26,7 @@ from fsmworkflow.store import Entries, Runs, Store, open_store
 from fsmworkflow.store.writer import whole
 from fsmworkflow.versions import Plan, outlook, plan, seen, shifted
 from fsmworkflow.worker import Worker
-from fsmworkflow.workflow import Workflow, id_of, known_event, name_problem, nearest
+from fsmworkflow.workflow import Workflow, id_of, known_event
 
 if TYPE_CHECKING:
     from fsmworkflow.health import Health

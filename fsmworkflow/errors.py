@@ -33,9 +33,10 @@ FSMWorkflowError
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from fsmworkflow.records import Run
@@ -50,6 +51,9 @@ __all__ = [
 
 log = logging.getLogger("fsmworkflow")
 """Where everything is said that is not raised to anybody."""
+
+COMPARED = 100_000
+"""No name is sought that is near to an unknown one where the product of their lengths is above this: it takes long."""
 
 
 class FSMWorkflowError(Exception):
@@ -326,3 +330,25 @@ class Stale(StoreError):
             f"the inbox of run {run.workflow}/{run.key} is not as it was when this move was decided, at version "
             f"{run.version}: nothing was written, read it and decide again"
         )
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint for messages: the known name nearest to an unknown one, or nothing."""
+    names = list(names)
+    if len(name) * sum(map(len, names)) > COMPARED:
+        return ""
+    found = difflib.get_close_matches(name, names, 1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def name_problem(name: Any, what: str, *, dots: bool = True) -> list[str]:
+    """What is wrong with a name of a workflow, state, trigger or key: nothing, or one sentence."""
+    if not name or not isinstance(name, str):
+        return [f"{what} {name!r} must be text that is not empty"]
+    if len(name) > 200:
+        return [f"{what} {name[:30]!r}... is {len(name)} characters long; 200 are allowed"]
+    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in name):
+        return [f"{what} {name!r} holds control characters"]
+    if not dots and "." in name:
+        return [f"{what} {name!r} holds a dot, which separates nested states"]
+    return []

@@ -8,11 +8,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fsmworkflow.errors import StoreError
+from fsmworkflow.errors import StoreError, name_problem
 from fsmworkflow.records import Status
 from fsmworkflow.schedule import PREFIX
 from fsmworkflow.store.rows import entry_of, event_of, referred, run_of
-from fsmworkflow.workflow import name_problem
 
 __all__ = [
     "CallRow",

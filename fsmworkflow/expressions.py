@@ -18,7 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from fsmworkflow.conditions import Guard, Seen, View, cut
-from fsmworkflow.errors import ConditionError
+from fsmworkflow.errors import ConditionError, nearest
 from fsmworkflow.operators import OPERATORS
 
 __all__ = ["Expression", "Read"]
@@ -213,8 +213,6 @@ def _unknown(kind: Any, path: str) -> str | None:
         if not names:
             return None
         if name not in names:
-            from fsmworkflow.workflow import nearest  # which imports conditions, as this file does
-
             return f"a {kind.__name__} has no field {name!r}{nearest(name, names)}"
         try:
             kind = get_type_hints(kind).get(name)

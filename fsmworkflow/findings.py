@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from fsmworkflow.errors import DefinitionError
+from fsmworkflow.errors import DefinitionError, nearest
 from fsmworkflow.flow import asked, typed_fields, unwritten
 from fsmworkflow.problems import Paths
 from fsmworkflow.shadows import implies
 from fsmworkflow.sources import emitted, returned
 from fsmworkflow.statechart import Arc, triggers
-from fsmworkflow.workflow import State, Workflow, nearest, sources_of
+from fsmworkflow.states import sources_of
+from fsmworkflow.workflow import State, Workflow
 
 __all__ = ["Finding", "Level", "findings", "refused"]
 

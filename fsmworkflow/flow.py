@@ -11,7 +11,8 @@ import msgspec
 from fsmworkflow.conditions import Operand, as_guard
 from fsmworkflow.sources import touched
 from fsmworkflow.statechart import Chart
-from fsmworkflow.workflow import State, Transition, Workflow, sources_of
+from fsmworkflow.states import sources_of
+from fsmworkflow.workflow import State, Transition, Workflow
 
 __all__ = ["asked", "typed_fields", "unwritten"]
 

@@ -15,12 +15,13 @@ from fsmworkflow.children import awaits
 from fsmworkflow.claims import SELDOM, WATCH, first, goes_on, take_up, tell
 from fsmworkflow.codec import fields_of, text_of
 from fsmworkflow.decide import by_hand, decide
+from fsmworkflow.definition import WorkflowDefinition
 from fsmworkflow.drive import LEFT_BEHIND, Drive
-from fsmworkflow.errors import log
+from fsmworkflow.errors import log, name_problem
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import Event, Run, replace
 from fsmworkflow.worker import Use, Worker
-from fsmworkflow.workflow import Workflow, WorkflowDefinition, id_of, known_event, name_problem
+from fsmworkflow.workflow import Workflow, id_of, known_event
 
 __all__ = ["PersistentWorkflowStateMachine"]
 

@@ -8,12 +8,24 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any, cast, get_args
 
-from fsmworkflow import workflow as words
 from fsmworkflow.conditions import Guard, Operand, as_guard, cut, uncallable
+from fsmworkflow.errors import name_problem, nearest
 from fsmworkflow.records import ENDED
 from fsmworkflow.retry import Retry, seconds
+from fsmworkflow.states import (
+    ENDS,
+    Children,
+    Migration,
+    OnFailure,
+    Outcome,
+    action_name,
+    inside_of,
+    place_problems,
+    resolve,
+    sources_of,
+)
 from fsmworkflow.versions import names, steps_from
-from fsmworkflow.workflow import Children, Migration, OnFailure, Outcome, State, Transition, Workflow
+from fsmworkflow.workflow import State, Transition, Workflow
 
 __all__ = ["Paths", "place_of", "problems_of"]
 
@@ -28,7 +40,7 @@ ANY = "*"
 
 def problems_of(workflow: Workflow) -> list[str]:
     """Every problem of a workflow, each with its place. Paths are followed only where all else is right."""
-    problems = words.name_problem(workflow.name, "workflow name") + _duration(workflow.deadline, "deadline")
+    problems = name_problem(workflow.name, "workflow name") + _duration(workflow.deadline, "deadline")
     for status, span in workflow.keep.items():
         problems += _duration(span, f"keep {status!r}")
         problems += [] if status in ENDED else [f"keep: {status!r} must be one of {', '.join(sorted(ENDED))}"]
@@ -40,7 +52,7 @@ def problems_of(workflow: Workflow) -> list[str]:
         problems.append(f"version {version!r} must be a whole number from 1")
     problems += [f"merge {key!r}: {fn!r} is no function" for key, fn in merge.items() if not callable(fn)]
     for state in workflow.states.values():
-        problems += words.name_problem(state.name, "state name")
+        problems += name_problem(state.name, "state name")
         problems += _state_problems(state)
     problems += _initial_problems(workflow)
     for t in workflow.transitions:
@@ -56,7 +68,7 @@ def problems_of(workflow: Workflow) -> list[str]:
 def _initial_problems(workflow: Workflow) -> list[str]:
     """Every scope but a parallel state has one initial state; a parallel state has regions, and enters them all."""
     problems = []
-    inside = words.inside_of(workflow)
+    inside = inside_of(workflow)
     for state in workflow.states.values():
         if state.kind in COMPOSITE:
             inside.setdefault(state.name, [])
@@ -118,7 +130,7 @@ def _children_problems(children: Children) -> list[str]:
     )
     problems = [] if isinstance(other, Workflow) else [f"{cut(other)} is no Workflow, whose runs could be its children"]
     if children.into is not None:
-        problems += words.name_problem(children.into, "into, a field,")
+        problems += name_problem(children.into, "into, a field,")
     if type(many) is not int or many < 1:
         problems.append(f"concurrency {many!r} must be a whole number from 1")
     if children.on_failure not in get_args(OnFailure):
@@ -155,9 +167,9 @@ def _action_problems(workflow: Workflow) -> list[str]:
     named = [(place_of(t), t.after) for t in workflow.transitions]
     named += [(f"state {s.name!r}", hook) for s in workflow.states.values() for hook in (s.enter, s.exit)]
     return [
-        f"{where}: there is another action {words.action_name(action)!r}: give one of them a name of its own, with def"
+        f"{where}: there is another action {action_name(action)!r}: give one of them a name of its own, with def"
         for where, action in named
-        if callable(action) and known.setdefault(words.action_name(action), action) != action
+        if callable(action) and known.setdefault(action_name(action), action) != action
     ]
 
 
@@ -203,16 +215,16 @@ def _mapping_problems(workflow: Workflow, one: Migration) -> Iterable[str]:
     for old, new in one.states.items():
         found = [name for name in names(str(new), later) if name in workflow.states]
         if not found:
-            yield f"{old!r}: there is no state {new!r}{words.nearest(str(new), workflow.states)}"
+            yield f"{old!r}: there is no state {new!r}{nearest(str(new), workflow.states)}"
         elif "." not in found[0] and workflow.states[found[0]].kind == "final":
             yield f"{old!r}: {found[0]!r} is final, and a run ends by an event, not by being migrated"
 
 
 def _transition_problems(workflow: Workflow, t: Transition, near: Iterable[str]) -> list[str]:
-    problems = words.place_problems(t)
+    problems = place_problems(t)
     if not problems:
         problems += _end_problems(workflow, t, near) + _way_problems(t)
-        if isinstance(t.after, str) and t.after != words.ENDS and t.after not in workflow.actions:
+        if isinstance(t.after, str) and t.after != ENDS and t.after not in workflow.actions:
             problems.append(f"there is no action {t.after!r}: give a function, or a method of the machine")
         problems += _guard_problems(t.conditions, workflow.lenient)
     return [f"{place_of(t)}: {p}" for p in problems]
@@ -223,13 +235,13 @@ def _end_problems(workflow: Workflow, t: Transition, near: Iterable[str]) -> lis
     sources = [t.source] if isinstance(t.source, str) else list(t.source)
     for name in sources:
         if name != "*" and name not in states:
-            problems.append(f"there is no state {name!r}{words.nearest(name, near)}")
+            problems.append(f"there is no state {name!r}{nearest(name, near)}")
         elif name != "*" and states[name].kind == "final":
             problems.append(f"{name!r} is final, nothing leads out of it")
         elif name != "*" and states[name].kind == "region":
             problems.append(f"{name!r} is a region: transitions belong to the states in it, or to the one around it")
-    if t.dest is not None and not problems and (dest := words.resolve(states, sources[0], t.dest)) is None:
-        problems.append(f"there is no state {t.dest!r}{words.nearest(t.dest, near)}")
+    if t.dest is not None and not problems and (dest := resolve(states, sources[0], t.dest)) is None:
+        problems.append(f"there is no state {t.dest!r}{nearest(t.dest, near)}")
     elif t.dest is not None and not problems and states[dest or ""].kind == "region":
         problems.append(f"{t.dest!r} is a region: lead to the parallel state, or to a state in the region")
     if t.internal and t.dest != t.source:
@@ -241,7 +253,7 @@ def _way_problems(t: Transition) -> list[str]:
     problems = []
     trigger: Any = t.trigger
     if trigger is not None:
-        problems += words.name_problem(trigger, "trigger")
+        problems += name_problem(trigger, "trigger")
         if isinstance(trigger, str) and trigger.startswith("$"):
             problems.append(f"trigger {t.trigger!r} begins with $, which is the engine's own")
     if t.delay is not None:
@@ -277,12 +289,12 @@ class Paths:
         self.states = workflow.states
         self.finals = {state.name for state in workflow.states.values() if state.kind == "final"}
         self.ends = [s.name for s in self.states.values() if s.ends or (s.kind == "final" and "." not in s.name)]
-        self.inside = words.inside_of(workflow)
+        self.inside = inside_of(workflow)
         self.arcs: dict[str, list[tuple[Transition, str | None]]] = {name: [] for name in workflow.states}
         self.arcs[ANY] = []
         for t in workflow.transitions:
-            for source in [ANY] if t.source == "*" else words.sources_of(workflow, t):
-                self.arcs[source].append((t, None if t.dest is None else words.resolve(self.states, source, t.dest)))
+            for source in [ANY] if t.source == "*" else sources_of(workflow, t):
+                self.arcs[source].append((t, None if t.dest is None else resolve(self.states, source, t.dest)))
 
     def problems(self) -> list[str]:
         reached = self._reached()
@@ -349,7 +361,7 @@ class Paths:
             around = name.rpartition(".")[0]
             for t, dest in arcs:
                 taken = [name, (name, "done" if _by_itself(t) else "on")]
-                todo += taken if dest is None or t.after == words.ENDS else []
+                todo += taken if dest is None or t.after == ENDS else []
                 back[dest] += taken
             back[around, "on"] += [name, (name, "on")]
             if name in self.finals or (around and self.states[around].kind == "parallel"):

@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from fsmworkflow.errors import FSMWorkflowError
+from fsmworkflow.errors import FSMWorkflowError, nearest
 from fsmworkflow.retry import Duration, seconds
-from fsmworkflow.workflow import nearest
 
 __all__ = ["Check", "Kept", "Resource", "ResourceError", "ResourceTimeout", "Resources", "Shared", "Usage", "yes"]
 

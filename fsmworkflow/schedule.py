@@ -18,9 +18,9 @@ from fsmworkflow.claims import first
 from fsmworkflow.codec import encode, text_of
 from fsmworkflow.conditions import field, payload
 from fsmworkflow.context import WorkflowContext
-from fsmworkflow.errors import EngineClosed, FSMWorkflowError, log
+from fsmworkflow.errors import EngineClosed, FSMWorkflowError, log, name_problem
 from fsmworkflow.records import STUCK, UNFINISHED, Event, Run
-from fsmworkflow.workflow import To, Workflow, name_problem
+from fsmworkflow.workflow import To, Workflow
 
 if TYPE_CHECKING:
     from fsmworkflow.engine import Engine

@@ -16,7 +16,8 @@ from transitions.extensions.nesting import HierarchicalMachine, NestedState, Nes
 
 from fsmworkflow.conditions import Guard, as_guard
 from fsmworkflow.retry import seconds
-from fsmworkflow.workflow import ENDS, State, Transition, action_name, inside_of, sources_of
+from fsmworkflow.states import ENDS, action_name, inside_of, sources_of
+from fsmworkflow.workflow import State, Transition
 
 if TYPE_CHECKING:
     from fsmworkflow.workflow import Workflow

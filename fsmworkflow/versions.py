@@ -11,9 +11,10 @@ import msgspec
 from fsmworkflow.codec import Data, Fields
 from fsmworkflow.draft import Draft
 from fsmworkflow.due import resting_due
-from fsmworkflow.errors import DefinitionChanged, DefinitionError, FSMWorkflowError
+from fsmworkflow.errors import DefinitionChanged, DefinitionError, FSMWorkflowError, nearest
 from fsmworkflow.records import OPEN, Active, Move, Run, Undo, replace
-from fsmworkflow.workflow import Migration, Workflow, nearest
+from fsmworkflow.states import Migration
+from fsmworkflow.workflow import Workflow
 
 __all__ = ["Plan", "Planned", "Shift", "known", "names", "of_this", "outlook", "plan", "seen", "shifted", "steps_from"]
 

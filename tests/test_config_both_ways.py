@@ -16,7 +16,8 @@ from fsmworkflow import DefinitionError, Retry, StepTimeout, Workflow, WorkflowD
 from fsmworkflow.conditions import Condition, Function, Guard, Joined, Operand
 from fsmworkflow.expressions import Expression
 from fsmworkflow.operators import OPERATORS
-from fsmworkflow.workflow import Children, State, Transition
+from fsmworkflow.states import Children
+from fsmworkflow.workflow import State, Transition
 from tests.test_config import again
 
 

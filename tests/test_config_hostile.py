@@ -17,7 +17,7 @@ from fsmworkflow import DefinitionError, Workflow
 from fsmworkflow.config import Source, schema
 from fsmworkflow.operators import OPERATORS
 from fsmworkflow.records import ENDED
-from fsmworkflow.workflow import OnFailure, Outcome
+from fsmworkflow.states import OnFailure, Outcome
 from tests.test_config import ARTICLE, STEPS
 
 SEED = int(os.environ.get("FSM_SEED", "0")) or random.SystemRandom().randrange(2**32)

@@ -25,6 +25,9 @@ FLOORS = {
     "conditions.py": 2,
     "retry.py": 2,
     "workflow.py": 2,
+    "states.py": 2,
+    "scope.py": 2,
+    "definition.py": 2,
     "statechart.py": 2,
     "versions.py": 2,
     "failures.py": 2,
@@ -124,9 +127,9 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 9_493
+LOWER_FLOORS_LINES = 9_537
 RESOURCES_LINES = 240  # what an engine opens for steps, beside the 20 lines by which the others know of it
-FILES_LINES = 1_232  # a workflow as data, which no program without files loads: config/ and expressions.py
+FILES_LINES = 1_229  # a workflow as data, which no program without files loads: config/ and expressions.py
 TOP_FLOOR_LINES = 400
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

@@ -17,10 +17,10 @@ from fsmworkflow.cli.targets import Target, knowing, there, workflow_in, workflo
 from fsmworkflow.cli.verbs import NOT_WELL, engine_given, given, run_given, verb
 from fsmworkflow.codec import encode
 from fsmworkflow.engine import Different, Engine
-from fsmworkflow.errors import InvalidKey, RunFailed
+from fsmworkflow.errors import InvalidKey, RunFailed, name_problem
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import Entry, Event, Move, Run, Status
-from fsmworkflow.workflow import id_of, known_event, name_problem
+from fsmworkflow.workflow import id_of, known_event
 
 __all__ = ["COMMANDS"]
 

@@ -14,10 +14,9 @@ from fsmworkflow.cli.answers import answer
 from fsmworkflow.cli.targets import Target, knowing
 from fsmworkflow.cli.verbs import NOT_WELL, Verb, given, run_given, verb
 from fsmworkflow.engine import Engine
-from fsmworkflow.errors import UnknownState
+from fsmworkflow.errors import UnknownState, nearest
 from fsmworkflow.explain import forked
 from fsmworkflow.records import CANCEL, PAUSE, RERUN, RETRY, UNPAUSE, Event
-from fsmworkflow.workflow import nearest
 
 __all__ = ["COMMANDS", "REJECTED", "posted"]
 

@@ -12,10 +12,10 @@ import click
 import msgspec
 
 from fsmworkflow.engine import Engine
-from fsmworkflow.errors import DefinitionError, StoreError
+from fsmworkflow.errors import DefinitionError, StoreError, nearest
 from fsmworkflow.schedule import PREFIX
 from fsmworkflow.settings import URL
-from fsmworkflow.workflow import Workflow, nearest
+from fsmworkflow.workflow import Workflow
 
 FILES = (".yaml", ".yml", ".json")
 """How the name of a file ends that describes a workflow."""

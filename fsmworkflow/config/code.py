@@ -11,7 +11,7 @@ from types import MethodType
 from typing import Any, TypeVar, overload
 
 from fsmworkflow import errors
-from fsmworkflow.workflow import nearest
+from fsmworkflow.errors import nearest
 
 __all__ = ["NAME", "Code", "Functions", "Names"]
 

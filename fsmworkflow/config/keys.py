@@ -14,8 +14,7 @@ from typing import Any
 
 from fsmworkflow.conditions import cut
 from fsmworkflow.config.text import Items, Place, Source, Table
-from fsmworkflow.errors import DefinitionError
-from fsmworkflow.workflow import nearest
+from fsmworkflow.errors import DefinitionError, nearest
 
 __all__ = ["Make", "Reading", "Row", "schema"]
 

@@ -12,13 +12,14 @@ from fsmworkflow.conditions import Condition, Function, Guard, Joined, Operand, 
 from fsmworkflow.config.code import NAME, Code
 from fsmworkflow.config.keys import Make, Reading, Row
 from fsmworkflow.config.text import Place, Source
-from fsmworkflow.errors import DefinitionError, FSMWorkflowError
+from fsmworkflow.errors import DefinitionError, FSMWorkflowError, name_problem, nearest
 from fsmworkflow.expressions import Expression
 from fsmworkflow.operators import Operator
 from fsmworkflow.plain import decode
 from fsmworkflow.problems import place_of
 from fsmworkflow.retry import Retry
-from fsmworkflow.workflow import ENDS, Children, State, Transition, Workflow, WorkflowStep, name_problem, nearest
+from fsmworkflow.states import ENDS, Children
+from fsmworkflow.workflow import State, Transition, Workflow, WorkflowStep
 
 __all__ = ["built"]
 

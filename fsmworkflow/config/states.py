@@ -8,8 +8,7 @@ from enum import Enum
 from typing import Any, NoReturn
 
 from fsmworkflow.conditions import cut
-from fsmworkflow.errors import DefinitionError
-from fsmworkflow.workflow import nearest
+from fsmworkflow.errors import DefinitionError, nearest
 
 __all__ = ["translated"]
 

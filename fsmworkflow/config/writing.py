@@ -17,7 +17,8 @@ from fsmworkflow.expressions import Expression
 from fsmworkflow.plain import encode
 from fsmworkflow.problems import place_of
 from fsmworkflow.retry import Retry
-from fsmworkflow.workflow import UNDO, Children, State, Transition, Workflow, inside_of, resolve
+from fsmworkflow.states import UNDO, Children, inside_of, resolve
+from fsmworkflow.workflow import State, Transition, Workflow
 
 __all__ = ["written"]
 

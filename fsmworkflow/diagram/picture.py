@@ -13,7 +13,8 @@ from fsmworkflow.conditions import Operand, as_guard
 from fsmworkflow.diagram.path import ANY, Path, path_of
 from fsmworkflow.records import STUCK, Entry, Run
 from fsmworkflow.statechart import Chart
-from fsmworkflow.workflow import ENDS, State, Transition, Workflow, action_name, sources_of
+from fsmworkflow.states import ENDS, action_name, sources_of
+from fsmworkflow.workflow import State, Transition, Workflow
 
 __all__ = ["END", "Arrow", "Node", "Picture", "picture"]
 

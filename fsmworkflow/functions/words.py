@@ -11,8 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from fsmworkflow.conditions import Operand, View
-from fsmworkflow.errors import FSMWorkflowError
-from fsmworkflow.workflow import nearest
+from fsmworkflow.errors import FSMWorkflowError, nearest
 
 __all__ = ["CONVERSIONS", "NORMAL", "TYPES", "Data", "Invalid", "Way", "at", "data_of", "named", "there"]
 

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from fsmworkflow.conditions import cut
 from fsmworkflow.config.text import Place, Source
-from fsmworkflow.errors import DefinitionError
-from fsmworkflow.workflow import Workflow, nearest
+from fsmworkflow.errors import DefinitionError, nearest
+from fsmworkflow.workflow import Workflow
 
 __all__ = ["Node", "checked", "node"]
 

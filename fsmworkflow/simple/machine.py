@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from fsmworkflow.engine import Engine
-from fsmworkflow.errors import FSMWorkflowError, UnknownState
+from fsmworkflow.errors import FSMWorkflowError, UnknownState, nearest
 from fsmworkflow.readers.dataknobs import load
 from fsmworkflow.resources import Resource
 from fsmworkflow.simple.places import Dropped, Format, sink_of, source_of
@@ -22,7 +22,7 @@ from fsmworkflow.stream.pace import together
 from fsmworkflow.stream.passage import Decided, outlets
 from fsmworkflow.stream.run import checked, stream
 from fsmworkflow.stream.words import Progress
-from fsmworkflow.workflow import Workflow, nearest
+from fsmworkflow.workflow import Workflow
 
 __all__ = ["AdvancedFSM", "AsyncSimpleFSM", "SimpleFSM"]
 

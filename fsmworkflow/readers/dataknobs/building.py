@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsmworkflow.conditions import Guard
+from fsmworkflow.errors import nearest
 from fsmworkflow.readers.dataknobs.functions import Call, Context, Functions, Role
 from fsmworkflow.readers.dataknobs.schema import VALUES, Schema, size
 from fsmworkflow.readers.dataknobs.work import Asked, Work, updated
 from fsmworkflow.readers.places import Node, checked, node
-from fsmworkflow.workflow import State, Transition, Workflow, WorkflowStep, nearest
+from fsmworkflow.workflow import State, Transition, Workflow, WorkflowStep
 
 __all__ = ["load"]
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fsmworkflow.config.code import Code
+from fsmworkflow.errors import nearest
 from fsmworkflow.functions.words import Invalid
 from fsmworkflow.readers.dataknobs.builtin import BUILTIN
 from fsmworkflow.readers.places import Node
 from fsmworkflow.threads import is_async
-from fsmworkflow.workflow import nearest
 
 __all__ = ["Call", "Context", "Functions", "Invalid", "Record", "Role"]
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from fsmworkflow.conditions import Guard, Joined, as_guard
+from fsmworkflow.errors import nearest
 from fsmworkflow.readers.places import Node, checked
 from fsmworkflow.readers.pystator.effects import EFFECTS, Effect, effect, is_effect, updated
 from fsmworkflow.readers.pystator.guards import Merged, Named, Required, check
 from fsmworkflow.retry import Retry
+from fsmworkflow.states import inside_of
 from fsmworkflow.threads import Threads, is_async
-from fsmworkflow.workflow import State, Transition, Workflow, WorkflowStep, inside_of, nearest
+from fsmworkflow.workflow import State, Transition, Workflow, WorkflowStep
 
 if TYPE_CHECKING:
     from fsmworkflow.readers.pystator.machine import Machine

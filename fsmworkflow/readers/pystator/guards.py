@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fsmworkflow.conditions import Condition, Function, Guard, View, field, payload
+from fsmworkflow.errors import nearest
 from fsmworkflow.expressions import Expression, Read
 from fsmworkflow.readers.places import Node
-from fsmworkflow.workflow import nearest
 
 __all__ = ["Merged", "Named", "Required", "check"]
 
