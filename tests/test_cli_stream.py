@@ -63,6 +63,13 @@ def test_what_fails_goes_where_it_is_told_and_else_stops_it(capsys: Any) -> None
     assert main(["stream", "stream_app:order", "in.jsonl", "--sink", "out.jsonl", "--errors", "wrong.jsonl"]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == ["  output: 1", "  KeyError: 1", "  malformed: 1"]
     assert len(Path("wrong.jsonl").read_text().splitlines()) == 2
+    Path("wrong.jsonl").write_text(
+        Path("wrong.jsonl").read_text().replace('"item"', '"items"').replace(":1}}", ":[1]}}")
+    )
+    words = ["wrong.jsonl", "--again", "--sink", "again.jsonl", "--errors", "left.jsonl"]
+    assert main(["stream", "stream_app:order", *words]) == 0
+    assert Path("again.jsonl").read_text() == '{"items":[1],"total":1}\n'
+    assert json.loads(Path("left.jsonl").read_text())["number"] == 2
 
 
 def test_records_on_standard_output_are_all_that_is_there(capfd: Any) -> None:

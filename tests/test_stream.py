@@ -11,6 +11,8 @@ import os
 import random
 import resource
 import sys
+import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from itertools import count, islice
 from pathlib import Path
@@ -685,24 +687,45 @@ async def test_a_full_disk_stops_it_and_with_room_again_it_goes_on(store_url: st
     assert 0 < done.resumed < 5000
 
 
-async def test_nothing_is_held_of_what_has_passed() -> None:
-    """The reader waits for whoever is slow: no more than a chunk is ahead of what was told."""
-    read, most = 0, 0
+class Slow(sinks.Into):
+    """It takes longer for a record than the source does for a hundred."""
 
-    def counted() -> Iterator[dict[str, int]]:
+    def __init__(self, awaited: bool) -> None:
+        super().__init__([])
+        self.awaited = awaited
+
+    def write(self, records: list[Any]) -> None:
+        time.sleep(len(records) * 1e-4)
+
+    async def put(self, connection: Any, records: list[Any]) -> None:
+        await asyncio.sleep(len(records) * 1e-4)
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize(("workers", "ordered"), [(1, True), (4, True), (4, False)])
+async def test_the_reader_waits_for_a_sink_that_is_slow_and_nothing_is_held_of_what_has_passed(
+    workers: int, ordered: bool, awaited: bool
+) -> None:
+    """No more than a chunk is ahead of what was told, and as many records are alive."""
+    read, most, alive = 0, 0, weakref.WeakSet[Any]()
+
+    class Text(str):
+        __slots__ = ("__weakref__",)
+
+    def counted() -> Iterator[dict[str, Any]]:
         nonlocal read
-        for read in range(1, 20_001):
-            yield {"n": read}
+        for read in range(1, 6_001):
+            record = {"n": read, "text": Text(read)}
+            alive.add(record["text"])
+            yield record
 
     def told(progress: Progress) -> None:
         nonlocal most
-        most = max(most, read - progress.records)
+        most = max(most, read - progress.records, len(alive) - 500)
 
-    class Nowhere(sinks.Into):
-        def write(self, records: list[Any]) -> None:
-            pass
-
-    await stream(None, numbered(), counted(), Nowhere([]), chunk=500, on_progress=told)
+    how = {"chunk": 500, "every": "1h", "workers": workers, "ordered": ordered}
+    done = await stream(None, numbered(), counted(), Slow(awaited), on_progress=told, **how)
+    assert done.records == 6000
     assert most <= 500
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import decimal
 import os
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,23 @@ async def test_a_folder_that_somebody_else_has_changed_is_refused_and_left(
         (out / "part-000002.parquet").write_bytes(b"half of one, as a crash leaves it")
         await stream(engine, kept(), records, out, key="k", chunk=10)
     assert parquet.read_table(out).to_pylist() == records
+
+
+async def test_two_streams_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    out, begun, go = tmp_path / "out.parquet", asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[dict[str, int]]:
+        begun.set()
+        await go.wait()
+        yield {"n": 1}
+
+    first = asyncio.create_task(stream(None, kept(), slow(), out))
+    await begun.wait()
+    with pytest.raises(StreamError, match="is being written to by another stream"):
+        await stream(None, kept(), [{"n": 2}], out)
+    go.set()
+    await first
+    assert parquet.read_table(out).to_pylist() == [{"n": 1}]
 
 
 async def test_a_folder_that_is_not_empty_is_refused_at_first(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import click
 from fsmworkflow.cli.answers import answer, share
 from fsmworkflow.cli.targets import Target, engine_of, workflow_in, workflows_of
 from fsmworkflow.cli.verbs import target_given, verb
-from fsmworkflow.stream import Progress, StreamError, stream
+from fsmworkflow.stream import Progress, StreamError, sources, stream
 from fsmworkflow.stream.passage import Mode
 
 __all__ = ["COMMANDS"]
@@ -32,6 +32,7 @@ __all__ = ["COMMANDS"]
 @click.option(
     "--errors", metavar="FILE", help="Where records go that fail or are malformed; else it stops at the first."
 )
+@click.option("--again", is_flag=True, help="SOURCE is what --errors has kept: its records are driven once more.")
 @click.option("--limit", type=click.FloatRange(0, 1), help="The share of those above which it stops.")
 @click.option("--key", help="Keep where it is under this key, to go on there when it is started again.")
 @click.option("--workflow", metavar="NAME", help="Which workflow, where the engine knows several.")
@@ -44,7 +45,7 @@ __all__ = ["COMMANDS"]
 )
 async def run(
     target: Target, source: str, sinks: tuple[str, ...], key: str | None, workflow: str | None, as_json: bool,
-    **how: Any,
+    again: bool, **how: Any,
 ) -> int:  # fmt: skip
     """Let every record of SOURCE pass through a workflow.
 
@@ -60,7 +61,7 @@ async def run(
             done = await stream(
                 engine,
                 found,
-                source,
+                sources.Errors(source) if again else source,
                 _outlets(sinks),
                 key=key,
                 on_progress=lambda far: more(_far(found.name, far), far.share),
