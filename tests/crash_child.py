@@ -37,6 +37,7 @@ from fsmworkflow import (
     worker,
 )
 from tests.ledger import Expected, Ledger, blob, chained
+from tests.points import LEAVING, POINTS, die_at
 
 OFTEN = worker.DEATHS = 1_000_000  # a run that is often killed here is not at fault
 LEASE = 60.0  # long, so that whoever waits for a lease to end is found out
@@ -535,6 +536,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lease", type=float, default=LEASE)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--deaths", type=int, default=3)
+    parser.add_argument("--die", choices=(*POINTS, *LEAVING))
+    parser.add_argument("--nth", type=int, default=1)
     for flag in ("--sync", "--wait", "--machine"):
         parser.add_argument(flag, action="store_true")
     return parser.parse_args()
@@ -544,6 +547,8 @@ def main() -> int:
     global ledger
     args = arguments()
     ledger = Ledger(args.ledger)
+    if args.die:
+        die_at(args.die, args.nth)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         asyncio.run(MODES[args.mode](args))

@@ -21,6 +21,7 @@ from fsmworkflow.decide import begin
 from tests.children import Child, Children
 from tests.crash_child import Batch
 from tests.ledger import Checker, Ledger, Line, glimpse
+from tests.points import POINTS
 
 SEED = int(os.environ.get("FSMWORKFLOW_SEED") or secrets.randbits(32))
 SOAK = int(os.environ.get("FSMWORKFLOW_KILLS") or 1_000)
@@ -102,19 +103,25 @@ class Campaign:
         ledger.write("seen", rows={run: row[0] for run, row in seen.rows.items()}, tokens=seen.tokens, moves=seen.moves)
 
     def _check(self, batch: Batch, lines: list[Line]) -> None:
-        runs = asyncio.run(told_by(self.url, batch))
-        checker, faults = Checker(lines), late_lives(lines)
-        for name, expected in batch.expected().items():
-            mine = [one for one in runs if name in (f"{one[0].workflow}/{one[0].key}", one[0].workflow)]
-            if len(mine) != 1:
-                faults.append(f"{name}: there are {len(mine)} runs of it")
-            for run, history in mine:
-                faults += checker.faults(run, history, expected)
-                faults += rewritten(run, history, lines)
+        faults = faults_of(self.url, batch, lines)
         self.repeated += sum(line["what"] == "begin" for line in lines) - sum(
             len(e.path) for e in batch.expected().values()
         )
         assert not faults, f"round {self.rounds}, after {self.struck} kills:\n" + "\n".join(faults)
+
+
+def faults_of(url: str, batch: Batch, lines: list[Line]) -> list[str]:
+    """What a batch that has come to its end shows of broken promises."""
+    runs = asyncio.run(told_by(url, batch))
+    checker, faults = Checker(lines), late_lives(lines)
+    for name, expected in batch.expected().items():
+        mine = [one for one in runs if name in (f"{one[0].workflow}/{one[0].key}", one[0].workflow)]
+        if len(mine) != 1:
+            faults.append(f"{name}: there are {len(mine)} runs of it")
+        for run, history in mine:
+            faults += checker.faults(run, history, expected)
+            faults += rewritten(run, history, lines)
+    return faults
 
 
 async def told_by(url: str, batch: Batch) -> list[tuple[Run, list[Entry]]]:
@@ -168,6 +175,25 @@ def test_30_kills_on_postgres_lose_and_repeat_nothing_that_was_committed(postgre
 @pytest.mark.soak
 def test_many_kills_lose_and_repeat_nothing_that_was_committed(durable_url: str, children: Children) -> None:
     kill_often(durable_url, children, SOAK)
+
+
+# -- SIGKILL at named points ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_process_that_dies_at_a_named_point_loses_and_repeats_nothing_that_was_committed(
+    durable_url: str, children: Children, point: str
+) -> None:
+    """The first life leaves runs to go on with; the second comes to the point, and dies of it; the third ends them."""
+    batch, nth = Batch(1), random.Random(f"{SEED} {point}").randint(2, 4)
+    for place, times in (("step end", 5), (point, nth)):
+        child = children.start("batch", durable_url, "--round", 1, "--die", place, "--nth", times)
+        assert child.ended() == -signal.SIGKILL, f"{place} was not reached {times} times, {SEED=}\n{child.err}"
+        seen = glimpse(durable_url, batch.prefix)
+        assert not seen.faults(), f"{point}, {nth}: {seen.faults()}"
+    children.start("batch", durable_url, "--round", 1).succeeded()
+    faults = faults_of(durable_url, batch, children.ledger.lines())
+    assert not faults, f"{point}, {nth}:\n" + "\n".join(faults)
 
 
 # -- who drives -------------------------------------------------------------------------------------------------------

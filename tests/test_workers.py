@@ -19,6 +19,7 @@ from fsmworkflow.decide import begin
 from tests.children import Child, Children
 from tests.crash_child import chore, started
 from tests.ledger import Line, glimpse
+from tests.points import LEAVING
 
 SEED = int(os.environ.get("FSMWORKFLOW_SEED") or secrets.randbits(32))
 OFTEN = 1_000_000  # a run that is often killed here is not at fault
@@ -44,8 +45,8 @@ def chores(url: str, *keys: str) -> None:
     asyncio.run(make())
 
 
-def worker(children: Children, url: str, many: int = 10) -> Child:
-    return children.start("work", url, "--steps", many, "--deaths", OFTEN)
+def worker(children: Children, url: str, many: int = 10, *words: object) -> Child:
+    return children.start("work", url, "--steps", many, "--deaths", OFTEN, *words)
 
 
 def all_over(url: str, many: int) -> bool:
@@ -131,6 +132,21 @@ def test_P3_a_worker_that_is_told_to_end_repeats_no_step_and_its_successor_goes_
     alive_until(durable_url, 60, [last])
     dismissed([last])
     check(durable_url, children, 60, deaths=0)
+
+
+@pytest.mark.parametrize("point", LEAVING)
+def test_a_worker_that_dies_as_it_gives_its_runs_back_repeats_at_most_one_step_of_each(
+    durable_url: str, children: Children, point: str
+) -> None:
+    chores(durable_url, *(f"k{n}" for n in range(60)))
+    child = worker(children, durable_url, 4, "--die", point, "--nth", 2)
+    child.line("end")
+    child.send(signal.SIGTERM)
+    assert child.ended() == -signal.SIGKILL, f"{point} was not reached twice\n{child.err}"
+    successor = worker(children, durable_url)
+    alive_until(durable_url, 60, [successor])
+    dismissed([successor])
+    check(durable_url, children, 60, deaths=1)
 
 
 def test_8_processes_on_one_sqlite_file_share_the_work(sqlite_url: str, children: Children) -> None:
