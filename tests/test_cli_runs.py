@@ -121,6 +121,13 @@ def test_a_run_that_fails_is_shown_with_its_error_and_is_1(capsys: Any) -> None:
     assert (found["status"], found["error"]["type"]) == ("failed", "ValueError")
 
 
+def test_in_a_terminal_the_log_stands_above_the_bar() -> None:
+    code, shown = terminal("run", ENGINE, "article", "--key", "a-1", *data(topic="none"))
+    assert code == 1
+    lines = [line.split("\r")[-1] for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).splitlines()]
+    assert sum(line.startswith("WARNING: run article/a-1 failed in state 'draft'") for line in lines) == 1
+
+
 def test_start_makes_a_run_and_drives_nothing(capsys: Any) -> None:
     say("start", "article", "--key", "a-1", *data(topic="ink"))
     assert capsys.readouterr().out == "article/a-1 was started\n"

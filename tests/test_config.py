@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from fsmworkflow import DefinitionError, FSMWorkflowError, Workflow, open_store
+from fsmworkflow import DefinitionError, FSMWorkflowError, Retry, Workflow, field, open_store
 from fsmworkflow.conditions import View, as_guard
-from fsmworkflow.config import Functions, functions_of
+from fsmworkflow.config import Functions, Source, functions_of
 from tests.scenarios import SCENARIOS, Ledger, Scenario, by_run, check_end
 
 
@@ -96,6 +96,43 @@ def test_a_file_says_the_same_in_yaml_and_in_json(tmp_path: Path) -> None:
     assert made.states["draft"].step is not None
     assert made.states["draft"].step.execute is draft
     assert made.states["expired"].outcome == "failed"
+
+
+def test_what_the_page_writes_for_a_file_is_what_it_writes_in_python() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "files.md").read_text(encoding="utf-8")
+    table = page[page.index("| in Python | here") : page.index("## Code is named")]
+    texts = re.findall(r"`(\{name.*?\})`[ ,]", table.replace(", ...]", ", {name: over, final: true}]"))
+    states: list[Any] = [json.loads(json.dumps(Source.of_text(text, "yaml", "page").value)) for text in texts]
+
+    def code(*_: Any) -> None: ...
+
+    small = Workflow("small")
+    small.step("only", initial=True, then="end")(code)
+    small.final("end")
+    made = Workflow("page")
+    made.choice("first", [(field("n") == number, state["name"]) for number, state in enumerate(states)], initial=True)
+    made.step("pay", then="paid", retry=Retry(attempts=3), timeout=60)(code)
+    made.wait("review", on={"ok": [(field("n") > 1, "paid"), "lost"]}, after={"3d": "lost"})
+    made.choice("kind", [(field("n") > 1, "pay"), "lost"])
+    made.child("ship", small, data=code, then="sent")
+    made.each("thumbs", small, over=field("images"), then="sent")
+    inner = made.state("inner", then="sent")
+    inner.wait("first", initial=True, on={"go": "over"})
+    inner.final("over")
+    made.final("lost", outcome="failed")
+    made.final("paid", "sent")
+    ways = [{"conditions": f"n == {number}", "dest": state["name"]} for number, state in enumerate(states)]
+    ends = [{"name": name, "final": True} for name in ("paid", "sent")]
+    config = {
+        "name": "page",
+        "initial": "first",
+        "states": [{"name": "first", "choice": True, "then": ways}, *states, *ends],
+    }
+    known = {"pay": code, "address": code, "parcel": small, "thumb": small}
+    read = Workflow.from_dict(config, functions=known)
+    assert read.chart.structure == made.check().chart.structure
+    assert read.states["pay"].step == made.states["pay"].step
+    assert len(states) == 7
 
 
 def test_the_readme_shows_one_machine_in_python_and_in_yaml(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def verb(name: str, *, level: int = logging.ERROR) -> Callable[[Verb], click.Com
         def run(debug: bool, **words: Any) -> int:
             long = level == logging.INFO  # what works for hours says when it did what
             form = "%(asctime)s %(levelname)s %(message)s" if long else "%(levelname)s: %(message)s"
-            logging.basicConfig(level=logging.DEBUG if debug else level, format=form)
+            logging.basicConfig(level=logging.DEBUG if debug else level, format=form, handlers=[_Log()])
             return asyncio.run(fn(**words))
 
         run.__doc__ = fn.__doc__
@@ -80,6 +80,14 @@ def verb(name: str, *, level: int = logging.ERROR) -> Callable[[Verb], click.Com
         return click.command(name)(run_)
 
     return made
+
+
+class _Log(logging.StreamHandler[Any]):
+    """Writes to what stderr is at the time: above a bar, where one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
 
 
 def given(text: str | None, what: str) -> Any:
