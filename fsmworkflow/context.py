@@ -357,9 +357,10 @@ class Calls:
 
     def check(self) -> None:
         """Raise where a call was made and never awaited: its result would be missing without a word."""
-        if self._counts:
-            self.drive.worker.resources.ended(self)
-        if self._counts and (left := [n for n, asked in self._counts.items() if asked > self._begun.get(n, 0)]):
+        if not self._counts:
+            return
+        self.drive.worker.resources.ended(self)
+        if left := [n for n, asked in self._counts.items() if asked > self._begun.get(n, 0)]:
             what = ", ".join(_shown(name) for name in left[:3])
             raise FSMWorkflowError(
                 f"{self.where} has not awaited what it asked for ({what}): write `await ctx.call(...)`, and `async def`"

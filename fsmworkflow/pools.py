@@ -67,6 +67,8 @@ class Pool(Resource):
     async def _made(self) -> Kept:
         while len(self._all) >= self._most:  # some of them are closing
             await asyncio.wait([kept.task for kept in self._all if kept.ended], return_when=asyncio.FIRST_COMPLETED)
+        if not self.opened:  # it was closed meanwhile
+            raise ResourceError(f"{self.name} is closed")
         kept = Kept(self._make, self.name)
         self._all.add(kept)
         self.many = len(self._all)
@@ -88,7 +90,7 @@ class Pool(Resource):
 
     async def _lent(self, stack: AsyncExitStack) -> Any:
         kept = None
-        while kept is None:
+        while kept is None or kept.ended:
             kept = await self._sound(self._free.pop()) if self._free else await self._made()
         stack.push_async_exit(self._back(kept))
         return kept.value

@@ -81,12 +81,14 @@ class Kept:
         self._given = True
 
     def close(self) -> asyncio.Task[None]:
-        """Begin to close it; what takes longer than 10 s is cancelled."""
-        self.ended = True
-        self._closing.set()
-        if not self.task.done():
+        """Begin to close it; what takes longer than 10 s is cancelled, and at once what is not open yet."""
+        if not self.ended and self._given:
+            self._closing.set()
             late = self._loop.call_later(CLOSE_SECONDS, self.task.cancel)
             self.task.add_done_callback(lambda _: late.cancel())
+        elif not self.ended:
+            self.task.cancel()
+        self.ended = True
         return self.task
 
     def _over(self, task: asyncio.Task[None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -717,6 +718,109 @@ async def test_what_awaits_its_acquire_is_no_pool_and_is_shared() -> None:
     guarded = Guarded(1)
     async with Engine("memory://", resources={"it": guarded}) as engine, engine.resources.use("it") as it:
         assert it is guarded
+
+
+# -- whatever comes between -------------------------------------------------------------------------------------------
+
+
+class Chaos:
+    """A pool whose members fail, hang, die and close badly by chance, and users who are cancelled by chance."""
+
+    def __init__(self, seed: int) -> None:
+        self.rnd = random.Random(seed)
+        self.open: set[Any] = set()
+        self.bound = self.rnd.choice([1, 2, 3, 5])
+        maybe = self.rnd.choice
+        self.pool = Pool(
+            self.make, min=self.rnd.randrange(self.bound + 1), max=self.bound, wait=maybe([0.01, 0.1, 1]),
+            idle=maybe([0.01, 1]), check=maybe([None, self.look]), reset=maybe([None, self.look]),
+        )  # fmt: skip
+        self.engine = Engine("memory://", resources={"db": self.pool})
+
+    async def pause(self) -> None:
+        for _ in range(self.rnd.randrange(3)):
+            await asyncio.sleep(0 if self.rnd.random() < 0.7 else self.rnd.random() * 0.002)
+
+    @asynccontextmanager
+    async def make(self) -> AsyncIterator[Thing]:
+        await self.pause()
+        if self.rnd.random() < 0.1:
+            raise OSError("nobody listens there")
+        if self.rnd.random() < 0.03:
+            await asyncio.sleep(0.2)
+        thing = Thing(0)
+        self.open.add(thing)
+        try:
+            yield thing
+        finally:
+            await self.pause()
+            self.open.discard(thing)
+            if self.rnd.random() < 0.1:
+                raise OSError("it closes badly")
+
+    async def look(self, thing: Thing) -> bool:
+        await self.pause()
+        if self.rnd.random() < 0.05:
+            raise OSError("it is dead")
+        return self.rnd.random() > 0.05
+
+    async def user(self) -> None:
+        holder = object()
+        try:
+            use = self.engine.resources.use("db", holder, "a user")
+            thing = await use.__aenter__()
+            assert thing.sound, "two have it at once"
+            thing.sound = False
+            try:
+                await self.pause()
+                if (chance := self.rnd.random()) < 0.1:
+                    raise KeyError
+            finally:
+                thing.sound = True
+            if chance > 0.1:  # else it is not given back
+                await use.__aexit__(None, None, None)
+        except (ResourceError, KeyError):
+            pass
+        finally:
+            self.engine.resources.ended(holder)
+
+    async def opened(self) -> bool:
+        for _ in range(30):
+            try:
+                await self.engine.__aenter__()
+            except ResourceError:
+                assert [self.pool.opened, self.engine.store.opened] == [False, False]
+            else:
+                return True
+        return False
+
+    async def go(self) -> None:
+        tasks = [asyncio.create_task(self.user()) for _ in range(100)]
+        for _ in range(40):
+            await asyncio.sleep(0.0005)
+            self.rnd.choice(tasks).cancel()
+            assert len(self.open) <= self.bound
+        if self.rnd.random() < 0.7:
+            await self.ended(tasks)
+            await until(lambda: self.pool.used == 0)
+            assert len(self.pool._free) == sum(not kept.ended for kept in self.pool._all)
+        await self.engine.close()
+        assert not self.open
+        await self.ended(tasks)
+        await until(lambda: self.pool.used == self.pool.many == 0)
+        assert self.engine.resources._uses == {}
+
+    async def ended(self, tasks: list[asyncio.Task[None]]) -> None:
+        for error in await asyncio.gather(*tasks, return_exceptions=True):
+            if error is not None and not isinstance(error, asyncio.CancelledError):
+                raise error
+
+
+@pytest.mark.parametrize("seed", [random.randrange(10**6) for _ in range(20)])
+async def test_a_pool_keeps_its_bound_and_loses_nothing_whatever_fails(seed: int) -> None:
+    chaos = Chaos(seed)
+    if await chaos.opened():
+        await chaos.go()
 
 
 @pytest.fixture(autouse=True)
