@@ -307,10 +307,9 @@ class Calls:
 
     def count(self, name: str) -> int:
         """Which call of that name this is in this attempt, from 0."""
-        if self._counts is None:
-            self._counts = {}
-        nth = self._counts.get(name, 0)
-        self._counts[name] = nth + 1
+        counts = self._counts = self._counts or {}
+        nth = counts.get(name, 0)
+        counts[name] = nth + 1
         return nth
 
     async def perform(
