@@ -469,7 +469,7 @@ async def working(args: argparse.Namespace) -> None:
     async with Engine(args.url, workflows=flows, lease=args.lease, poll=0.05, grace=5, deaths=args.deaths) as engine:
         work = asyncio.create_task(engine.work(concurrency=args.steps))
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
-        ledger.write("open")
+        ledger.write("open", clock=time.time())
         with suppress(asyncio.CancelledError):
             await work
         ledger.write("drained")
@@ -538,9 +538,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--deaths", type=int, default=3)
     parser.add_argument("--die", choices=(*POINTS, *LEAVING))
     parser.add_argument("--nth", type=int, default=1)
+    parser.add_argument("--clock", type=float, default=0.0)
     for flag in ("--sync", "--wait", "--machine"):
         parser.add_argument(flag, action="store_true")
     return parser.parse_args()
+
+
+def _set_clock(apart: float) -> None:
+    """From now on the clock of this process is so many seconds early."""
+    real = time.time
+    time.time = lambda: real() + apart
 
 
 def main() -> int:
@@ -549,6 +556,8 @@ def main() -> int:
     ledger = Ledger(args.ledger)
     if args.die:
         die_at(args.die, args.nth)
+    if args.clock:
+        _set_clock(args.clock)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         asyncio.run(MODES[args.mode](args))

@@ -1087,12 +1087,13 @@ async def test_two_processes_never_wait_for_each_other(
         assert {await gapless(one, run) for run in runs} == {0 if kind == "starts" else 1}
 
 
+@pytest.mark.parametrize("apart", [-86_400, -3_600, 3_600, 86_400])
 async def test_a_server_in_another_time_is_the_one_that_judges(
-    postgres_store: Any, monkeypatch: pytest.MonkeyPatch
+    postgres_store: Any, monkeypatch: pytest.MonkeyPatch, apart: int
 ) -> None:
-    """The clock of this machine is an hour late: leases that this store gives still hold until they should."""
+    """This machine's clock is an hour or a day late or early: leases that this store gives hold until they should."""
     real = time.time
-    monkeypatch.setattr("fsmworkflow.store.postgres.time.time", lambda: real() - 3_600)
+    monkeypatch.setattr("fsmworkflow.store.postgres.time.time", lambda: real() + apart)
     await enrol(postgres_store, ME)  # from now on the offset is known
     assert abs(postgres_store.now() - real()) < 1
     await enrol(postgres_store, ME, lease=30.0)

@@ -134,6 +134,24 @@ def test_P3_a_worker_that_is_told_to_end_repeats_no_step_and_its_successor_goes_
     check(durable_url, children, 60, deaths=0)
 
 
+def test_workers_whose_clocks_are_an_hour_and_a_day_apart_share_the_work_and_each_others_deaths(
+    postgres_url: str, children: Children
+) -> None:
+    some = [worker(children, postgres_url, 4, "--clock", apart) for apart in (0, 3_600, -86_400)]
+    clocks = [child.line("open")["clock"] for child in some]
+    assert clocks[1] - clocks[2] > 89_000
+    chores(postgres_url, *(f"k{n}" for n in range(60)))
+    for child in some[1:]:
+        child.line("end")
+        assert child.kill()
+    alive_until(postgres_url, 60, some[:1])
+    chores(postgres_url, *(f"k{n}" for n in range(60, 90)))
+    some = [worker(children, postgres_url, 4, "--clock", apart) for apart in (3_600, -86_400)] + some[:1]
+    alive_until(postgres_url, 90, some)
+    dismissed(some)
+    check(postgres_url, children, 90, deaths=2)
+
+
 @pytest.mark.parametrize("point", LEAVING)
 def test_a_worker_that_dies_as_it_gives_its_runs_back_repeats_at_most_one_step_of_each(
     durable_url: str, children: Children, point: str
