@@ -115,12 +115,38 @@ async def test_a_row_that_the_database_refuses_stops_the_stream_with_nothing_of_
     rows(durable_url, 1)
     records = [{"n": n if n != 7 else 2, "text": "x"} for n in range(10)]
     async with Engine(durable_url) as engine:
-        with pytest.raises(Exception, match=r"(?i)unique"):
+        which = "record 8" if durable_url.startswith("sqlite") else "one of the records 6 to 10"
+        with pytest.raises(StreamError, match=rf"(?i){which} of .* cannot be written to the table 'kept': .*unique"):
             await stream(engine, plain(), records, sinks.Table("kept"), key="k", chunk=5)
         assert await kept(durable_url) == [0, 1, 2, 3, 4]
         records[7]["n"] = 7
         await stream(engine, plain(), records, sinks.Table("kept"), key="k", chunk=5)
     assert await kept(durable_url) == list(range(10))
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("bad", [object(), 2**80])
+async def test_a_value_that_a_database_does_not_have_is_named_with_its_record(
+    durable_url: str, tmp_path: Path, bad: Any, own: bool
+) -> None:
+    rows(durable_url, 1)
+    records = [{"n": n if n != 7 else bad, "text": "x"} for n in range(10)]
+    table = sinks.Table("kept") if own else sinks.Table("kept", url=durable_url, key="n")
+    async with Engine(durable_url) as engine:
+        with pytest.raises(StreamError, match="record 8 of the list of records cannot be written to the table 'kept'"):
+            await stream(engine, unseen(), records, table, key="k", chunk=5)
+        assert await kept(durable_url) == [0, 1, 2, 3, 4]
+        records[7]["n"] = 7
+        table = sinks.Table("kept") if own else sinks.Table("kept", url=durable_url, key="n")
+        await stream(engine, unseen(), records, table, key="k", chunk=5)
+    assert await kept(durable_url) == list(range(10))
+
+
+def unseen() -> Workflow:
+    flow = Workflow("unseen")
+    flow.step("look", initial=True, then="over")(lambda ctx: None)
+    flow.final("over")
+    return flow
 
 
 async def test_a_table_of_another_database_is_written_by_its_key_so_that_twice_is_once(

@@ -300,7 +300,8 @@ class Flow:
         for ends, wrong, before in pieces:
             numbers += [before + place + 1 for place, (state, _) in enumerate(ends) if state in states]
             numbers += [entry["number"] for entry in wrong] if ERRORS in states else []
-        place = f"record {numbers[error.place]:,} of {self.source.name}"
+        which = f"one of the records {numbers[0]:,} to {numbers[-1]:,}"  # where the sink does not say
+        place = f"{which if error.place < 0 else f'record {numbers[error.place]:,}'} of {self.source.name}"
         return StreamError(f"{place} cannot be written to {error.sink}: {error.why}. Mend that, and begin again")
 
     def _sorted(self, ends: list[End], wrong: list[Any]) -> list[tuple[Sink, list[Any]]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import sqlite3
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import length_hint
 from typing import Any, Protocol
 
 import msgspec
@@ -131,7 +132,14 @@ class Table(Sink):
         names = ", ".join(map(_quoted, self._columns))
         places = ", ".join(database.place(number + 1) for number in range(len(self._columns)))
         sql = f"INSERT INTO {_quoted(self.table)} ({names}) VALUES ({places})"
-        await database.write(f"{sql}{self._instead()}", rows, self.name)
+        left = iter(rows)
+        try:
+            await database.write(f"{sql}{self._instead()}", left, self.name)
+        except Exception as error:
+            refused = error.__cause__ or error if isinstance(error, StreamError) else error
+            if (place := _refused(refused, len(rows) - length_hint(left))) is None:
+                raise
+            raise Unwritable(self.name, place, str(refused)) from error
 
     def _values(self, place: int, record: dict[str, Any]) -> tuple[Any, ...]:
         assert self._columns is not None
@@ -151,6 +159,19 @@ class Table(Sink):
     def close(self) -> None:
         if self._database is not None:
             self._database.close()
+
+
+def _refused(error: BaseException, taken: int) -> int | None:
+    """The place of the row that a database refused, -1 where it does not say; None where that is not what is wrong.
+
+    SQLite takes one row after the other, and `taken` is how many it has; asyncpg encodes many at once.
+    """
+    if isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError)):
+        return taken - 1
+    found = re.search(r"element #(\d+)", str(error))
+    if found is not None:
+        return int(found[1])
+    return -1 if str(getattr(error, "sqlstate", ""))[:2] in ("22", "23") else None  # data and integrity
 
 
 def _quoted(name: str) -> str:
@@ -184,7 +205,7 @@ class _Database(Protocol):
     async def fetch(self, sql: str, given: list[Any], what: str) -> list[Row]:
         """Rows by name. Raises StreamError with what it is for."""
 
-    async def write(self, sql: str, rows: list[tuple[Any, ...]], what: str) -> None:
+    async def write(self, sql: str, rows: Iterator[tuple[Any, ...]], what: str) -> None:
         """Write all of them, or none."""
 
     def close(self) -> None:
@@ -235,7 +256,7 @@ class _SQLite:
         rows: list[Row] = await self._said(work, what)
         return rows
 
-    async def write(self, sql: str, rows: list[tuple[Any, ...]], what: str) -> None:
+    async def write(self, sql: str, rows: Iterator[tuple[Any, ...]], what: str) -> None:
         def work() -> None:
             with self._opened() as db:
                 db.execute("BEGIN IMMEDIATE")
@@ -282,10 +303,10 @@ class _Postgres:
     async def _fetch(self, sql: str, given: list[Any]) -> list[Row]:
         return [dict(row) for row in await (await self._opened()).fetch(sql, *given)]
 
-    async def write(self, sql: str, rows: list[tuple[Any, ...]], what: str) -> None:
+    async def write(self, sql: str, rows: Iterator[tuple[Any, ...]], what: str) -> None:
         await self._said(self._write(sql, rows), what)
 
-    async def _write(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
+    async def _write(self, sql: str, rows: Iterator[tuple[Any, ...]]) -> None:
         await (await self._opened()).executemany(sql, rows)  # all of them, or none
 
     async def _said(self, work: Any, what: str) -> Any:
@@ -325,7 +346,7 @@ class _Lent:
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) async for row in cursor]
 
-    async def write(self, sql: str, rows: list[tuple[Any, ...]], what: str) -> None:
+    async def write(self, sql: str, rows: Iterator[tuple[Any, ...]], what: str) -> None:
         await self._connection.executemany(sql, rows)
 
     def close(self) -> None:

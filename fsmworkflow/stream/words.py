@@ -19,7 +19,10 @@ class StreamError(FSMWorkflowError):
 
 
 class Unwritable(StreamError):
-    """A sink cannot write the record at this place, from 0, of those it was given now; a late one, for this commit."""
+    """A sink cannot write the record at this place, from 0, of those it was given now; a late one, for this commit.
+
+    -1 where it does not know which of them it was.
+    """
 
     def __init__(self, sink: str, place: int, why: str) -> None:
         super().__init__(f"the sink {sink} cannot write a record: {why}")
