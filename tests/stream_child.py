@@ -1,7 +1,7 @@
-"""The program that the crash tests of streams kill: `stream_child.py URL SOURCE SINK [CHUNK [WORKERS [LEASE]]]`.
+"""The program that crash tests of streams kill: `stream_child.py URL SOURCE SINK [CHUNK [WORKERS [LEASE [apart]]]]`.
 
-The source is JSON lines, or "rows" for the table of that name in the run's database; the sink is a file, or "table" for
-the tables `odd` and `even` there.
+The source is a file, a pattern of files, or "rows" for the table of that name in the run's database; the sink is a
+file, or "table" for the tables `odd` and `even` there.
 """
 
 from __future__ import annotations
@@ -29,17 +29,21 @@ def numbered() -> Workflow:
     return flow
 
 
-async def main(url: str, source: str, sink: str, chunk: str = "500", workers: str = "1", lease: str = "10") -> None:
+async def main(
+    url: str, source: str, sink: str, chunk: str = "500", workers: str = "1", lease: str = "10", order: str = ""
+) -> None:
     place, dot, suffix = sink.partition(".")
     given: Any = sources.Rows(url, "rows", order_by="n") if source == "rows" else source
+    given = sources.files(source) if "*" in source else given
     ways: dict[str, Any] = {state: f"{place}-{state}{dot}{suffix}" for state in ("odd", "even")}
     if Path(sink).name == "table":
         ways = {state: sinks.Table(state) for state in ways}
     errors = f"{place}-errors.jsonl"
     async with Engine(url, deaths=1_000_000, lease=float(lease)) as engine:  # what is often killed here is not at fault
         done = await stream(
-            engine, numbered(), given, ways, errors=errors, key="k", chunk=int(chunk), workers=int(workers)
-        )
+            engine, numbered(), given, ways, errors=errors, key="k", chunk=int(chunk), workers=int(workers),
+            ordered=order != "apart",
+        )  # fmt: skip
     print(done.records, done.resumed, flush=True)
 
 

@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from fsmworkflow.stream import tables
-from fsmworkflow.stream.packing import Unpacked, is_packed
+from fsmworkflow.stream.packing import Unpacked, is_packed, packed
 from tests.postgres_server import execute
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,6 +108,46 @@ def test_after_10_kills_every_record_is_in_the_files_once_and_in_order(
         resumed = killed_until_done(paths, KILLS, MANY, *words)
         assert resumed > 0, "no life has committed anything before it was killed"
         whole(tmp_path, suffix, MANY)
+    except BaseException as error:
+        error.add_note(f"FSMWORKFLOW_SEED={SEED}")
+        raise
+
+
+def packed_in(path: Path, records: list[dict[str, Any]]) -> None:
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(records), path, row_group_size=3000)
+    else:
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        path.write_bytes(packed(str(path), text.encode()))
+
+
+@pytest.mark.parametrize(("name", "parts"), [("in.jsonl.zst", 1), ("in-*.jsonl.gz", 5), ("in.parquet", 1)])
+def test_after_10_kills_a_source_of_any_kind_was_read_once(
+    sqlite_url: str, tmp_path: Path, name: str, parts: int
+) -> None:
+    records = [{"n": n, "text": f"record {n}"} for n in range(MANY)]
+    for number in range(parts):
+        each = MANY // parts
+        packed_in(tmp_path / name.replace("*", str(number)), records[number * each : (number + 1) * each])
+    paths = [tmp_path / f"out-{state}.jsonl" for state in ("odd", "even")]
+    try:
+        assert killed_until_done(paths, KILLS, MANY, sqlite_url, tmp_path / name, tmp_path / "out.jsonl", 500) > 0
+        whole(tmp_path, ".jsonl", MANY)
+    except BaseException as error:
+        error.add_note(f"FSMWORKFLOW_SEED={SEED}")
+        raise
+
+
+def test_after_10_kills_every_record_is_there_once_where_order_is_not_kept(sqlite_url: str, tmp_path: Path) -> None:
+    written(tmp_path / "in.jsonl", MANY)
+    paths = [tmp_path / f"out-{state}.jsonl" for state in ("odd", "even")]
+    words = (sqlite_url, tmp_path / "in.jsonl", tmp_path / "out.jsonl", 500, 4, 10, "apart")
+    try:
+        assert killed_until_done(paths, KILLS, MANY, *words) > 0
+        numbers = sorted(record["n"] for path in paths for record in read(path))
+        assert numbers == [n for n in range(MANY) if n % 1000 != 999]
+        errors = read(tmp_path / "out-errors.jsonl")
+        assert sorted(entry["number"] for entry in errors) == list(range(1000, MANY + 1, 1000))
     except BaseException as error:
         error.add_note(f"FSMWORKFLOW_SEED={SEED}")
         raise
