@@ -130,6 +130,21 @@ def test_health_says_that_an_engine_is_well(capsys: Any) -> None:
     assert main(["health", "sqlite:///app.db"]) == 0
 
 
+def test_health_shows_how_much_of_each_resource_is_used(app: Path, capsys: Any) -> None:
+    with (app / "app.py").open("a") as program:
+        program.write(
+            "from fsmworkflow.pools import Folder, Pool\n"
+            "given = {'out': Folder('out'), 'db': Pool(object, min=2, max=3)}\n"
+            "rich = Engine('sqlite:///app.db', workflows=[report], resources=given)\n"
+        )
+    assert main(["health", "app:rich"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["resource", "out", "0", "used,", "1", "open"] in shown
+    assert ["resource", "db", "0", "used,", "2", "of", "3", "open"] in shown
+    assert main(["health", "app:rich", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["resources"]["db"] == {"used": 0, "open": 2, "max": 3, "problem": None}
+
+
 def test_health_is_1_where_a_run_waits_that_nobody_drives_but_ready_is_not(capsys: Any) -> None:
     make()
     asyncio.run(_age())

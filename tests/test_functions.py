@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import msgspec
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fsmworkflow import Engine, FSMWorkflowError, RunFailed, To, Workflow, field
@@ -99,7 +99,7 @@ NESTED = {"customer": {"email": "a@b.c", "age": 7}}
          ["$.a: 'x' is not of type 'integer'"]),
         (unique("tags"), {"tags": [1, "1", [2], {"a": 1}]}, {"tags": [{"a": 1, "b": 2}, {"b": 2, "a": 1}]},
          ["tags must have {'a': 1, 'b': 2} once, not [{'a': 1, 'b': 2}, {'a': 1, 'b': 2}]"]),
-        (unique("items", key="id"), {"items": [{"id": 1}, {"id": 2}]}, {"items": "text"},
+        (unique("items", key="id"), {"items": [{"id": 1}, {"id": 2}, {}, {}, 7]}, {"items": "text"},
          ["items must be a list, not 'text'"]),
         (depends_on(card=["number", "owner"]), {"number": 1}, {"card": 1, "owner": 2}, ["card needs number"]),
         (data_valid(), {}, {"valid": False}, ["valid is false"]),
@@ -183,6 +183,7 @@ DATA = st.dictionaries(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(DATA)
 def test_whatever_the_data_is_a_check_answers_and_a_change_alters_nothing_that_it_is_given(
     data: dict[str, Any],
@@ -223,6 +224,11 @@ def test_what_cannot_be_converted_is_told_with_its_field() -> None:
 def test_what_means_nothing_is_refused_when_it_is_made(make: Callable[[], Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_items_that_are_no_data_are_compared_by_their_repr() -> None:
+    assert unique("a")({"a": [{1, 2}, {3}, object()]})
+    assert not unique("a")({"a": [1j, 1j]})
 
 
 def test_nothing_is_fetched_for_a_schema_and_its_patterns_are_bounded() -> None:

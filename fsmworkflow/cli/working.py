@@ -110,7 +110,11 @@ async def health(engine: Target | None, file: str | None, only: str | None, max_
         console.print(f"[{'green' if well else 'red'}]{'well' if well else 'not well'}[/]" + (":" if problems else ""))
         for problem in problems:
             say(console, f"  {problem}")
-        table(console, ("", ""), [(name, value) for name, value in found.items() if name not in ("problems", "at")])
+        rows = [(name, value) for name, value in found.items() if name not in ("problems", "at", "resources")]
+        for name, use in found.get("resources", {}).items():
+            most = "" if use["max"] is None else f" of {use['max']}"
+            rows.append((f"resource {name}", f"{use['used']} used, {use['open']}{most} open"))
+        table(console, ("", ""), rows)
 
     answer(as_json, found, draw)
     return 0 if well else NOT_WELL

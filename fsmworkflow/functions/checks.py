@@ -182,14 +182,22 @@ def unique(*fields: str, key: str | None = None) -> Check:
         if not isinstance(value, (list, tuple)):
             return "be a list"
         seen, what = set(), [item if key is None else at(item, key) for item in value]
-        for one in what:
-            text = msgspec.json.encode(one, order="sorted")
+        for one in what if key is None else (one for one in what if one is not None):
+            text = _text(one)
             if text in seen:
                 return f"have {cut(one)} once"
             seen.add(text)
         return ""
 
     return _each("unique", dict.fromkeys(fields), wrong)
+
+
+def _text(value: Any) -> bytes:
+    """Text that is the same for what is equal."""
+    try:
+        return msgspec.json.encode(value, order="sorted")
+    except (TypeError, ValueError, RecursionError):  # what is no data
+        return repr(value).encode("utf-8", "backslashreplace")
 
 
 def depends_on(**fields: str | Iterable[str]) -> Check:

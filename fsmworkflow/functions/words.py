@@ -31,8 +31,10 @@ def data_of(given: Any) -> Data:
     return found
 
 
-def at(data: Data, path: str) -> Any:
+def at(data: Any, path: str) -> Any:
     """The value of a field, None where it is not there."""
+    if isinstance(data, Mapping) and (path in data or "." not in path):
+        return data.get(path)
     return Operand("data", path).read(View(data))
 
 
