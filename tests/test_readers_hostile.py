@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,12 @@ from typing import Any
 import pytest
 
 from fsmworkflow import DefinitionError, Engine, RunFailed, Workflow
+from fsmworkflow.config import Source
 from fsmworkflow.readers import dataknobs
 from fsmworkflow.readers.pystator import Machine
+from tests.test_config_hostile import SEED, changed
+from tests.test_dataknobs import STAGES
+from tests.test_pystator import LIFE, ORDER
 
 SECONDS, MEGABYTES = 2.0, 300
 MANY = 20_000
@@ -224,3 +229,54 @@ def test_a_program_s_own_values_have_the_same_limits() -> None:
             Machine.from_dict(config)  # type: ignore[arg-type]
         with pytest.raises((DefinitionError, TypeError)):
             dataknobs.load(config)  # type: ignore[arg-type]
+
+
+# -- fuzzed -----------------------------------------------------------------------------------------------------------
+
+
+class Everything(dict[str, Any]):
+    """Functions of every name."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> Any:
+        return lambda ctx: None
+
+
+def read(config: dict[str, Any]) -> None:
+    if "networks" in config:
+        functions = dict.fromkeys(("has_name", "enrich", "categorise", "is_known", "check"), lambda data: data)
+        dataknobs.load(config, functions=functions)
+        return
+    machine = Machine.from_dict(config)
+    machine.guards, machine.actions = Everything(), Everything()
+    machine.workflow()
+
+
+def fuzz(times: int) -> None:
+    print("FSM_SEED =", SEED)
+    chance, loaded, refused = random.Random(SEED), 0, 0
+    configs = [json.loads(json.dumps(Source.of_text(one, "yaml", "x").value)) for one in (ORDER, LIFE, STAGES)]
+    for config in configs:
+        read(config)
+    for _ in range(times):
+        config = changed(chance.choice(configs), chance)
+        if not isinstance(config, dict):
+            continue
+        try:
+            read(config)
+            loaded += 1
+        except DefinitionError:
+            refused += 1
+    assert loaded
+    assert refused
+
+
+def test_a_changed_file_is_a_workflow_or_a_definition_error() -> None:
+    fuzz(1_000)
+
+
+@pytest.mark.soak
+def test_very_many_changed_files_are_workflows_or_definition_errors() -> None:
+    fuzz(100_000)
