@@ -9,8 +9,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from fsmworkflow.calls import Calls
 from fsmworkflow.codec import Data, encode
-from fsmworkflow.context import Calls, WorkflowContext
+from fsmworkflow.context import WorkflowContext
 from fsmworkflow.errors import FSMWorkflowError, Refused, StepTimeout
 from fsmworkflow.failures import asked_to_stop, failure
 from fsmworkflow.hooks import Hooks

@@ -16,17 +16,8 @@ from fsmworkflow.acting import act, undo
 from fsmworkflow.actions import act_after
 from fsmworkflow.children import joined
 from fsmworkflow.decide import decide
-from fsmworkflow.due import again, due_next, resting_due
-from fsmworkflow.errors import (
-    DefinitionChanged,
-    EndlessLoop,
-    FSMWorkflowError,
-    Refused,
-    RolledBack,
-    Stale,
-    StoreError,
-    log,
-)
+from fsmworkflow.due import LOOP, again, due_next, endless, resting_due
+from fsmworkflow.errors import DefinitionChanged, FSMWorkflowError, Refused, RolledBack, Stale, StoreError, log
 from fsmworkflow.failures import failure
 from fsmworkflow.flights import SUSPECT, fly
 from fsmworkflow.hooks import Hooks
@@ -40,7 +31,6 @@ from fsmworkflow.workflow import Workflow
 
 __all__ = ["Drive"]
 
-LOOP = 1_000
 LEFT_BEHIND = 10.0
 """Seconds that a cancelled step has to end, before the move that leaves its state is committed without it."""
 AGAIN, LONGEST = 0.05, 5.0
@@ -319,12 +309,7 @@ class Drive:
             self._idle = ()
             return event
         self._idle = (*self._idle, event.state)
-        if len(self._idle) <= LOOP:
-            return event
-        before = [place for place, state in enumerate(self._idle[:-1]) if state == event.state]
-        cycle = " -> ".join(self._idle[before[-1] if before else -20 :])
-        error = EndlessLoop(f"{LOOP:,} moves without a step, an event or time between them: {cycle}")
-        return Event(name=records.ERROR, state=event.state, error=error, failure=failure(error, self.run, event.state))
+        return event if len(self._idle) <= LOOP else endless(self.run, self._idle)
 
     # -- steps ------------------------------------------------------------------------------------------------------
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fsmworkflow.case import Case
 from fsmworkflow.choosing import first
-from fsmworkflow.failures import OWN, asked_to_stop
-from fsmworkflow.records import BEGIN, DONE, OPEN, TIMEOUT, Event, Run, replace
+from fsmworkflow.errors import EndlessLoop
+from fsmworkflow.failures import OWN, asked_to_stop, failure
+from fsmworkflow.records import BEGIN, DONE, ERROR, OPEN, TIMEOUT, Event, Run, replace
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["again", "due_next", "resting", "resting_due"]
+__all__ = ["LOOP", "again", "due_next", "endless", "resting", "resting_due"]
 
+LOOP = 1_000
+"""The most moves without a step, an event or a time between them."""
 QUIET = frozenset({"final", "child", "each"})
 """The kinds of states that lead nowhere by themselves: children bring `$joined`."""
 
@@ -44,6 +49,14 @@ def _timeout_due(run: Run, now: float) -> Event | None:
     if first is None or first[0] > now:
         return None
     return Event(name=TIMEOUT, state=first[1], trigger=first[2], due=first[0])
+
+
+def endless(run: Run, passed: Sequence[str]) -> Event:
+    """What fails a run that has passed more than 1,000 states in a row which do nothing."""
+    before = [place for place, state in enumerate(passed[:-1]) if state == passed[-1]]
+    cycle = " -> ".join(passed[before[-1] if before else -20 :])
+    error = EndlessLoop(f"{LOOP:,} moves without a step, an event or time between them: {cycle}")
+    return Event(name=ERROR, state=passed[-1], error=error, failure=failure(error, run, passed[-1]))
 
 
 async def resting(case: Case, run: Run) -> Run:

@@ -8,24 +8,14 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any, cast, get_args
 
+from fsmworkflow import states as words
 from fsmworkflow.conditions import Guard, Operand, as_guard, cut, uncallable
 from fsmworkflow.errors import name_problem, nearest
 from fsmworkflow.records import ENDED
 from fsmworkflow.retry import Retry, seconds
-from fsmworkflow.states import (
-    ENDS,
-    Children,
-    Migration,
-    OnFailure,
-    Outcome,
-    action_name,
-    inside_of,
-    place_problems,
-    resolve,
-    sources_of,
-)
+from fsmworkflow.states import Children, Migration, OnFailure, Outcome, State, Transition
 from fsmworkflow.versions import names, steps_from
-from fsmworkflow.workflow import State, Transition, Workflow
+from fsmworkflow.workflow import Workflow
 
 __all__ = ["Paths", "place_of", "problems_of"]
 
@@ -68,7 +58,7 @@ def problems_of(workflow: Workflow) -> list[str]:
 def _initial_problems(workflow: Workflow) -> list[str]:
     """Every scope but a parallel state has one initial state; a parallel state has regions, and enters them all."""
     problems = []
-    inside = inside_of(workflow)
+    inside = words.inside_of(workflow)
     for state in workflow.states.values():
         if state.kind in COMPOSITE:
             inside.setdefault(state.name, [])
@@ -167,9 +157,9 @@ def _action_problems(workflow: Workflow) -> list[str]:
     named = [(place_of(t), t.after) for t in workflow.transitions]
     named += [(f"state {s.name!r}", hook) for s in workflow.states.values() for hook in (s.enter, s.exit)]
     return [
-        f"{where}: there is another action {action_name(action)!r}: give one of them a name of its own, with def"
+        f"{where}: there is another action {words.action_name(action)!r}: give one of them a name of its own, with def"
         for where, action in named
-        if callable(action) and known.setdefault(action_name(action), action) != action
+        if callable(action) and known.setdefault(words.action_name(action), action) != action
     ]
 
 
@@ -221,10 +211,10 @@ def _mapping_problems(workflow: Workflow, one: Migration) -> Iterable[str]:
 
 
 def _transition_problems(workflow: Workflow, t: Transition, near: Iterable[str]) -> list[str]:
-    problems = place_problems(t)
+    problems = words.place_problems(t)
     if not problems:
         problems += _end_problems(workflow, t, near) + _way_problems(t)
-        if isinstance(t.after, str) and t.after != ENDS and t.after not in workflow.actions:
+        if isinstance(t.after, str) and t.after != words.ENDS and t.after not in workflow.actions:
             problems.append(f"there is no action {t.after!r}: give a function, or a method of the machine")
         problems += _guard_problems(t.conditions, workflow.lenient)
     return [f"{place_of(t)}: {p}" for p in problems]
@@ -240,7 +230,7 @@ def _end_problems(workflow: Workflow, t: Transition, near: Iterable[str]) -> lis
             problems.append(f"{name!r} is final, nothing leads out of it")
         elif name != "*" and states[name].kind == "region":
             problems.append(f"{name!r} is a region: transitions belong to the states in it, or to the one around it")
-    if t.dest is not None and not problems and (dest := resolve(states, sources[0], t.dest)) is None:
+    if t.dest is not None and not problems and (dest := words.resolve(states, sources[0], t.dest)) is None:
         problems.append(f"there is no state {t.dest!r}{nearest(t.dest, near)}")
     elif t.dest is not None and not problems and states[dest or ""].kind == "region":
         problems.append(f"{t.dest!r} is a region: lead to the parallel state, or to a state in the region")
@@ -289,12 +279,12 @@ class Paths:
         self.states = workflow.states
         self.finals = {state.name for state in workflow.states.values() if state.kind == "final"}
         self.ends = [s.name for s in self.states.values() if s.ends or (s.kind == "final" and "." not in s.name)]
-        self.inside = inside_of(workflow)
+        self.inside = words.inside_of(workflow)
         self.arcs: dict[str, list[tuple[Transition, str | None]]] = {name: [] for name in workflow.states}
         self.arcs[ANY] = []
         for t in workflow.transitions:
-            for source in [ANY] if t.source == "*" else sources_of(workflow, t):
-                self.arcs[source].append((t, None if t.dest is None else resolve(self.states, source, t.dest)))
+            for source in [ANY] if t.source == "*" else words.sources_of(workflow, t):
+                self.arcs[source].append((t, None if t.dest is None else words.resolve(self.states, source, t.dest)))
 
     def problems(self) -> list[str]:
         reached = self._reached()
@@ -361,7 +351,7 @@ class Paths:
             around = name.rpartition(".")[0]
             for t, dest in arcs:
                 taken = [name, (name, "done" if _by_itself(t) else "on")]
-                todo += taken if dest is None or t.after == ENDS else []
+                todo += taken if dest is None or t.after == words.ENDS else []
                 back[dest] += taken
             back[around, "on"] += [name, (name, "on")]
             if name in self.finals or (around and self.states[around].kind == "parallel"):

@@ -117,20 +117,9 @@ class Chart:
         action = None if t.after is None or t.after == ENDS else action_name(t.after)
         ends = t.dest is None or t.after == ENDS
         plain = self.flat and not (ends or t.internal or action or t.update or {source, t.dest} & self._busy)
-        return Arc(
-            t.trigger,
-            source,
-            t.dest,
-            None if t.conditions in (None, [], ()) else as_guard(t.conditions),
-            action,
-            ends,
-            t.update,
-            t.internal,
-            t.error,
-            domain,
-            () if t.dest is None or t.internal else self.entered((t.dest,), domain),
-            plain,
-        )
+        guard = None if t.conditions in (None, [], ()) else as_guard(t.conditions)
+        enters = () if t.dest is None or t.internal else self.entered((t.dest,), domain)
+        return Arc(t.trigger, source, t.dest, guard, action, ends, t.update, t.internal, t.error, domain, enters, plain)
 
     def automatic(self, state: str) -> tuple[Arc, ...]:
         """The transitions that a state takes by itself, in the order in which their conditions are asked."""

@@ -15,7 +15,7 @@ from fsmworkflow.errors import StoreError, TransactionError
 from fsmworkflow.store.lent import Lent
 
 if TYPE_CHECKING:
-    from fsmworkflow.context import Calls
+    from fsmworkflow.calls import Calls
 
 __all__ = ["Transaction"]
 

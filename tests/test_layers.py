@@ -71,6 +71,7 @@ FLOORS = {
     "problems.py": 2,
     "acting.py": 3,
     "context.py": 3,
+    "calls.py": 3,
     "drive.py": 3,
     "explain.py": 3,
     "threads.py": 3,
@@ -127,7 +128,7 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 9_537
+LOWER_FLOORS_LINES = 9_504
 RESOURCES_LINES = 245  # what an engine opens for steps, beside the 20 lines by which the others know of it
 FILES_LINES = 1_229  # a workflow as data, which no program without files loads: config/ and expressions.py
 TOP_FLOOR_LINES = 400

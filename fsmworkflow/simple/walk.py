@@ -10,7 +10,7 @@ import msgspec
 from fsmworkflow.beginning import begin
 from fsmworkflow.codec import Data
 from fsmworkflow.decide import by_hand
-from fsmworkflow.drive import LOOP
+from fsmworkflow.due import LOOP
 from fsmworkflow.errors import EndlessLoop
 from fsmworkflow.records import OPEN, Run
 from fsmworkflow.stream.passage import AWAITS, Decided

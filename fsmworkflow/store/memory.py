@@ -9,26 +9,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from fsmworkflow import records
 from fsmworkflow.codec import read_back
 from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, StoreError, TransactionError
 from fsmworkflow.flights import SUSPECT
-from fsmworkflow.records import (
-    GOING,
-    MOVING,
-    OPEN,
-    STUCK,
-    UNFINISHED,
-    Call,
-    Child,
-    Entry,
-    Event,
-    Move,
-    Order,
-    Owner,
-    Post,
-    Run,
-    replace,
-)
+from fsmworkflow.records import Call, Child, Entry, Event, Move, Order, Owner, Post, Run, replace
 from fsmworkflow.store import NONE, Calls, Entries, Events, Keys, Limits, Names, Owners, Pairs, Runs, Versions, Woken
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.rows import drops, ends, is_new, opened, posted, related, sealed, sealed_move
@@ -212,16 +197,16 @@ class MemoryStore:
             self._moves[run.id].append(told)
             return False
         waiting = {event.name for event in self._waiting(run)}
-        again = run.status in STUCK and not waiting.isdisjoint(("$retry", "$rerun"))
+        again = run.status in records.STUCK and not waiting.isdisjoint(("$retry", "$rerun"))
         if name == "$retry":
             name = "$retry" if child.turn == 2 else "$unpause"
         says = {
-            "$cancel": run.status in GOING or again,
-            "$pause": child.turn == 1 and (run.status in OPEN or again),
+            "$cancel": run.status in records.GOING or again,
+            "$pause": child.turn == 1 and (run.status in records.OPEN or again),
             "$unpause": child.turn == 1 and (run.status == "paused" or "$pause" in waiting),
             "$retry": child.turn == 2 and (run.status == "parked" or (run.status == "failed" and not run.over)),
         }
-        if name == "$retry" and run.status in UNFINISHED:  # it was let go on by hand, and counts again
+        if name == "$retry" and run.status in records.UNFINISHED:  # it was let go on by hand, and counts again
             self._take_turn(run.id, 1)
         if not says[name]:
             return False
@@ -296,7 +281,7 @@ class MemoryStore:
             parent = todo.pop()
             live = [self._runs[number] for number in sorted(self._live.get(parent, ()))]
             todo += [one.id for one in live]
-            found += [r for r in live if r.due is not None and (r.status in MOVING or r.due <= self._clock())]
+            found += [r for r in live if r.due is not None and (r.status in records.MOVING or r.due <= self._clock())]
         return [(one.workflow, one.key) for one in found]
 
     def _insert(self, run: Run, event: Event, now: float) -> Event:
@@ -420,7 +405,7 @@ class MemoryStore:
     def _driven(self, workflow: str) -> int:
         """How many runs of a workflow live owners hold, those that rest not counted."""
         live = [r for r in self._runs.values() if r.workflow == workflow and r.due is not None and not self._free(r)]
-        return sum(r.status in MOVING or (r.due or 0.0) <= self._clock() for r in live)
+        return sum(r.status in records.MOVING or (r.due or 0.0) <= self._clock() for r in live)
 
     async def claim_one(
         self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None
@@ -456,7 +441,7 @@ class MemoryStore:
         found = [r for r in found if r.updated < before and r.due is None and r.owner is None]
         roots = [r for r in found if (above := self._runs.get(r.parent or 0)) is None or above.over]
         families = (self._family(run) for run in roots)
-        going = [f for f in families if not any(r.status in UNFINISHED or r.owner is not None for r in f)]
+        going = [f for f in families if not any(r.status in records.UNFINISHED or r.owner is not None for r in f)]
         gone = {run.id: run for family in going[:many] for run in family}
         for run in gone.values():
             del self._runs[run.id], self._keys[run.workflow, run.key], self._moves[run.id]

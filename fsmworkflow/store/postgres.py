@@ -123,11 +123,8 @@ class PostgresStore(Verbs):
         """A pool as the user's, each of whose connections can be kept from ending its transaction."""
         async with self._pooled:
             if self._lends is None:
-                kind = type(
-                    "Guarded",
-                    (Guarded, self._pooling.get("connection_class", asyncpg.Connection)),
-                    {"watch": self._watch},
-                )
+                own = self._pooling.get("connection_class", asyncpg.Connection)
+                kind = type("Guarded", (Guarded, own), {"watch": self._watch})
                 self._lends = await self._make_pool({**server.POOL, **self._pooling, "connection_class": kind})
         return self._lends
 

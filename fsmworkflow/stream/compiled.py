@@ -13,7 +13,7 @@ from typing import Any
 from fsmworkflow.acting import outcome
 from fsmworkflow.conditions import Condition, Function, Guard, Joined, Not, View
 from fsmworkflow.decide import by_hand
-from fsmworkflow.drive import LOOP
+from fsmworkflow.due import LOOP
 from fsmworkflow.errors import CodecError, EndlessLoop
 from fsmworkflow.records import DONE, ERROR, Event
 from fsmworkflow.resources import Resources

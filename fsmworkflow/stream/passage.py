@@ -18,8 +18,7 @@ from fsmworkflow.codec import Data, text_of
 from fsmworkflow.conditions import Function, Guard
 from fsmworkflow.context import WorkflowContext
 from fsmworkflow.decide import by_hand, decide
-from fsmworkflow.drive import LOOP
-from fsmworkflow.due import due_next
+from fsmworkflow.due import LOOP, due_next
 from fsmworkflow.errors import EndlessLoop, FSMWorkflowError, StepTimeout
 from fsmworkflow.records import DONE, ERROR, OPEN, Event, Move, Run
 from fsmworkflow.resources import Resources
