@@ -351,11 +351,31 @@ def test_of_several_levels_as_many_stay_open_as_can_be_laid_out() -> None:
     assert closed(picture(order)) == picture(order)
 
 
-def test_what_is_flat_and_large_is_a_list_without_a_script(tmp_path: Path) -> None:
+def flat() -> Workflow:
     flow = Workflow("flat")
     for number in range(1_000):
         flow.wait(f"s{number}", initial=number == 0, on={"next": f"s{number + 1}", "back": f"s{number // 2}"})
     flow.final("s1000")
+    return flow
+
+
+async def test_of_what_is_flat_and_large_the_surroundings_of_a_run_are_drawn(tmp_path: Path) -> None:
+    flow = flat()
+    run, history = await moved(flow, "next", "next", "next", "back", "next", "next")
+    shown = closed(picture(flow, run, history))
+    assert shown is not None
+    assert [node.path for node in shown.all()] == ["s0", "s1", "s2", "s3", "s4"]
+    assert set(arrows(shown)) == {
+        ("s0", "s1"), ("s1", "s2"), ("s2", "s3"), ("s3", "s1"), ("s3", "s4")
+    }  # fmt: skip
+    page = tmp_path / "page.html"
+    page.write_text(diagram(flow, run, history, format="html"), encoding="utf-8")
+    told, _ = drawn(page)
+    assert told.count("<li ") == 1_001
+
+
+def test_what_is_flat_and_large_is_a_list_without_a_script(tmp_path: Path) -> None:
+    flow = flat()
     assert closed(picture(flow)) is None
     text = diagram(flow, format="html")
     assert "<script" not in text

@@ -19,11 +19,36 @@ TOLD = 3
 
 
 def closed(picture: Picture) -> Picture | None:
-    """The picture with as many levels open as can be laid out; None where even the outermost is too large."""
+    """The picture with as many levels open as can be laid out.
+
+    Where even the outermost is too large: what is around the run, and None without one.
+    """
     depth = max((node.path.count(".") + 1 for node in picture.all()), default=1)
     for level in range(depth, 0, -1):
         shown = picture if level == depth else _to(picture, level)
-        if sum(1 for _ in shown.all()) + len(shown.arrows) <= PARTS:
+        if _fits(shown):
+            return shown
+    return _around(shown)
+
+
+def _fits(picture: Picture) -> bool:
+    return sum(1 for _ in picture.all()) + len(picture.arrows) <= PARTS
+
+
+def _around(picture: Picture) -> Picture | None:
+    """Where a run is, where it was if that is not too much, and where it may go next."""
+    here = {node.path for node in picture.nodes if node.place in ("current", "failed")}
+    nexts = {arrow.dest for arrow in picture.arrows if arrow.source in here}
+    visited = {node.path for node in picture.nodes if node.place}
+    for kept in ({*visited, *nexts}, {*here, *nexts}) if here else ():
+        nodes = tuple(node for node in picture.nodes if node.path in kept)
+        arrows = tuple(
+            arrow
+            for arrow in picture.arrows
+            if arrow.source in kept and arrow.dest in kept and (arrow.source in here or arrow.taken)
+        )
+        shown = replace(picture, nodes=nodes, arrows=arrows)
+        if _fits(shown):
             return shown
     return None
 
@@ -64,8 +89,10 @@ def outlined(picture: Picture) -> Iterator[str]:
     ways: dict[str, list[Arrow]] = {}
     for arrow in picture.arrows:
         ways.setdefault(arrow.source, []).append(arrow)
-    many = f"{len(ids):,} states and {len(picture.arrows):,} ways between them are too many for a picture in a browser"
-    yield f"<p>{many}: here they are as a list. Graphviz draws them from <code>--format dot</code>.</p>"
+    many = (
+        f"{len(ids):,} states and {len(picture.arrows):,} ways between them are too many for one picture in a browser"
+    )
+    yield f"<p>{many}: here all are listed. Graphviz draws them from <code>--format dot</code>.</p>"
     yield '<ul class="states">'
     if ANY in ways:
         yield f"<li><b>any state</b>{_ways(ways[ANY], ids)}</li>"
