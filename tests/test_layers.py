@@ -57,6 +57,7 @@ FLOORS = {
     "store/verbs.py": 3,
     "store/lent.py": 3,
     "store/memory.py": 3,
+    "store/memory_kin.py": 3,
     "store/sqlite.py": 3,
     "store/sqlite_statements.py": 3,
     "store/sqlite_lent.py": 3,
@@ -128,7 +129,7 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 9_504
+LOWER_FLOORS_LINES = 9_514
 RESOURCES_LINES = 245  # what an engine opens for steps, beside the 20 lines by which the others know of it
 FILES_LINES = 1_229  # a workflow as data, which no program without files loads: config/ and expressions.py
 TOP_FLOOR_LINES = 400
