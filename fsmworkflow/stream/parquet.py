@@ -20,6 +20,11 @@ TAIL = 2**14
 """So much of the end of a file, where its schema and the statistics of its columns stand, is what it is known by."""
 UNFIT = (TypeError, ValueError, OverflowError, AttributeError, RuntimeError)
 """What pyarrow raises for a record that does not fit: its own errors are of these."""
+KEPT: dict[str, set[type]] = {
+    **{f"{sign}int{bits}": {int} for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    "double": {float, int}, "bool": {bool}, "string": {str}, "binary": {bytes},
+}  # fmt: skip
+"""Types of columns, and of what pyarrow keeps there as it is or refuses."""
 PART = re.compile(r"part-(\d{6,})\.parquet")
 
 
@@ -237,11 +242,11 @@ class Parts(Sink):
             if not record.keys() <= known:
                 raise Unwritable(self.name, place, f"there is no column {', '.join(sorted(record.keys() - known))}")
         for field, column in zip(table.schema, table.columns, strict=True):
-            given, back = [record.get(field.name) for record in records], column.to_pylist()
-            if given == back:
+            given = [record.get(field.name) for record in records]
+            if set(map(type, given)) - {type(None)} <= KEPT.get(str(field.type), set()):
                 continue
-            for place, (one, other) in enumerate(zip(given, back, strict=True)):
-                if not _same(one, other):
+            for place, (one, other) in enumerate(zip(given, column.to_pylist(), strict=True)):
+                if one != other and not _same(one, other):
                     raise Unwritable(
                         self.name, place, f"{field.name} is not as its column has it, which is {field.type}"
                     )
