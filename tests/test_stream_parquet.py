@@ -152,6 +152,17 @@ async def test_what_is_wrong_with_a_file_is_said_nothing_is_lost_and_once_it_is_
     assert done.resumed >= 25
 
 
+async def test_the_order_of_columns_is_no_other_schema_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    path, out = folder(tmp_path / "in.parquet", 1, 3), []
+    written(path / "1.parquet", [dict(reversed(one.items())) for one in rows(3, 3)])
+    await stream(None, kept(), path, out)
+    assert out == rows(6)
+    twice = pa.table([[1], [2]], names=["n", "n"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(StreamError, match="has columns of the same name: n, n"):
+        await stream(None, kept(), tmp_path / "twice.parquet", [])
+
+
 async def test_a_folder_that_grows_is_read_to_its_end_by_the_next_life(store_url: str, tmp_path: Path) -> None:
     path, out = folder(tmp_path / "in.parquet", 2, 20), tmp_path / "out.parquet"
     async with Engine(store_url) as engine:

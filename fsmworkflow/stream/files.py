@@ -15,7 +15,7 @@ from typing import Any
 from fsmworkflow.stream.packing import TORN, Unpacked, is_packed
 from fsmworkflow.stream.words import Batch, Malformed, Source, StreamError
 
-__all__ = ["LINE", "File", "Line", "Long", "each", "hash_of", "malformed"]
+__all__ = ["LINE", "File", "Line", "Long", "each", "hash_of", "malformed", "sync_name"]
 
 BLOCK = 2**18
 HEAD = 4096
@@ -237,3 +237,12 @@ def _read(descriptor: int, at: int) -> dict[str, str]:
 def hash_of(data: bytes) -> str:
     """A hash by which data is known again."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def sync_name(path: str) -> None:
+    """Make sure that a file or folder of this name is there after a power cut."""
+    directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fsmworkflow.stream.files import hash_of
+from fsmworkflow.stream.files import hash_of, sync_name
 from fsmworkflow.stream.folder import Folder
 from fsmworkflow.stream.words import Batch, Sink, Source, StreamError, Unwritable
 
@@ -72,9 +72,11 @@ class Parquet(Folder):
 
     def _next(self, known: dict[str, Any] | None, at: Any) -> None:
         path = self._left[0]
-        if not (schema := _schema(path)).equals(self._schema):
-            differ = [f"{name}: {ours} and {theirs}" for name, ours, theirs in _differences(self._schema, schema)]
+        schema = _schema(path)
+        if differ := [f"{name}: {ours} and {theirs}" for name, ours, theirs in _differences(self._schema, schema)]:
             raise StreamError(f"{path} has another schema than the first file of {self.name}: {'; '.join(differ)}")
+        if len(set(schema.names)) < len(schema.names):
+            raise StreamError(f"{path} has columns of the same name: {', '.join(schema.names)}")
         super()._next(known, at)
 
 
@@ -178,6 +180,7 @@ class Parts(Sink):
         self._mark, self._schema = mark or self._mark, self._given
         try:
             os.makedirs(self.path, exist_ok=True)
+            sync_name(self.path)
             self._lock = os.open(self.path, os.O_RDONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left = self._checked(mark is None)

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.conditions import cut
-from fsmworkflow.stream.files import hash_of
+from fsmworkflow.stream.files import hash_of, sync_name
 from fsmworkflow.stream.packing import bare, is_packed, packed
 from fsmworkflow.stream.parquet import Parts as Parquet
 from fsmworkflow.stream.tables import Table
@@ -94,11 +94,7 @@ class _File(Sink):
         os.ftruncate(self._descriptor, self._length)
         os.lseek(self._descriptor, self._length, os.SEEK_SET)
         os.fsync(self._descriptor)
-        directory = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_name(self.path)
 
     def write(self, records: list[Any]) -> None:
         try:
