@@ -193,7 +193,7 @@ class Drive:
                 try:
                     more = await (fly(self) if marked and self.run.deaths > 0 else self.turn())
                 except RolledBack as error:
-                    await self._anew(error)
+                    await self.anew(error)
             kept = self.hold and not self.stopping and self.run.status in RESTING
             if self.run.owner is not None:
                 await self._rest(kept)
@@ -216,7 +216,7 @@ class Drive:
         if retry:
             await self.take(Event(name=records.RETRY))
 
-    async def _anew(self, error: RolledBack) -> None:
+    async def anew(self, error: RolledBack) -> None:
         """What a step did had no effect: it is run again, in the same attempt, after a pause that grows."""
         log.warning("a step of run %s/%s is run again: %s", self.run.workflow, self.run.key, error)
         self._fresh = False  # what it has remembered stays

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fsmworkflow.acting import failed
 from fsmworkflow.decide import decide
-from fsmworkflow.errors import StoreError
+from fsmworkflow.errors import RolledBack, StoreError
 from fsmworkflow.records import Event, Move
 from fsmworkflow.store.lent import Lent
 
@@ -62,9 +62,11 @@ async def take_after(drive: Drive, name: tuple[str, int], event: Event) -> None:
     """
     visits = {state: stay.visit for state, stay in drive.run.active.items()}
     await asyncio.wait([drive.steps[name]])
-    first = drive.ended_step(name)
-    if first is not None:
-        await drive.take(first)
+    try:
+        if (first := drive.ended_step(name)) is not None:
+            await drive.take(first)
+    except RolledBack as error:  # it is run again, and what it held up is taken all the same
+        await drive.anew(error)
     stay = drive.run.active.get(event.state)
     if event.began is not None and stay is not None and stay.visit == visits.get(event.state):
         await drive.take(event)

@@ -115,9 +115,8 @@ def _state_problems(state: State) -> list[str]:
 
 def _children_problems(children: Children) -> list[str]:
     """What is wrong with what a state says of its children. All of it may come from a file."""
-    other, fn, over, many = (
-        cast(Any, one) for one in (children.workflow, children.data, children.over, children.concurrency)
-    )
+    other, over = children.workflow, children.over
+    fn, many = cast(Any, children.data), cast(Any, children.concurrency)
     problems = [] if isinstance(other, Workflow) else [f"{cut(other)} is no Workflow, whose runs could be its children"]
     if children.into is not None:
         problems += name_problem(children.into, "into, a field,")

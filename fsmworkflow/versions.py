@@ -181,9 +181,8 @@ def _stay(workflow: Workflow, old: str, new: str, stay: Active) -> Active:
     """The same visit under its new name. A timer that the state has kept is due when it was."""
     delays = dict(workflow.chart.delays.get(new, ()))
     was = stay.was or old
-    stay = replace(
-        stay, was="" if was == new else was, timers={name: due for name, due in stay.timers.items() if name in delays}
-    )
+    timers = {name: due for name, due in stay.timers.items() if name in delays}
+    stay = replace(stay, was="" if was == new else was, timers=timers)
     return stay if workflow.states[new].step is not None else replace(stay, attempt=1, again=None)
 
 

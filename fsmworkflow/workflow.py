@@ -231,8 +231,8 @@ class Workflow(Scope):
     @property
     def others(self) -> list[Workflow]:
         """The workflows of its children."""
-        made: list[Any] = [state.children.workflow for state in self.states.values() if state.children is not None]
-        return [workflow for workflow in made if isinstance(workflow, Workflow)]
+        made = [state.children for state in self.states.values()]
+        return [one.workflow for one in made if one is not None and isinstance(one.workflow, Workflow)]
 
     @cached_property
     def below(self) -> dict[str, Workflow]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from fsmworkflow import (
 )
 from fsmworkflow.decide import begin, decide
 from fsmworkflow.drive import Drive
+from fsmworkflow.errors import RolledBack
+from fsmworkflow.joint import take_after
 from fsmworkflow.records import replace
 from fsmworkflow.store import sqlite_lent
 from fsmworkflow.store.lent import Lent
@@ -246,6 +249,52 @@ async def test_steps_of_regions_beside_it_end_while_it_is_open_and_nobody_waits_
     async with Engine(url, workflows=[flow]) as engine, asyncio.timeout(4):
         assert (await engine.run(flow, key="k")).data == {"short": True}
     assert await mine(url) == [1, 2]
+
+
+async def test_a_step_that_has_ended_beside_one_whose_transaction_comes_to_nothing_is_not_run_again(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asked(sqlite_url, "CREATE TABLE mine (n bigint)")
+    flow, bodies = Workflow("flow"), Counter[str]()
+    both = flow.parallel("both", initial=True, then="end")
+    one, two = both.region("one"), both.region("two")
+    inside, waited = asyncio.Event(), asyncio.Event()
+
+    @one.step(initial=True, then="over")
+    async def long(ctx: Any) -> None:
+        bodies["long"] += 1
+        async with ctx.transaction() as db:
+            await db.execute(INSERT)
+            inside.set()
+            await waited.wait()
+
+    @two.step(initial=True, then="over")
+    async def short(ctx: Any) -> None:
+        bodies["short"] += 1
+        await inside.wait()
+
+    for region in (one, two):
+        region.final("over")
+    flow.final("end")
+    commit, tried = sqlite_lent.SQLiteLent.commit, []
+
+    async def away(self: Any, move: Any) -> Any:
+        tried.append(move)
+        if len(tried) == 1:
+            raise RolledBack("database or disk is full")
+        return await commit(self, move)
+
+    async def noted(*of: Any) -> None:
+        waited.set()
+        await take_after(*of)
+
+    monkeypatch.setattr(sqlite_lent.SQLiteLent, "commit", away)
+    monkeypatch.setattr("fsmworkflow.drive.take_after", noted)
+    async with Engine(sqlite_url, workflows=[flow]) as engine, asyncio.timeout(4):
+        assert (await engine.run(flow, key="k")).state == "end"
+    assert waited.is_set()
+    assert bodies == {"long": 2, "short": 1}
+    assert await mine(sqlite_url) == [1]
 
 
 async def test_an_owner_whose_run_was_claimed_writes_no_rows_either(url: str) -> None:
