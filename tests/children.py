@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.ledger import Ledger
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "tests" / "crash_child.py"
 SETTINGS = re.compile(r"DB_|FSMWORKFLOW_")
-DEADLINE = 60.0
+DEADLINE = 2 * PATIENCE
 
 
 class Child:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from fsmworkflow import Engine
+from fsmworkflow.worker import Worker
 from tests.postgres_server import ADVICE, Databases, Server, execute
 
 
@@ -20,6 +22,13 @@ def pytest_configure() -> None:
     """Started in the background of a shell, a process ignores Ctrl-C, and so would every child that a test starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def long_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lease ends while a test waits, save where one is given: a run that nobody gave back shows on any machine."""
+    for owner in (Engine, Worker):
+        monkeypatch.setitem(owner.__init__.__kwdefaults__, "lease", 600.0)
 
 
 @pytest.fixture(scope="session")

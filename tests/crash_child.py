@@ -571,5 +571,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    worker.Worker.__init__.__kwdefaults__["lease"] = LEASE  # that of a machine, too
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job is started without
     sys.exit(main())

@@ -51,11 +51,12 @@ from fsmworkflow import (
 from fsmworkflow.errors import ChildFailed, ConditionError
 from fsmworkflow.records import COUNTED
 from fsmworkflow.testing import Crash
+from tests.waiting import PATIENCE
 
 T = TypeVar("T")
 
 KEY = "one"
-SECONDS = 5.0
+SECONDS = PATIENCE
 """How long a scenario may take, after any fault: far less than a lease, so that a run which nobody gave back shows."""
 
 

@@ -27,9 +27,10 @@ from fsmworkflow import (
 from fsmworkflow.roster import Roster
 from fsmworkflow.settings import DBConfig
 from tests.scenarios import KEY, SCENARIOS, SECONDS, Ledger, Refused, Scenario, Way, by_machine, check_end, left
+from tests.waiting import PATIENCE
 
 MOST = 400
-SETTLED = 2.0
+SETTLED = PATIENCE
 """Seconds within which what was cancelled has to have let go of everything."""
 
 ALL = [
@@ -258,10 +259,11 @@ async def test_P12_a_machine_cancelled_beside_another_one_gives_its_run_back(wor
 
 
 async def freed(store: Store, scenario: Scenario) -> Run | None:
-    """The run as soon as nobody holds it, or as it is after a moment."""
-    for _ in range(100):
-        run = await store.load(scenario.name, KEY)
-        if run is not None and run.owner is None:
+    """The run as soon as nobody holds it, or as it is after a while; None where it is not even made after a moment."""
+    end, turns = asyncio.get_running_loop().time() + SETTLED, 0
+    while (run := await store.load(scenario.name, KEY)) is None or run.owner is not None:
+        turns += 1
+        if (run is None and turns == 100) or asyncio.get_running_loop().time() > end:
             return run
         await asyncio.sleep(0.002)
     return run
@@ -415,14 +417,12 @@ async def test_P12_cancelling_resume_at_any_await_leaves_every_run_to_the_next(w
             hit = await cancelled(engine.resume(concurrency=2), n)
             await world.unlocked()
             async with Engine(world.url, workflows=[three()]) as other:  # while the first one lives on
-                for _ in range(100):
-                    await asyncio.wait_for(other.resume(), SECONDS)
-                    runs = await other.list("three")
-                    if all(run.status == "done" for run in runs):
-                        break
+                end = asyncio.get_running_loop().time() + SETTLED
+                await asyncio.wait_for(other.resume(), SECONDS)
+                while held := [(run.key, run.state) for run in await other.list("three") if run.status != "done"]:
+                    assert asyncio.get_running_loop().time() < end, f"held by nobody who drives them: {held}"
                     await asyncio.sleep(0.01)
-                held = [(run.key, run.state) for run in runs if run.status != "done"]
-                assert not held, f"held by nobody who drives them: {held}"
+                    await asyncio.wait_for(other.resume(), SECONDS)
         await world.clean()
         return hit
 

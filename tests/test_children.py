@@ -9,9 +9,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,7 @@ from fsmworkflow.decide import decide
 from fsmworkflow.errors import ChildFailed, NotAccepted, RunOver
 from fsmworkflow.store import Store
 from fsmworkflow.testing import Crash, CrashingStore
-
-SOON = 10.0
+from tests.waiting import PATIENCE, until
 
 
 @pytest.fixture
@@ -48,14 +45,6 @@ async def store(store_url: str) -> Any:
 
 def engine(store: Store, *workflows: Workflow, poll: float = 0.03) -> Engine:
     return Engine(store, workflows=workflows, poll=poll)
-
-
-async def until(what: Callable[[], Awaitable[Any]]) -> Any:
-    end = time.monotonic() + SOON
-    while not (found := await what()):
-        assert time.monotonic() < end, "it does not come"
-        await asyncio.sleep(0.005)
-    return found
 
 
 class World:
@@ -717,7 +706,7 @@ async def test_an_event_to_a_child_whose_turn_has_not_come_waits_with_it(store: 
         assert world.begun[2] == 0, "it waits for an event to the first one, who keeps its turn"
         await e.send(child, "k/all/1/0", "yes")
         assert (await e.result(flow, "k")).status == "done"
-        assert (await asyncio.wait_for(running, SOON)).state == "given"
+        assert (await asyncio.wait_for(running, PATIENCE)).state == "given"
 
 
 async def test_a_child_that_is_paused_in_line_goes_on_by_hand_once_its_turn_has_come(store: Store) -> None:
@@ -745,7 +734,7 @@ async def test_run_rests_while_a_child_that_was_paused_in_line_has_its_turn(stor
         await until(lambda: asyncio.sleep(0, world.begun[1]))
         await e.pause("square", "k/all/1/1")
         world.holds[1].set()
-        run = await asyncio.wait_for(e.run(flow, key="k"), SOON)
+        run = await asyncio.wait_for(e.run(flow, key="k"), PATIENCE)
         assert (run.status, run.state) == ("waiting", "all")
         child = await e.get("square", "k/all/1/1")
         assert (child.status, child.due, child.in_line) == ("paused", None, False)
@@ -786,7 +775,7 @@ async def test_after_a_crash_run_on_the_parent_alone_takes_up_its_children(store
             await asyncio.wait([task])
         await crashing.bury_the_dead()
         async with engine(store, flow) as e:
-            run = await asyncio.wait_for(e.run(flow, {"rows": [[1, 2], [3]]}, key="k"), SOON)
+            run = await asyncio.wait_for(e.run(flow, {"rows": [[1, 2], [3]]}, key="k"), PATIENCE)
         store.close = close  # type: ignore[method-assign]
         assert [[one["square"] for one in row["squares"]] for row in run.data["rows"]] == [[1, 4], [9]], at
 
@@ -824,7 +813,7 @@ async def test_resume_drives_parents_and_children_with_one_place_in_the_line(sto
     for event in world.holds.values():
         event.set()
     async with engine(store, flow) as e:
-        await asyncio.wait_for(e.resume(concurrency=1), SOON)
+        await asyncio.wait_for(e.resume(concurrency=1), PATIENCE)
         assert [names(run) for run in await e.list(flow)] == [[1, 4, 9, 16]] * 3
 
 
@@ -1128,7 +1117,7 @@ async def test_children_whose_keys_would_be_too_long_fail_the_run_and_say_so(sto
         inner = outer
     async with engine(store, inner) as one:
         with pytest.raises(RunFailed) as failed:
-            await asyncio.wait_for(one.run(inner, key="k"), SOON)
+            await asyncio.wait_for(one.run(inner, key="k"), PATIENCE)
     assert failed.value.run.error is not None
     assert "keys begin with" in failed.value.run.error.message
 
@@ -1146,7 +1135,7 @@ async def test_a_child_that_was_just_told_to_go_on_is_cancelled_with_its_parent(
         assert run is not None
         await store.commit(await decide(flow, run, Event(name=name), now=store.now()))
     async with engine(store, flow) as e:
-        await asyncio.wait_for(e.resume(), SOON)
+        await asyncio.wait_for(e.resume(), PATIENCE)
         await until(lambda: _with_status(e, "square", "k/all/1/0", "cancelled"))
         assert [entry.event for entry in await e.history("square", "k/all/1/0")][-2:] == ["$retry", "$cancel"]
         assert world.begun[1] == 1
@@ -1165,7 +1154,7 @@ async def test_a_child_that_somebody_has_just_let_go_on_is_cancelled_with_its_pa
     assert run is not None
     await store.commit(await decide(flow, run, Event(name="$cancel"), now=store.now()))
     async with engine(store, flow) as e:
-        await asyncio.wait_for(e.resume(), SOON)
+        await asyncio.wait_for(e.resume(), PATIENCE)
         await until(lambda: _with_status(e, "square", "k/all/1/0", "cancelled"))
         assert [entry.event for entry in await e.history("square", "k/all/1/0")][-2:] == [hand, "$cancel"]
         assert world.begun[1] == 1
@@ -1231,7 +1220,7 @@ async def test_a_child_that_is_being_undone_ends_that_when_its_parent_is_cancell
     flow.final("end", "skipped")
     async with engine(store, flow) as e:
         await e.start(flow, {"items": [1, 2, 3]}, key="k")
-        await asyncio.wait_for(begun.wait(), SOON)
+        await asyncio.wait_for(begun.wait(), PATIENCE)
         await (e.cancel(flow, "k") if hand == "cancel" else e.send(flow, "k", "skip"))
         over = await e.result(flow, "k")
         assert over.status == ("cancelled" if hand == "cancel" else "done")
@@ -1325,11 +1314,11 @@ async def test_a_state_that_has_no_children_any_more_is_not_left_for_their_end(s
         new.step("all", then="end", on={"go": "end"} if kind == "listens" else None)(work)
     new.final("end")
     async with engine(store, new, child) as e:
-        run = await asyncio.wait_for(e.run(new, key="k"), SOON)
+        run = await asyncio.wait_for(e.run(new, key="k"), PATIENCE)
         if kind == "wait":
             assert (run.status, run.state) == ("waiting", "all")
             await e.cancel(child, "k/all/1/1")  # the last of them, so that their end is told
-            assert (await asyncio.wait_for(e.run(new, key="k"), SOON)).state == "all"
+            assert (await asyncio.wait_for(e.run(new, key="k"), PATIENCE)).state == "all"
             await e.send(new, "k", "go")
             run = await e.result(new, "k")
         assert (run.status, run.state, ran) == ("done", "end", [] if kind == "wait" else ["all"])

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from fsmworkflow import Engine
 from fsmworkflow.cli import main
 from tests.terminal import command, plain, terminal
 from tests.test_systemd import Manager
+from tests.waiting import PATIENCE, until_now
 
 ROOT = Path(__file__).parent.parent
 APP = """
-import asyncio, time
+import asyncio, os, time
 from fsmworkflow import Engine, Workflow
 
 report = Workflow("report", keep="30d")
@@ -35,7 +35,8 @@ async def send(ctx):
         print("begin", ctx.run.key, file=ledger)
     if ctx.data.get("blocks"):
         time.sleep(ctx.data["blocks"])
-    await asyncio.sleep(ctx.data.get("takes", 0))
+    while ctx.data.get("waits") and not os.path.exists("go"):
+        await asyncio.sleep(0.01)
     with open("ledger", "a") as ledger:
         print("end", ctx.run.key, file=ledger)
 
@@ -57,6 +58,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("fsmworkflow.cli.steering.TAKEN_SECONDS", PATIENCE)
     yield tmp_path
     for name in ("app", "broken"):
         sys.modules.pop(name, None)
@@ -106,13 +108,6 @@ def working(*words: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         child.kill()
         child.communicate()
-
-
-def until(holds: Any, seconds: float = 15) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def ledger() -> list[str]:
@@ -371,13 +366,16 @@ def test_through_a_pipe_there_is_no_colour_and_no_folded_line() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_running_steps_end_and_hands_the_runs_back(number: signal.Signals, capsys: Any) -> None:
-    make(takes=1.0)
+    make(waits=True)
     with working() as child:
-        until(lambda: ledger() == ["begin a"])
+        until_now(lambda: ledger() == ["begin a"])
         child.send_signal(number)
-        out, err = child.communicate(timeout=15)
+        assert child.stdout is not None
+        assert json.loads(child.stdout.readline())["event"] == "stopping"
+        Path("go").touch()
+        out, err = child.communicate(timeout=PATIENCE)
         assert child.returncode == 0, err
-    assert [json.loads(line)["event"] for line in out.splitlines()] == ["stopping", "stopped"]
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["stopped"]
     assert ledger() == ["begin a", "end a"]
     assert main(["health", "app:make"]) == 0
     capsys.readouterr()
@@ -387,29 +385,28 @@ def test_a_signal_lets_running_steps_end_and_hands_the_runs_back(number: signal.
 
 
 def test_a_run_whose_step_outlasts_the_grace_is_taken_up_by_the_next(capsys: Any) -> None:
-    make(takes=1.0)
+    make(waits=True)
     with working("--grace", "0.1") as child:
-        until(lambda: ledger() == ["begin a"])
+        until_now(lambda: ledger() == ["begin a"])
         child.send_signal(signal.SIGTERM)
-        assert child.wait(15) == 0
+        assert child.wait(PATIENCE) == 0
     assert ledger() == ["begin a"]
+    Path("go").touch()
     with working():
-        until(lambda: ledger() == ["begin a", "begin a", "end a"])
+        until_now(lambda: ledger() == ["begin a", "begin a", "end a"])
 
 
 def test_a_second_signal_ends_at_once_and_the_next_goes_on() -> None:
-    make(takes=30.0)
-    with working("--grace", "60") as child:
-        until(lambda: ledger() == ["begin a"])
+    make(waits=True)
+    with working("--grace", "600") as child:
+        until_now(lambda: ledger() == ["begin a"])
         child.send_signal(signal.SIGTERM)
         assert child.stdout is not None
         assert json.loads(child.stdout.readline())["event"] == "stopping"
-        began = time.monotonic()
         child.send_signal(signal.SIGTERM)
-        assert child.wait(5) == 128 + signal.SIGTERM
-        assert time.monotonic() - began < 3
+        assert child.wait(PATIENCE) == 128 + signal.SIGTERM
     with working():
-        until(lambda: ledger() == ["begin a", "begin a"])
+        until_now(lambda: ledger() == ["begin a", "begin a"])
 
 
 def test_work_tells_systemd(tmp_path: Path) -> None:
@@ -419,7 +416,7 @@ def test_work_tells_systemd(tmp_path: Path) -> None:
         manager.hear("WATCHDOG=1")
         child.send_signal(signal.SIGTERM)
         manager.hear("STOPPING=1")
-        assert child.wait(15) == 0
+        assert child.wait(PATIENCE) == 0
 
 
 def test_a_probe_reads_the_health_of_the_working_process_from_its_file(capsys: Any) -> None:
@@ -427,19 +424,19 @@ def test_a_probe_reads_the_health_of_the_working_process_from_its_file(capsys: A
     assert main([*probe, "--live"]) == 1
     assert "cannot be read" in capsys.readouterr().out
     with working("--health", "health.json") as child:
-        until(lambda: Path("health.json").exists())
+        until_now(lambda: Path("health.json").exists())
         assert [main([*probe, *only]) for only in ([], ["--live"], ["--ready"])] == [0, 0, 0]
         child.send_signal(signal.SIGTERM)
-        assert child.wait(15) == 0
+        assert child.wait(PATIENCE) == 0
     assert not Path("health.json").exists()
 
 
 def test_a_process_whose_loop_is_stuck_is_not_live(capsys: Any) -> None:
     with working("--health", "health.json"):
-        until(lambda: Path("health.json").exists())
+        until_now(lambda: Path("health.json").exists())
         make(blocks=60)
-        until(lambda: ledger() == ["begin a"])
-        until(lambda: main(["health", "--file", "health.json", "--live", "--max-age", "3"]) == 1)
+        until_now(lambda: ledger() == ["begin a"])
+        until_now(lambda: main(["health", "--file", "health.json", "--live", "--max-age", "3"]) == 1)
     assert "the process is stuck, or has ended" in capsys.readouterr().out
 
 
@@ -447,9 +444,9 @@ def test_work_says_what_it_does_in_its_log() -> None:
     make()
     child = subprocess.Popen(command("work", "app:make"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        until(lambda: ledger() == ["begin a", "end a"])
+        until_now(lambda: ledger() == ["begin a", "end a"])
         child.send_signal(signal.SIGTERM)
-        out, err = child.communicate(timeout=15)
+        out, err = child.communicate(timeout=PATIENCE)
     finally:
         child.kill()
     assert (child.returncode, out) == (0, "")

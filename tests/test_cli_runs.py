@@ -17,6 +17,7 @@ import pytest
 
 from fsmworkflow.cli import main
 from tests.terminal import command, plain, terminal
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 APP = """
@@ -48,6 +49,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("fsmworkflow.cli.steering.TAKEN_SECONDS", PATIENCE)
     yield
     sys.modules.pop("runs_app", None)
 
@@ -158,7 +160,7 @@ def test_ctrl_c_leaves_a_run_where_it_is(capsys: Any) -> None:
     try:
         asyncio.run(_until_there())
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=15)
+        out, err = child.communicate(timeout=PATIENCE)
     finally:
         child.kill()
     assert (child.returncode, out, err) == (130, "", "")
@@ -221,7 +223,7 @@ def test_an_engine_that_works_answers_what_became_of_it(capsys: Any) -> None:
 def until_state(capsys: Any, key: str, state: str) -> None:
     import time
 
-    end = time.monotonic() + 15
+    end = time.monotonic() + PATIENCE
     while told(capsys, "show", "article", key)["state"] != state:
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -22,6 +22,7 @@ from fsmworkflow import (
     Workflow,
     WorkflowContext,
 )
+from tests.waiting import PATIENCE
 
 QUICK = Retry(attempts=5, first_delay=0, max_delay=0)
 
@@ -465,7 +466,7 @@ async def test_odd_errors_of_a_step_fail_its_run_or_end_the_program_but_never_ha
     step: Any = asynchronous if style == "async" else synchronous
     machine = PersistentWorkflowStateMachine("memory://", one_step(step, retry=None), key="k")
     with pytest.raises(BaseException) as caught:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await machine.run_workflow()
     assert not isinstance(caught.value, TimeoutError)
 

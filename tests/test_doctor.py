@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import tempfile
@@ -23,6 +22,7 @@ from fsmworkflow.records import Active, Failure, Owner
 from fsmworkflow.store.postgres import PostgresStore
 from tests.test_store import made, moved
 from tests.tools import program
+from tests.waiting import until_now
 
 
 def resting(version: int = 1, *, more: bool = False) -> Workflow:
@@ -190,7 +190,7 @@ async def test_runs_of_a_definition_that_changed_go_on_or_are_told_to_be_stuck_w
 
 
 async def test_a_run_that_nobody_drives_is_told_by_health(store_url: str) -> None:
-    async with Engine(store_url, workflows=[resting()]) as engine:
+    async with Engine(store_url, workflows=[resting()], lease=10) as engine:
         await made(engine.store, "a", due=engine.store.now() - 90, owner=None)
         assert "nobody drives it" in bad(await examine(engine))["health"].what
 
@@ -198,18 +198,18 @@ async def test_a_run_that_nobody_drives_is_told_by_health(store_url: str) -> Non
 # -- poolers ----------------------------------------------------------------------------------------------------------
 
 
+PORT = 6432  # of a socket in a directory of its own
+
+
 @contextlib.contextmanager
 def bouncer(url: str, mode: str) -> Iterator[str]:
     """The URL of the same database through a PgBouncer that pools sessions or transactions."""
     directory = Path(tempfile.mkdtemp(prefix="fsm-pgb-"))
     parts = urlsplit(url)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     directory.joinpath("users").write_text('"postgres" ""\n')
     directory.joinpath("ini").write_text(
-        f"[databases]\n* = host={parse_qs(parts.query)['host'][0]} user=postgres\n[pgbouncer]\nlisten_addr=127.0.0.1\n"
-        f"listen_port={port}\nunix_socket_dir=\nauth_type=any\nauth_file={directory}/users\npool_mode={mode}\n"
+        f"[databases]\n* = host={parse_qs(parts.query)['host'][0]} user=postgres\n[pgbouncer]\nlisten_addr=\n"
+        f"listen_port={PORT}\nunix_socket_dir={directory}\nauth_type=any\nauth_file={directory}/users\npool_mode={mode}\n"
         f"default_pool_size=5\nlogfile={directory}/log\nignore_startup_parameters=extra_float_digits\n"
     )
     as_nobody = ["-u", "nobody"] if os.getuid() == 0 else []
@@ -220,12 +220,8 @@ def bouncer(url: str, mode: str) -> Iterator[str]:
         [program("pgbouncer"), *as_nobody, str(directory / "ini")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        end = time.monotonic() + 10
-        while time.monotonic() < end and process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.02)
-        yield f"postgresql://postgres@127.0.0.1:{port}{parts.path}"
+        until_now(lambda: process.poll() is not None or (directory / f".s.PGSQL.{PORT}").exists())
+        yield f"postgresql://postgres@{parts.path}?host={directory}&port={PORT}"
     finally:
         process.kill()
         process.wait()

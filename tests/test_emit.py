@@ -29,6 +29,7 @@ from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.postgres import PostgresStore
 from fsmworkflow.store.sqlite import SQLiteStore
 from fsmworkflow.testing import Crash, CrashingStore
+from tests.waiting import PATIENCE
 
 QUICK = Retry(attempts=3, first_delay=0, max_delay=0)
 
@@ -53,7 +54,7 @@ def taken(history: list[Entry]) -> list[str]:
 
 
 async def settled(engine: Engine, flow: Workflow, key: str) -> Any:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while (run := await engine.get(flow, key)).status not in ("done", "failed"):
             await asyncio.sleep(0.005)
     return run
@@ -92,7 +93,7 @@ async def test_an_attempt_that_failed_emits_nothing_and_the_next_one_emits_once(
     async with Engine(store_url, workflows=[box, flow]) as engine:
         await engine.run(box, key="b")
         await engine.run(flow, key="s")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not (await engine.get(box, "b")).version:
                 await asyncio.sleep(0.005)
         assert (await engine.get(box, "b")).data == {"n": 3}
@@ -318,7 +319,7 @@ async def test_a_crash_at_any_write_emits_once(store_url: str, when: Any) -> Non
         async with Engine(inner, workflows=[box, flow]) as engine:
             await engine.run(flow, key=key)
             await engine.resume()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 while not (await engine.get(box, "b")).version:
                     await asyncio.sleep(0.005)
             assert taken(await engine.history(box, "b")) == ["paid"]

@@ -34,6 +34,7 @@ from fsmworkflow import (
     actions,
     field,
 )
+from tests.waiting import PATIENCE, until
 
 
 class Bench:
@@ -69,13 +70,6 @@ class Bench:
 @pytest.fixture
 async def bench() -> Bench:
     return Bench()
-
-
-async def until(holds: Any, seconds: float = 5) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
 
 
 # -- run ------------------------------------------------------------------------------------------------------------
@@ -380,7 +374,7 @@ async def test_a_step_that_takes_longer_than_its_timeout_fails(store_url: str, s
         began = time.monotonic()
         with pytest.raises(RunFailed, match=r"0\.05 s") as caught:
             await engine.run(workflow, key="k")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert (await engine.get(workflow, "k")).data == {}
     assert isinstance(caught.value.__cause__, StepTimeout)
 
@@ -666,7 +660,7 @@ async def test_closing_waits_no_longer_than_its_grace(durable_url: str, bench: B
         await engine.start(bench.workflow, key="k")
         await until(lambda: "two" in bench.ran)
         began = time.monotonic()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 9, "it is 10 s where none is given"
     async with Engine(durable_url) as engine:
         assert (await engine.get("bench", "k")).owner is None
 
@@ -676,14 +670,14 @@ async def test_an_error_in_the_block_closes_at_once_and_passes(durable_url: str,
     began = time.monotonic()
 
     async def block() -> None:
-        async with Engine(durable_url, workflows=[bench.workflow]) as engine:
+        async with Engine(durable_url, workflows=[bench.workflow], grace=600) as engine:
             await engine.start(bench.workflow, key="k")
             await until(lambda: "two" in bench.ran)
             raise KeyError
 
     with pytest.raises(KeyError):
         await block()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE
 
 
 async def test_an_engine_that_is_not_open_says_so(bench: Bench) -> None:
@@ -779,7 +773,7 @@ async def test_an_action_that_fails_for_good_fails_the_run_and_runs_again_with_i
             await engine.run(workflow, key="k")
         assert isinstance(caught.value.__cause__, OSError)
         broken = False
-        await asyncio.wait_for(getattr(engine, by)(workflow, key="k"), 5)
+        await asyncio.wait_for(getattr(engine, by)(workflow, key="k"), PATIENCE)
         assert (await engine.result(workflow, "k")).status == "done"
     assert order == ["one", *["tell"] * 4, "two"]
 

@@ -41,9 +41,9 @@ from fsmworkflow.errors import (
 from fsmworkflow.store import Store
 from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.testing import Clock, Crash, CrashingStore
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parent.parent
-SOON = 5.0
 
 
 @pytest.fixture
@@ -57,14 +57,6 @@ async def store(store_url: str) -> Any:
 
 def engine(store: Store, *workflows: Workflow, poll: float = 0.03) -> Engine:
     return Engine(store, workflows=workflows, poll=poll)
-
-
-async def until(what: Callable[[], Awaitable[Any]]) -> Any:
-    end = time.monotonic() + SOON
-    while not (found := await what()):
-        assert time.monotonic() < end, "it does not come"
-        await asyncio.sleep(0.005)
-    return found
 
 
 async def in_state(engine: Engine, workflow: Workflow, key: str, state: str) -> Any:
@@ -187,7 +179,7 @@ async def test_a_run_elsewhere_rests_again_once_it_has_been_looked_at_for_an_eve
             await owner.pause(flow, "a")
         for _ in range(2):
             await other.send(flow, "a", "end")
-            run = await asyncio.wait_for(other.result(flow, "a"), SOON)  # `end` waits: nothing will move the run
+            run = await asyncio.wait_for(other.result(flow, "a"), PATIENCE)  # `end` waits: nothing will move the run
             assert (run.state, run.due) == ("one", None)
         if not paused:
             await other.send(flow, "a", "go")
@@ -258,7 +250,7 @@ async def test_events_that_cannot_be_meant_are_refused_by_name(store: Store) -> 
 # -- running steps --------------------------------------------------------------------------------------------------
 
 
-def interruptible(seen: list[str], long: float = 30.0) -> Workflow:
+def interruptible(seen: list[str], go: asyncio.Event) -> Workflow:
     flow = Workflow("long")
 
     @flow.step(
@@ -272,7 +264,7 @@ def interruptible(seen: list[str], long: float = 30.0) -> Workflow:
     async def work(ctx: Any) -> None:
         seen.append("begin")
         try:
-            await asyncio.sleep(ctx.data["long"])
+            await go.wait()
         except asyncio.CancelledError:
             seen.append("cancelled")
             raise
@@ -285,14 +277,18 @@ def interruptible(seen: list[str], long: float = 30.0) -> Workflow:
 
 async def test_an_event_that_leads_out_of_a_running_step_ends_it_first(store: Store) -> None:
     seen: list[str] = []
-    flow = interruptible(seen)
+    flow = interruptible(seen, asyncio.Event())
     async with engine(store, flow) as one:
-        await one.start(flow, {"long": 30}, key="a")
+        await one.start(flow, {"n": 1}, key="a")
         await until(lambda: began(seen))
         await one.send(flow, "a", "stop", {"really": True})
         run = await one.result(flow, "a")
-        assert (run.state, dict(run.data)) == ("stopped", {"long": 30})
+        assert (run.state, dict(run.data)) == ("stopped", {"n": 1})
         assert seen == ["begin", "cancelled"]
+
+
+async def taken(engine: Engine, flow: Workflow, event_id: str) -> bool:
+    return (await engine.event(flow, "a", event_id)).status != "waiting"
 
 
 async def began(seen: list[str]) -> bool:
@@ -301,14 +297,16 @@ async def began(seen: list[str]) -> bool:
 
 async def test_a_step_goes_on_under_events_that_are_rejected_or_internal(store: Store) -> None:
     seen: list[str] = []
-    flow = interruptible(seen)
+    flow = interruptible(seen, go := asyncio.Event())
     async with engine(store, flow) as one:
-        await one.start(flow, {"long": 0.1}, key="a")
+        await one.start(flow, {"n": 1}, key="a")
         await until(lambda: began(seen))
         await one.send(flow, "a", "stop", {"really": False}, event_id="no")
         await one.send(flow, "a", "note", "hello")
+        await until(lambda: taken(one, flow, "no"))
+        go.set()
         run = await one.result(flow, "a")
-        assert (run.state, dict(run.data)) == ("end", {"long": 0.1, "note": "hello", "worked": True})
+        assert (run.state, dict(run.data)) == ("end", {"n": 1, "note": "hello", "worked": True})
         assert seen == ["begin", "end"]
         assert (await one.event(flow, "a", "no")).status == "rejected"
 
@@ -321,7 +319,7 @@ async def test_the_steps_of_regions_run_at_once_and_both_ends_count(store: Store
         region = both.region(name)
 
         async def work(ctx: Any) -> None:
-            await asyncio.wait_for(met.wait(), SOON)
+            await asyncio.wait_for(met.wait(), PATIENCE)
             ctx.data[ctx.state] = 1
 
         region.step("s", initial=True, then="f")(work)
@@ -408,7 +406,7 @@ async def test_cancel_stops_a_running_step_from_here_and_from_elsewhere(store: S
     async with engine(store, flow) as one, engine(store, flow) as two:
         await one.start(flow, {}, key="a")
         await until(lambda: began(seen))
-        run = await asyncio.wait_for((two if elsewhere else one).cancel(flow, "a"), SOON)
+        run = await asyncio.wait_for((two if elsewhere else one).cancel(flow, "a"), PATIENCE)
         assert (run.status, run.state, seen) == ("cancelled", "work", ["begin"])
         with pytest.raises(RunOver, match="cancelled"):
             await one.cancel(flow, "a")
@@ -699,7 +697,7 @@ async def test_an_event_is_kept_over_a_crash_at_any_write_and_its_step_sees_it_a
                 await one.run(flow, {}, key="a")
                 await one.send(flow, "a", "approved", {"by": "ann"}, event_id="e")
                 sent = True
-                await asyncio.wait_for(one.result(flow, "a"), SOON)
+                await asyncio.wait_for(one.result(flow, "a"), PATIENCE)
         except BaseException:
             if not crashing.crashed:
                 raise
@@ -723,7 +721,7 @@ async def test_an_event_is_kept_over_a_crash_at_any_write_and_its_step_sees_it_a
 
 
 async def test_undoing_goes_on_after_a_graceful_stop(store: Store) -> None:
-    undone: list[str] = []
+    undone, go = list[str](), asyncio.Event()
     flow = Workflow("trip")
 
     async def book(ctx: Any) -> None:
@@ -732,7 +730,7 @@ async def test_undoing_goes_on_after_a_graceful_stop(store: Store) -> None:
 
     async def unbook(ctx: Any) -> None:
         undone.append(ctx.state)
-        await asyncio.sleep(0.05)
+        await go.wait()
 
     flow.step("flight", initial=True, then="hotel", compensate=unbook)(book)
     flow.step("hotel", then="pay", compensate=unbook)(book)
@@ -741,6 +739,7 @@ async def test_undoing_goes_on_after_a_graceful_stop(store: Store) -> None:
     async with engine(store, flow) as one:
         await one.start(flow, {}, key="a")
         await until(lambda: began(undone))
+        asyncio.get_running_loop().call_soon(go.set)  # by then the engine is told to close
     assert undone == ["hotel"]
     async with engine(store, flow) as two:
         assert await two.resume() == 1
@@ -921,7 +920,7 @@ async def test_who_pauses_a_run_whose_step_then_fails_is_told(store: Store) -> N
         await until(lambda: posted_to(store))
         go.set()
         with pytest.raises(NotAccepted, match="failed"):
-            await asyncio.wait_for(pausing, SOON)
+            await asyncio.wait_for(pausing, PATIENCE)
         assert [entry.event for entry in await one.history(flow, "a")] == ["$start", "$error", "$pause"]
 
 
@@ -987,8 +986,8 @@ async def test_a_pause_that_is_taken_back_while_the_step_is_on_stops_nothing(sto
         hands += [asyncio.create_task(one.unpause(flow, "a"))]
         await until(lambda: posted_to(store, 2))
         go.set()
-        await asyncio.wait_for(asyncio.gather(*hands), SOON)
-        assert (await asyncio.wait_for(one.result(flow, "a"), SOON)).status == "done"
+        await asyncio.wait_for(asyncio.gather(*hands), PATIENCE)
+        assert (await asyncio.wait_for(one.result(flow, "a"), PATIENCE)).status == "done"
         told = [entry.event for entry in await one.history(flow, "a")]
         assert told == ["$start", "$done", "$pause", "$unpause", "$done"]
 
@@ -1082,7 +1081,7 @@ async def test_between_two_attempts_of_an_undoing_a_hand_is_refused_at_once() ->
         await one.start(flow, {}, key="a")
         await until(lambda: began(undone))
         with pytest.raises(NotAccepted, match="compensating"):
-            await asyncio.wait_for(one.retry(flow, "a"), SOON)
+            await asyncio.wait_for(one.retry(flow, "a"), PATIENCE)
 
 
 async def test_a_run_is_not_let_go_on_in_a_state_that_ends_it(store: Store) -> None:

@@ -20,6 +20,7 @@ from tests.children import Child, Children
 from tests.crash_child import TOGETHER, family
 from tests.ledger import Line, glimpse
 from tests.test_workers import OFTEN, dismissed
+from tests.waiting import PATIENCE
 
 SEED = int(os.environ.get("FSMWORKFLOW_SEED") or secrets.randbits(32))
 ITEMS: list[Any] = list(range(20))
@@ -53,7 +54,7 @@ def over(url: str, many: int) -> bool:
     return parents(url) == {"done": many}
 
 
-def patient(what: Callable[[], bool], some: list[Child], seconds: float = 50.0) -> None:
+def patient(what: Callable[[], bool], some: list[Child], seconds: float = 2 * PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "".join(child.err[-1000:] for child in some)
@@ -187,7 +188,7 @@ def test_families_are_deleted_whole_once_they_are_over_while_others_go_on(durabl
         seen.update(there[run.removeprefix("family/")] for run in going)
         return len(children.ledger.lines("joined")) >= len(keys) and not going
 
-    gone = asyncio.run(asyncio.wait_for(pruned(durable_url, joined), 50))
+    gone = asyncio.run(asyncio.wait_for(pruned(durable_url, joined), 2 * PATIENCE))
     dismissed(some)
     check(children.ledger.lines(), keys)
     assert seen == {len(ITEMS)}, "children stay while their parent is not over"

@@ -13,6 +13,7 @@ from fsmworkflow import Engine, PersistentWorkflowStateMachine, Workflow
 from fsmworkflow.errors import DefinitionError
 from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.testing import Clock
+from tests.waiting import PATIENCE
 
 MATTER = ["solid", "liquid", "gas", "plasma"]
 CHANGES = [
@@ -282,7 +283,7 @@ async def test_a_timeout_is_the_trigger_that_it_names_and_begins_anew_with_each_
             clock.turn(passed)
             assert (run.state, run.due) == ("waiting", clock() - passed + 1)
         clock.turn(0.2)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while (await engine.get(flow, "hero")).state == "waiting":
                 await asyncio.sleep(0.01)
         assert (await engine.get(flow, "hero")).state == "away"

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import re
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,8 +18,7 @@ from fsmworkflow.errors import RunOver
 from fsmworkflow.records import Owner, replace
 from fsmworkflow.store import Store
 from fsmworkflow.store.sql import queries
-
-SOON = 15.0
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -65,13 +63,6 @@ def asks(gauge: Gauge) -> Workflow:
 async def unowned(store: Store, flow: Workflow, *keys: str) -> None:
     fields = flow.check().codec.start({})
     await asyncio.gather(*(store.create(begin(flow, key, fields, now=store.now())) for key in keys))
-
-
-async def until(what: Callable[[], Awaitable[Any]]) -> None:
-    end = time.monotonic() + SOON
-    while not await what():
-        assert time.monotonic() < end, "it does not come"
-        await asyncio.sleep(0.005)
 
 
 def done(engine: Engine, flow: Workflow, many: int) -> Callable[[], Awaitable[bool]]:

@@ -31,6 +31,7 @@ from fsmworkflow import (
     WorkflowStep,
     open_store,
 )
+from tests.waiting import PATIENCE
 
 Steps = dict[str, Any]
 
@@ -488,7 +489,7 @@ async def test_a_cancelled_run_stays_where_it_is_and_is_resumed(durable_url: str
     log = Log("a", "b", "c")
     log.steps["b"] = WorkflowStep("b", b)
     task = asyncio.create_task(machine(durable_url, LINE, log.steps).run_workflow())
-    await asyncio.wait_for(inside.wait(), 5)
+    await asyncio.wait_for(inside.wait(), PATIENCE)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -508,7 +509,7 @@ async def test_two_machines_without_a_key_drive_two_runs_at_once(store_url: str)
     log = Log("a", "b", "c")
 
     async def b(context: WorkflowContext) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await meet.wait()
 
     log.steps["b"] = WorkflowStep("b", b)
@@ -522,7 +523,7 @@ async def test_two_machines_of_two_stores_without_a_key_drive_two_runs_at_once(d
     log = Log("a", "b", "c")
 
     async def b(context: WorkflowContext) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await meet.wait()
 
     log.steps["b"] = WorkflowStep("b", b)

@@ -36,7 +36,7 @@ from tests.model import BEGAN, ERRORS, KEY, MACHINES, Machine, Model, Place, Sen
 from tests.postgres_server import Databases, execute
 
 SEED = int(os.environ.get("FSMWORKFLOW_SEED") or secrets.randbits(32))
-SOON = 5.0
+SOON = 30.0
 """Seconds, far less than a lease: a run that nobody gave back, or that nobody sees to any more, shows."""
 NUMBER = itertools.count()
 

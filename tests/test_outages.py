@@ -72,10 +72,10 @@ def test_a_process_survives_that_postgres_is_stopped_and_started(
     url = private_postgres.create_database()
     child = walking(children, url)
     private_postgres.kill() if mode == "kill" else private_postgres.stop(mode)
-    child.until(lambda: TRYING in child.err, 20)
+    child.until(lambda: TRYING in child.err)
     assert child.alive()
     private_postgres.start()
-    child.succeeded(30)
+    child.succeeded()
     nothing_was_lost(children, url)
 
 
@@ -85,10 +85,10 @@ def test_a_process_that_dies_while_postgres_is_away_is_taken_up_afterwards(
     url = private_postgres.create_database()
     child = walking(children, url)
     private_postgres.stop("immediate")
-    child.until(lambda: TRYING in child.err, 20)
+    child.until(lambda: TRYING in child.err)
     assert child.kill()
     private_postgres.start()
-    children.start("walks", url, "--steps", STEPS).succeeded(30)
+    children.start("walks", url, "--steps", STEPS).succeeded()
     nothing_was_lost(children, url, deaths=1)
 
 
@@ -108,7 +108,7 @@ def test_a_process_waits_for_a_postgres_that_is_frozen(
     finally:
         for process in every:
             process.resume()
-    child.succeeded(30)
+    child.succeeded()
     assert longest_silence(children) > seconds - 0.5, "it did not hold anything up"
     nothing_was_lost(children, url)
 
@@ -117,10 +117,10 @@ def test_a_process_waits_while_postgres_is_read_only(private_postgres: Server, c
     url = private_postgres.create_database()
     child = walking(children, url)
     execute(private_postgres.url, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
-    child.until(lambda: TRYING in child.err, 20)
+    child.until(lambda: TRYING in child.err)
     assert "read-only" in child.err
     execute(private_postgres.url, "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
-    child.succeeded(30)
+    child.succeeded()
     nothing_was_lost(children, url)
 
 
@@ -137,7 +137,7 @@ def test_a_run_waits_for_a_file_that_another_process_has_locked_for_10_seconds(
     assert child.alive(), child.err
     other.execute("ROLLBACK")
     other.close()
-    child.succeeded(30)
+    child.succeeded()
     assert longest_silence(children) > 9, "the lock did not hold anything up"
     nothing_was_lost(children, sqlite_url)
 
@@ -151,18 +151,18 @@ def limit(child: Child, size: int) -> None:
 def test_a_run_waits_while_its_file_may_not_grow(sqlite_url: str, children: Children) -> None:
     child = walking(children, sqlite_url)
     limit(child, 600_000)
-    child.until(lambda: TRYING in child.err, 20)
+    child.until(lambda: TRYING in child.err)
     limit(child, resource.RLIM_INFINITY)
-    child.succeeded(30)
+    child.succeeded()
     nothing_was_lost(children, sqlite_url)
 
 
 def test_a_process_that_dies_while_its_file_may_not_grow_is_taken_up(sqlite_url: str, children: Children) -> None:
     child = walking(children, sqlite_url)
     limit(child, 600_000)
-    child.until(lambda: TRYING in child.err, 20)
+    child.until(lambda: TRYING in child.err)
     assert child.kill()
-    children.start("walks", sqlite_url, "--steps", STEPS).succeeded(30)
+    children.start("walks", sqlite_url, "--steps", STEPS).succeeded()
     nothing_was_lost(children, sqlite_url, deaths=1)
 
 
@@ -194,10 +194,10 @@ def test_a_run_waits_while_the_disk_is_full(small_disk: Path, children: Children
     child = walking(children, url)
     filler = small_disk / "filler"
     fill(filler)
-    child.until(lambda: TRYING in child.err, 20)
+    child.until(lambda: TRYING in child.err)
     assert child.alive()
     filler.unlink()
-    child.succeeded(30)
+    child.succeeded()
     nothing_was_lost(children, url)
 
 
@@ -218,7 +218,7 @@ def test_where_the_wal_was_damaged_runs_go_on_from_what_is_there(
     path.write_bytes(content[: len(content) * 2 // 3] if where == "cut off" else content)
     lost = sum(row[0] for row in glimpse(sqlite_url).rows.values()) < len(children.ledger.lines("end"))
     assert lost, "no commit was damaged"
-    children.start("walks", sqlite_url, "--steps", STEPS).succeeded(30)
+    children.start("walks", sqlite_url, "--steps", STEPS).succeeded()
     seen = glimpse(sqlite_url)
     assert not seen.faults()
     assert {row[1:] for row in seen.rows.values()} == {("there", "done")}
@@ -232,7 +232,7 @@ def test_a_file_that_was_cut_is_told_and_left_as_it_is(sqlite_url: str, children
     content = path.read_bytes()[: path.stat().st_size // 3]
     path.write_bytes(content)
     child = children.start("walks", sqlite_url, "--steps", STEPS)
-    assert child.ended(30) == 3, f"{child.out}\n{child.err}"
+    assert child.ended() == 3, f"{child.out}\n{child.err}"
     assert "malformed" in child.err
     assert str(path) in child.err
 
@@ -243,7 +243,7 @@ def test_a_file_that_was_cut_is_told_and_left_as_it_is(sqlite_url: str, children
 def refused(children: Children, url: str) -> str:
     """What a process that opens this is told."""
     child = children.start("open", url)
-    assert child.ended(30) == 3, f"{child.out}\n{child.err}"
+    assert child.ended() == 3, f"{child.out}\n{child.err}"
     assert "Traceback" not in child.err
     return child.err
 

@@ -19,6 +19,7 @@ from fsmworkflow.store import Store
 from fsmworkflow.testing import CrashingStore
 from tests.children import Children
 from tests.ledger import glimpse
+from tests.waiting import PATIENCE
 
 TOKENS = itertools.count()
 
@@ -364,7 +365,7 @@ async def test_the_actions_of_a_run_that_is_paused_before_them_are_done_when_it_
         await engine.send(flow, "a", "go")
         await look(store, "paused", due=None)
         assert done == []
-        await asyncio.wait_for(engine.unpause(flow, "a"), 5)
+        await asyncio.wait_for(engine.unpause(flow, "a"), PATIENCE)
         await look(store, "done")
     assert done == ["waiting"]
 
@@ -411,7 +412,7 @@ async def test_a_run_whose_migration_ends_processes_is_parked_and_asked_only_onc
 
 async def look(store: Store, status: str, **facts: Any) -> Run:
     """The row, once it is so."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while True:
             run = await store.load("task", "a")
             if run is not None and run.status == status and facts.items() <= msgspec.structs.asdict(run).items():
@@ -449,7 +450,7 @@ def test_one_poison_run_among_99_slow_neighbours_is_parked_and_they_finish(
 ) -> None:
     herd(durable_url, [f"k{n}" for n in range(50)] + ["poison"] + [f"k{n}" for n in range(50, 99)])
     began, child, deaths = time.monotonic(), None, 0
-    while time.monotonic() < began + 50:
+    while time.monotonic() < began + 2 * PATIENCE:
         if child is None or not child.alive():
             deaths += child is not None
             child = children.start("work", durable_url, "--steps", 100)

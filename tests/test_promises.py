@@ -25,6 +25,7 @@ from fsmworkflow.decide import begin, decide
 from fsmworkflow.lease import machine_id, process_id
 from fsmworkflow.records import Call, Event, Move, Owner, replace
 from fsmworkflow.testing import Clock
+from tests.waiting import PATIENCE
 
 
 class World:
@@ -143,7 +144,7 @@ async def test_P3_a_graceful_stop_repeats_no_step(durable_url: str) -> None:
         asyncio.get_running_loop().call_later(0.05, world.go_on.set)
     assert world.ended == ["first", "second"], "the step that was running has ended, and no other one was begun"
     async with Engine(durable_url, workflows=[flow := three_steps(world)]) as engine:
-        await asyncio.wait_for(engine.resume(), 5.0)
+        await asyncio.wait_for(engine.resume(), PATIENCE)
     assert world.begun == ["first", "second", "third"]
 
 
@@ -249,7 +250,7 @@ async def test_P6_a_dead_process_of_this_machine_is_recognised_at_once(store: St
     async with Engine(_kept(store), workflows=[flow := three_steps(World())]) as engine:
         assert await engine.worker.claim_one(run.workflow, run.key) is None, "it lives"
         child.communicate()
-        done = await asyncio.wait_for(engine.run(flow, key="one"), 3.0)
+        done = await asyncio.wait_for(engine.run(flow, key="one"), PATIENCE)
     assert done.status == "done"
 
 
@@ -277,14 +278,14 @@ async def test_P6_a_process_of_another_machine_is_given_up_when_its_lease_ends()
 
 
 async def test_P6_a_step_that_blocks_the_event_loop_does_not_lose_its_run(durable_url: str) -> None:
-    lease, tries = 0.6, list[Run | None]()
+    lease, tries = 2.0, list[Run | None]()
     flow = Workflow("blocking")
 
     @flow.step(initial=True, then="end")
     async def block(ctx: Any) -> None:
-        other = threading.Thread(target=lambda: asyncio.run(claiming(durable_url, 3 * lease, tries)))
+        other = threading.Thread(target=lambda: asyncio.run(claiming(durable_url, 2 * lease, tries)))
         other.start()
-        other.join()  # nothing else happens in this event loop, for three leases
+        other.join()  # nothing else happens in this event loop, for two leases
 
     flow.final("end")
     async with Engine(durable_url, workflows=[flow], lease=lease) as engine:
@@ -322,7 +323,7 @@ async def test_P7_a_start_with_the_same_key_starts_nothing_twice(
         asked = [
             engine.run(flow, {"n": 1}, key="one") for engine, flow in ((first, one), (second, two)) for _ in "12345"
         ]
-        runs = await asyncio.wait_for(asyncio.gather(*asked), 10.0)
+        runs = await asyncio.wait_for(asyncio.gather(*asked), PATIENCE)
         assert {run.id for run in runs} == {runs[0].id}
         assert world.begun == ["first", "second", "third"]
         assert not [r for r in caplog.records if r.levelno >= logging.WARNING]

@@ -19,6 +19,7 @@ from fsmworkflow.readers.pystator import Entity, Machine
 from fsmworkflow.readers.pystator.guards import Merged
 from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.testing import Clock
+from tests.waiting import PATIENCE
 
 QUICK = """
 meta: {version: "1.0.0", machine_name: order_management, strict_mode: true}
@@ -194,7 +195,7 @@ async def test_timeouts_and_delays_fire_by_themselves(tmp_path: Path) -> None:
 
 
 async def ended(engine: Engine, flow: Workflow, key: str) -> str:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while not (run := await engine.get(flow, key)).over:
             await asyncio.sleep(0.01)
     return run.state
@@ -326,7 +327,7 @@ async def test_a_service_is_called_retried_and_falls_back(
     flow = made.workflow()
     async with Engine(MemoryStore(clock=clock), workflows=[flow], poll=0.01) as engine:
         started = await engine.start(flow, key="k")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not (run := await engine.get(flow, "k")).over:
                 clock.turn(60)
                 await asyncio.sleep(0.01)

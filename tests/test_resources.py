@@ -18,6 +18,7 @@ import pytest
 from fsmworkflow import Engine, FSMWorkflowError, Retry, RunFailed, StepTimeout, Workflow, WorkflowContext
 from fsmworkflow.pools import Folder, HttpClient, Pool, ResourceError, ResourceTimeout, Shared
 from fsmworkflow.stream import StreamError, batch, stream
+from tests.waiting import PATIENCE, until
 
 Step = Callable[[WorkflowContext[Any]], Any]
 
@@ -59,13 +60,6 @@ def using(step: Step, **more: Any) -> Workflow:
     flow.step("work", initial=True, then="done", **more)(step)
     flow.final("done")
     return flow
-
-
-async def until(true: Callable[[], Any]) -> None:
-    """Wait for what has no event of its own, for 5 s at the most."""
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -128,7 +122,7 @@ async def test_one_that_does_not_open_in_time_is_named_too_and_does_not_stay_hal
 
     with pytest.raises(ResourceTimeout, match=r"'slow' did not open within 0\.02 s: it does not answer"):
         await Engine(store_url, resources={"slow": Shared(slow, wait=0.02)}).__aenter__()
-    await asyncio.wait_for(left.wait(), 5)
+    await asyncio.wait_for(left.wait(), PATIENCE)
 
 
 async def test_an_engine_whose_opening_is_cancelled_leaves_nothing_open(store_url: str) -> None:

@@ -16,6 +16,7 @@ from fsmworkflow.records import Call, Child, Event, Failure, replace
 from fsmworkflow.testing import Clock
 from fsmworkflow.upkeep import size, vacuum
 from tests.test_store import LARGE, ask, made, moved, new, sql
+from tests.waiting import PATIENCE
 
 TABLES = ("fsm_runs", "fsm_moves", "fsm_events", "fsm_calls", "fsm_fields")
 ENDS = ["done", "failed", "cancelled"]
@@ -374,7 +375,7 @@ async def test_an_engine_that_works_prunes_now_and_then_and_survives_that_it_can
 
         monkeypatch.setattr(store, "prune", refusing)
         pruning = asyncio.create_task(engine._prune_for_ever())
-        end = time.monotonic() + 5
+        end = time.monotonic() + PATIENCE
         while await engine.list(flow):
             assert time.monotonic() < end
             await asyncio.sleep(0.005)

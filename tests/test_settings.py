@@ -25,6 +25,7 @@ from fsmworkflow.errors import StoreError
 from fsmworkflow.records import Active
 from fsmworkflow.settings import DBConfig
 from tests.postgres_server import execute
+from tests.waiting import PATIENCE
 
 PASSWORD = "s3cret/@:?#%"
 SPELLED = "s3cret%2F%40%3A%3F%23%25"
@@ -229,7 +230,7 @@ def test_the_password_is_never_shown(
     try:
         config = DBConfig(**keywords)
         shown = f"{config!r} {config} {config.url} {config.store!r} {config.store.url}"
-        asyncio.run(asyncio.wait_for(config.setup(), 20))
+        asyncio.run(asyncio.wait_for(config.setup(), PATIENCE))
     except Exception as error:
         raised: BaseException | None = error
         while raised is not None:
@@ -263,7 +264,7 @@ async def sessions(url: str) -> int:
 
 
 async def none_left(url: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while await sessions(url):
             await asyncio.sleep(0.02)
 
@@ -421,7 +422,7 @@ async def test_cancelled_at_any_await_nothing_stays_open(durable_url: str) -> No
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    await asyncio.wait_for(use(), 5)
+    await asyncio.wait_for(use(), PATIENCE)
     use_of = config._uses[asyncio.get_running_loop()]
     assert (use_of.users, use_of.opened, use_of.worker) == (0, False, None)
 
@@ -501,7 +502,7 @@ LEFT_OPEN = """
 def test_a_program_that_never_closes_exits(durable_url: str) -> None:
     program = [sys.executable, "-c", textwrap.dedent(LEFT_OPEN), durable_url]
     root = Path(__file__).parent.parent
-    done = subprocess.run(program, timeout=15, capture_output=True, text=True, cwd=root)
+    done = subprocess.run(program, timeout=PATIENCE, capture_output=True, text=True, cwd=root)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
 
 

@@ -12,6 +12,7 @@ import pytest
 from fsmworkflow import Engine, Workflow
 from fsmworkflow.stream import Pipe, StreamError, stream, window
 from tests.test_stream import lines, ns, numbered, read
+from tests.waiting import PATIENCE
 
 
 def doubled() -> Workflow:
@@ -91,7 +92,7 @@ async def test_where_the_second_stream_stops_the_first_one_does_not_wait_for_it_
         raise ValueError("never")
 
     flow.final("over")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         told = await asyncio.gather(
             stream(None, doubled(), ({"n": n} for n in range(1000)), pipe, chunk=1),
             stream(None, flow, pipe.source, []),

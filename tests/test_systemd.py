@@ -20,6 +20,7 @@ import pytest
 from fsmworkflow import Engine, Workflow
 from fsmworkflow.contrib import systemd
 from fsmworkflow.contrib.systemd import Systemd
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +34,7 @@ class Manager:
         self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
         self.heard: list[str] = []
 
-    def hear(self, wanted: str, seconds: float = 20) -> str:
+    def hear(self, wanted: str, seconds: float = PATIENCE) -> str:
         """The first message from now on that begins so."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
@@ -93,12 +94,12 @@ async def test_the_watchdog_is_pinged_while_the_loop_turns_and_while_steps_end(m
     async with Systemd(words), Engine("memory://", workflows=[flow]) as engine:
         await engine.start(flow, key="a")
         for _ in range(3):
-            await asyncio.to_thread(manager.hear, "WATCHDOG=1", 2)
-        closing = asyncio.create_task(engine.close(grace=20))
+            await asyncio.to_thread(manager.hear, "WATCHDOG=1")
+        closing = asyncio.create_task(engine.close(grace=600))
         await asyncio.sleep(0)
         manager.silence()
         for _ in range(3):
-            await asyncio.to_thread(manager.hear, "WATCHDOG=1", 2)
+            await asyncio.to_thread(manager.hear, "WATCHDOG=1")
         assert not closing.done()
         gate.set()
         await closing
@@ -112,7 +113,7 @@ async def test_a_loop_that_is_blocked_pings_no_more(manager: Manager) -> None:
         time.sleep(0.3)  # what a stuck step does
         manager.silence()
         assert len(manager.heard) == heard
-        await asyncio.to_thread(manager.hear, "WATCHDOG=1", 2)
+        await asyncio.to_thread(manager.hear, "WATCHDOG=1")
 
 
 @pytest.mark.parametrize(
@@ -198,10 +199,10 @@ def test_a_service_starts_pings_and_stops_as_systemd_expects(manager: Manager, t
     with service(manager, tmp_path, "well", watchdog=0.4) as child:
         manager.hear("READY=1")
         for _ in range(5):
-            manager.hear("WATCHDOG=1", 5)
+            manager.hear("WATCHDOG=1")
         child.send_signal(signal.SIGTERM)
         manager.hear("STOPPING=1")
-        assert child.wait(10) == 0
+        assert child.wait(PATIENCE) == 0
 
 
 def test_a_service_whose_loop_is_stuck_goes_silent_and_its_successor_goes_on(manager: Manager, tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_a_service_whose_loop_is_stuck_goes_silent_and_its_successor_goes_on(man
                 pass
         assert child.poll() is None  # it lives, and says nothing
         child.send_signal(signal.SIGABRT)
-        assert child.wait(10) == -signal.SIGABRT
+        assert child.wait(PATIENCE) == -signal.SIGABRT
     manager.silence()
     with service(manager, tmp_path, "well", watchdog=0.4):
         manager.hear("READY=1")

@@ -18,6 +18,7 @@ from tests.network import Network
 from tests.postgres_server import Server
 from tests.test_workers import OFTEN, all_over, chores, dismissed
 from tests.test_workers import check as all_is_well
+from tests.waiting import PATIENCE
 
 SEED = int(os.environ.get("FSMWORKFLOW_SEED") or secrets.randbits(32))
 LEASE = 1.0
@@ -81,7 +82,7 @@ class Storm:
         child.line("open")
         child.send(signal.SIGTERM)
         self.workers[place] = self.start()  # on one host name with the one that drains
-        child.succeeded(60)
+        child.succeeded()
 
     def opened(self) -> None:
         """One that begins while nothing answers ends within seconds: a supervisor would start it anew."""
@@ -112,7 +113,7 @@ def weather(server: Server, children: Children, seconds: float) -> None:
         storm = Storm(server, network, children)
         try:
             storm.blow(seconds)
-            end = time.monotonic() + 60
+            end = time.monotonic() + 2 * PATIENCE
             while not all_over(storm.direct, storm.made):
                 assert time.monotonic() < end, "".join(child.err[-2000:] for child in storm.workers)
                 time.sleep(0.1)

@@ -37,6 +37,7 @@ from fsmworkflow.store import sqlite_lent
 from fsmworkflow.store.lent import Lent
 from fsmworkflow.store.sql import ends_transaction
 from tests.children import Children
+from tests.waiting import PATIENCE
 
 QUICK = Retry(attempts=3, first_delay=0, max_delay=0)
 INSERT = "INSERT INTO mine VALUES (1)"
@@ -90,10 +91,16 @@ async def failing(store: str | Store, step: Callable[..., Any], **more: Any) -> 
 OPEN = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in tran%'"
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is helped by the end of the time for which SQLite's connection is lent."""
+    monkeypatch.setattr(sqlite_lent, "LENT_SECONDS", 600.0)
+
+
 async def nothing_is_open(url: str) -> None:
     """Somebody else can write, and nobody is in a transaction."""
     if url.startswith("sqlite"):
-        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0.5)) as db:
+        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=PATIENCE)) as db:
             db.execute("BEGIN IMMEDIATE")
     else:
         # A connection that was cut off is still in the list until its server process reads that. Left to itself, a
@@ -190,7 +197,7 @@ async def test_a_cancelled_run_leaves_nothing(url: str) -> None:
             await asyncio.sleep(60)
 
     flow = one_step(work)
-    async with Engine(url, workflows=[flow]) as engine:
+    async with Engine(url, workflows=[flow], grace=0.1) as engine:
         await engine.start(flow, key="k")
         await inside.wait()
         if url.startswith("postgres"):
@@ -200,9 +207,19 @@ async def test_a_cancelled_run_leaves_nothing(url: str) -> None:
 
 
 async def test_a_time_that_leaves_the_state_takes_it_back_before_the_move(url: str) -> None:
+    for seconds in (0.2, 2, 20):
+        if await left_by_time(url, seconds):  # else it came before the transaction had begun
+            break
+    else:
+        raise AssertionError("the step never began")
+    assert await mine(url) == []
+
+
+async def left_by_time(url: str, seconds: float) -> bool:
+    """Let a run's time come in the middle of its transaction. False where that had not begun by then."""
     inside = asyncio.Event()
-    flow = Workflow("flow")
-    around = flow.state("around", initial=True, after={0.2: "late"})
+    flow = Workflow(f"flow of {seconds} s")
+    around = flow.state("around", initial=True, after={seconds: "late"})
 
     @around.step(initial=True, then="inner")
     async def work(ctx: Any) -> None:
@@ -213,10 +230,9 @@ async def test_a_time_that_leaves_the_state_takes_it_back_before_the_move(url: s
 
     around.final("inner")
     flow.final("late")
-    async with Engine(url, workflows=[flow], poll=0.05) as engine, asyncio.timeout(4):
+    async with Engine(url, workflows=[flow], poll=0.05) as engine, asyncio.timeout(PATIENCE):
         assert (await engine.run(flow, key="k")).state == "late"
-    assert inside.is_set()
-    assert await mine(url) == []
+    return inside.is_set()
 
 
 async def test_steps_of_regions_beside_it_end_while_it_is_open_and_nobody_waits_for_ever(url: str) -> None:
@@ -246,7 +262,7 @@ async def test_steps_of_regions_beside_it_end_while_it_is_open_and_nobody_waits_
     for region in (one, two, three):
         region.final("over")
     flow.final("end")
-    async with Engine(url, workflows=[flow]) as engine, asyncio.timeout(4):
+    async with Engine(url, workflows=[flow]) as engine, asyncio.timeout(PATIENCE):
         assert (await engine.run(flow, key="k")).data == {"short": True}
     assert await mine(url) == [1, 2]
 
@@ -348,7 +364,7 @@ async def test_what_is_emitted_goes_in_the_same_commit(url: str) -> None:
             await ctx.emit(box, "b", "paid")
 
     flow = one_step(work)
-    async with Engine(url, workflows=[flow, box]) as engine, asyncio.timeout(4):
+    async with Engine(url, workflows=[flow, box]) as engine, asyncio.timeout(PATIENCE):
         await engine.run(box, key="b")
         await engine.run(flow, key="k")
         while (await engine.get(box, "b")).status != "done":
@@ -556,7 +572,7 @@ async def test_a_remembered_call_inside_is_refused_at_once(url: str, what: str) 
             await db.execute(INSERT)
             await (ctx.remember("pays", pays) if what == "remember" else ctx.call(asked, url, "SELECT 1"))
 
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(PATIENCE):
         error = await failing(url, work)
     assert isinstance(error, TransactionError)
     assert not made
@@ -604,7 +620,7 @@ async def test_on_sqlite_a_step_that_waits_for_the_engine_inside_is_told_at_once
                 told.append(str(error.value))
 
     flow = one_step(work)
-    async with Engine(sqlite_url, workflows=[flow, other]) as engine, asyncio.timeout(4):
+    async with Engine(sqlite_url, workflows=[flow, other]) as engine, asyncio.timeout(PATIENCE):
         await engine.run(other, key="o")
         await engine.run(flow, key="k")
     assert len(told) == 4
@@ -628,7 +644,7 @@ async def test_on_sqlite_one_that_takes_too_long_is_taken_back_and_the_others_go
     flow, other = one_step(work), Workflow("other")
     other.wait("open", initial=True, on={"go": "end"})
     other.final("end")
-    async with Engine(sqlite_url, workflows=[flow, other]) as engine, asyncio.timeout(4):
+    async with Engine(sqlite_url, workflows=[flow, other]) as engine, asyncio.timeout(PATIENCE):
         await engine.start(flow, key="k")
         await inside.wait()
         await engine.start(other, key="o")  # waits for the writer
@@ -655,7 +671,7 @@ async def test_on_sqlite_a_step_that_is_late_elsewhere_fails_too(
                 await db.execute(endless)
         await asyncio.sleep(0.3)  # longer than it may: that it ends then is what is tested
 
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(PATIENCE):
         error = await failing(sqlite_url, work)
     assert isinstance(error, TransactionError), error
     assert await mine(sqlite_url) == []
@@ -678,7 +694,7 @@ async def test_on_sqlite_many_at_once_take_turns_with_all_other_writes(sqlite_ur
 
     for one in (plain, flow):
         one.final("end")
-    async with Engine(sqlite_url, workflows=[flow, plain]) as engine, asyncio.timeout(20):
+    async with Engine(sqlite_url, workflows=[flow, plain]) as engine, asyncio.timeout(PATIENCE):
         await asyncio.gather(*(engine.run(w, key=str(n)) for n in range(40) for w in (flow, plain)))
     assert await mine(sqlite_url) == list(range(40))
 

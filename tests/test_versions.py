@@ -29,6 +29,7 @@ from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.testing import Clock, Crash, CrashingStore
 from fsmworkflow.versions import names, seen, shifted
 from tests.test_every_commit import Deaf
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ async def test_an_old_engine_never_claims_a_run_of_a_newer_version(
         assert not waiting.done()
         async with engine(store, new) as two:
             assert await two.resume() == 1
-            assert (await asyncio.wait_for(waiting, 5)).state == "done", "it waited for whoever drives it"
+            assert (await asyncio.wait_for(waiting, PATIENCE)).state == "done", "it waited for whoever drives it"
         assert (await one.get(old, "a")).data["by"] == 2
     assert any("is of version 2 of the workflow, and version 1 is here" in line for line in caplog.messages)
 
@@ -146,7 +147,7 @@ async def test_an_event_that_only_the_new_version_knows_is_taken_once_the_old_pr
         await one.run(old, {}, key="a")
         sent = await two.send(new, "a", "give_up")
         assert sent.status == "waiting"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while (await row(store, old)).due is not None:  # until the old one has looked at it
                 await asyncio.sleep(0.005)
             await one.close()
@@ -176,7 +177,7 @@ async def test_a_rolling_deploy_moves_every_run_to_the_new_version(durable_url: 
             await one.close()
             for number in range(20):
                 await two.send(new, f"k{number}", "approved")
-            runs = [await asyncio.wait_for(two.result(new, f"k{n}"), 10) for n in range(20)]
+            runs = [await asyncio.wait_for(two.result(new, f"k{n}"), PATIENCE) for n in range(20)]
     assert {(run.state, run.definition) for run in runs} == {("done", 2)}
     assert {run.data["words"] for run in runs} == {2}
 
@@ -225,12 +226,12 @@ async def test_a_process_that_dies_around_that_commit_migrates_once(store: Store
         others = asyncio.all_tasks()
         with contextlib.suppress(Crash):
             async with engine(crashing, new) as two:
-                await asyncio.wait_for(two.run(new, key="a"), 5)
+                await asyncio.wait_for(two.run(new, key="a"), PATIENCE)
         for task in asyncio.all_tasks() - others:
             task.cancel()
         await crashing.bury_the_dead()
     async with engine(store, new) as two:
-        run = await asyncio.wait_for(two.run(new, key="a"), 5)
+        run = await asyncio.wait_for(two.run(new, key="a"), PATIENCE)
         assert (run.state, run.data["words"]) == ("done", 2)
     details = [entry[3] for entry in await told(store, new)]
     assert details == [None, None, "1 -> 2", None]
@@ -249,7 +250,7 @@ async def test_P11_a_commit_that_migrates_and_whose_acknowledgement_is_lost_was_
     await store.post("article", "a", Event(name="approved", id="once"))
     async with engine(store, new) as two:
         deaf = Deaf(store, at)
-        run = await asyncio.wait_for(two.run(new, key="a"), 10)
+        run = await asyncio.wait_for(two.run(new, key="a"), PATIENCE)
         deaf.leave()
         assert deaf.struck
         assert (run.state, run.data["words"]) == ("done", 2)
@@ -336,7 +337,7 @@ async def test_a_run_whose_state_is_gone_is_left_untouched_and_stops_no_other(
             await two.run(new, key="stuck")
         assert "or a migration that maps it" in str(error.value)
         with pytest.raises(DefinitionChanged):
-            await asyncio.wait_for(two.cancel(new, "stuck"), 5)
+            await asyncio.wait_for(two.cancel(new, "stuck"), PATIENCE)
     after = await row(store, old, "stuck")
     assert (after.status, after.version, after.active, after.fields) == ("running", 0, before.active, before.fields)
     assert (after.due, after.owner, after.error, after.definition) == (before.due, None, None, 1)
@@ -354,7 +355,7 @@ async def test_an_engine_at_work_claims_once_what_does_not_fit_and_never_what_is
     async with engine(store, new) as two, two.working():
         for key in "abc":  # each is claimed by the same look at the store that would find the others again
             await store.create(begin(new.check(), key, {}, now=1.0))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while (await row(store, new, key)).state != "check":
                     await asyncio.sleep(0.005)
     assert (await row(store, old, "stuck")).epoch == 1

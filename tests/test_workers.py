@@ -20,6 +20,7 @@ from tests.children import Child, Children
 from tests.crash_child import chore, started
 from tests.ledger import Line, glimpse
 from tests.points import LEAVING
+from tests.waiting import PATIENCE
 
 SEED = int(os.environ.get("FSMWORKFLOW_SEED") or secrets.randbits(32))
 OFTEN = 1_000_000  # a run that is often killed here is not at fault
@@ -68,7 +69,7 @@ def check(url: str, children: Children, many: int, deaths: int) -> None:
         assert sum(began[run, state] for state in STEPS) - len(STEPS) <= deaths
 
 
-def alive_until(url: str, many: int, some: list[Child], seconds: float = 50.0) -> None:
+def alive_until(url: str, many: int, some: list[Child], seconds: float = 2 * PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not all_over(url, many):
         assert time.monotonic() < end, "".join(child.err[-1000:] for child in some)
@@ -80,7 +81,7 @@ def dismissed(some: list[Child]) -> None:
         child.line("open")  # by now it minds the signal
         child.send(signal.SIGTERM)
     for child in some:
-        child.succeeded(20)
+        child.succeeded()
         assert "database is locked" not in child.err
 
 
