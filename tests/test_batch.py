@@ -206,6 +206,9 @@ async def main():
     async with Engine(url) as engine:
         found = await batch(engine, flow, [{"n": n} for n in range(1000)], durable=True, key="b")
     print(len([one for one in found if one.status == "done"]))
+    for one in found:
+        if one.status != "done":
+            print(one.key, one.status, type(one.error).__name__)
 
 asyncio.run(main())
 """
@@ -225,3 +228,13 @@ def test_a_durable_batch_whose_process_was_killed_is_given_again_and_repeats_wha
     lines = told.read_text().splitlines()
     assert set(lines) == {f"{step} {n}" for step in ("first", "second") for n in range(1000)}
     assert len(lines) - 2000 <= 50, "more was repeated than was in flight"
+
+
+def test_a_record_that_ends_its_process_is_parked_and_all_others_end(durable_url: str, tmp_path: Path) -> None:
+    program = [sys.executable, "-c", KILLED, durable_url, str(tmp_path / "log"), "kill"]
+    for _ in range(8):
+        ended = subprocess.run(program, cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False)
+        if ended.returncode != 9:
+            break
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "999\nb/600 parked Poisoned\n"

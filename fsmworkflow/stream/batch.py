@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.engine import Engine
-from fsmworkflow.errors import CodecError, InputDiffers, InvalidKey, RunFailed
+from fsmworkflow.errors import CodecError, InputDiffers, InvalidKey, Poisoned, RunFailed
 from fsmworkflow.records import Run, Status
 from fsmworkflow.stream.flow import Flow, whole_number
 from fsmworkflow.stream.pace import together
@@ -31,7 +31,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     `status` is "done" or "failed", of a run any status of a run: such as "waiting", where only an event moves it.
     `state` and `data` are where it came to. Of what failed, `error` was raised in `state`, and `data` is what it was
-    given there; a final state whose outcome is "failed" has no error. `key` is that of its run.
+    given there; a final state whose outcome is "failed" has no error. `key` is that of its run, which is "parked", with
+    Poisoned, where it ended its process three times: `engine.retry` lets it go on.
     """
 
     number: int
@@ -144,4 +145,6 @@ class _Runs:
 
 
 def _ran(number: int, run: Run, error: BaseException | None) -> Outcome:
+    if run.status == "parked" and run.error is not None:
+        error = Poisoned(run.error.message)
     return Outcome(number=number, status=run.status, state=run.state, data=run.data, error=error, key=run.key)
