@@ -6,6 +6,7 @@ import asyncio
 import gc
 import gzip
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -470,3 +471,25 @@ def test_a_program_that_closes_nothing_ends_without_a_word(tmp_path: Path) -> No
     command = [sys.executable, "-X", "dev", "-W", "error", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("{'n': 1, 'processed': True}\n", "", 0)
+
+
+def test_ctrl_c_stops_a_stream_of_synchronous_code_and_leaves_the_machine_usable(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import itertools, signal, time\n"
+        "from fsmworkflow.simple import SimpleFSM\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"machine = SimpleFSM({MARKED!r}, allow_inline_code=True)\n"
+        "records = ({'n': n} for n in itertools.count())\n"
+        "try:\n"
+        "    machine.process_stream(records, [], on_progress=lambda progress: print('on', flush=True))\n"
+        "except KeyboardInterrupt:\n"
+        "    print('stopped', machine.process({})['success'])\n"
+    )
+    command = [sys.executable, "-X", "dev", "-W", "error", str(program)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    assert running.stdout.readline() == "on\n"
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert (out.splitlines()[-1], err, running.returncode) == ("stopped True", "", 0)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fsmworkflow import Engine, Retry, Workflow, WorkflowContext
+from fsmworkflow.functions import ranges
+from fsmworkflow.pools import Pool
+from fsmworkflow.simple import SimpleFSM
 
 
 @dataclass
@@ -29,3 +32,11 @@ async def main() -> None:
         await engine.run(workflow, different="ignore")  # wrong
         await engine.list(status="ended")  # wrong
         print((await engine.get(workflow, "k")).stat)  # wrong
+
+
+def simply(machine: SimpleFSM) -> None:
+    machine.process({}, timeout="soon")  # wrong
+    machine.process_batch({}, max_workers="many")  # wrong
+    print(machine.profile({}).slow)  # wrong
+    ranges(age="high")  # wrong
+    Pool(max=3)  # wrong

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import assert_type
+from typing import Any, assert_type
 
 from fsmworkflow import (
     CodecError,
@@ -30,7 +30,10 @@ from fsmworkflow import (
     field,
     open_store,
     payload,
+    pools,
+    simple,
 )
+from fsmworkflow import functions as checks
 from fsmworkflow.config import Functions, functions_of, schema
 from fsmworkflow.expressions import Expression
 
@@ -155,3 +158,34 @@ async def as_data() -> None:
     again.wait("more", on={"go": [(Expression("total > 1") & field("customer").is_not_none(), "end")]})
     assert "$defs" in schema()
     assert_type(is_large(WorkflowContext.__new__(WorkflowContext)), bool)
+
+
+async def connect() -> Connection:
+    return Connection()
+
+
+class Connection:
+    async def close(self) -> None: ...
+
+
+async def shared() -> None:
+    """Resources, checks and changes, and the simple use."""
+    known = checks.required("email") & checks.ranges(age=(0, 150)) & (field("age") > 17)
+    clean = checks.normalise("trim") | checks.convert(age="int")
+    flow = Workflow("shared")
+    flow.step("clean", initial=True, then=[(known, "asked"), "end"])(clean)
+    flow.wait("asked", on={"go": To("end", update=checks.map_fields({"email": "mail"}))})
+    flow.final("end")
+    problems: list[str] = checks.required("email").problems({})
+    given = {
+        "db": pools.Pool(connect, max=3, wait="5s"),
+        "http": pools.HttpClient(timeout=3),
+        "out": pools.Folder("out"),
+    }
+    async with Engine("memory://", workflows=[flow], resources=given) as engine, engine.resources.use("db") as db:
+        print(db, problems, (await engine.health()).resources["db"].used)
+    with simple.SimpleFSM({}, custom_functions={"clean": clean}) as machine:
+        ended: dict[str, Any] = machine.process({"n": 1}, timeout=3)
+        slowest: str = machine.profile({}).slowest
+        print(ended, slowest, machine.process_batch([{}], on_progress=print))
+    print(await simple.AsyncSimpleFSM(flow, simple.DataHandlingMode.DIRECT).process_stream("in.jsonl", "out.jsonl"))
