@@ -253,6 +253,7 @@ class FamilyPlay(Play):
 def no_suspects(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was in flight when two processes died would be driven alone, in an order that the model does not know."""
     monkeypatch.setattr("fsmworkflow.drive.SUSPECT", 1_000_000)
+    monkeypatch.setattr("fsmworkflow.flights.SUSPECT", 1_000_000)
 
 
 # -- the tests --------------------------------------------------------------------------------------------------------
