@@ -60,6 +60,11 @@ class Lease:
         """For how many seconds it still holds by this process's own clock."""
         return self._until - time.monotonic()
 
+    @property
+    def late(self) -> bool:
+        """Whether it should have been renewed by now: the store was away, or this process stood still."""
+        return self.left < self.length / 3
+
     async def begin(self) -> None:
         """Make the owner known, and renew its lease for as long as this event loop runs."""
         await self._enrol(self._store)
@@ -98,12 +103,21 @@ class Lease:
         self._until = began + self.length
 
     async def _renew(self, store: Store) -> None:
+        if self.late:
+            await self._spare_others(store)
         began = time.monotonic()
         if await store.renew(self.token, store.now() + self.length):
             self._until = began + self.length
         elif not self._stopped.is_set():
             log.warning("this owner was taken for dead; it is made known again")
             await self._enrol(store)
+
+    async def _spare_others(self, store: Store) -> None:
+        """Owners whose lease ended since this one was renewed could perhaps not renew it either: they may do so now."""
+        now = store.now()
+        for owner in await store.owners():
+            if owner.token != self.token and now - self.length + self.left <= owner.lease <= now:
+                await store.renew(owner.token, now + self.length / 2)
 
     async def _in_task(self) -> None:
         while True:
@@ -115,14 +129,16 @@ class Lease:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
-    async def attempt(self, store: Store) -> None:
-        """Renew it, or say in the log why that cannot be done now."""
+    async def attempt(self, store: Store) -> float:
+        """Renew it, or say in the log why that cannot be done now. Returns the seconds until the next attempt."""
         try:
             async with asyncio.timeout(self.length / 3):
                 await store.open()
                 await self._renew(store)
+                return self.length / 3
         except Exception as error:  # whatever it is, the next attempt must come
             log.warning("the lease could not be renewed: %r", error)
+            return self.length / 10
 
 
 def _renew_for_ever(
@@ -136,7 +152,7 @@ def _renew_for_ever(
     with asyncio.Runner() as runner:
         while not stopped.wait(pause) and (running := loop()) is not None and not running.is_closed():
             if running.is_running() and (renewed := lease()) is not None:  # else nothing is driven there
-                runner.run(renewed.attempt(twin))
+                pause = runner.run(renewed.attempt(twin))
             running = renewed = None
         if twin.opened:
             runner.run(twin.close())

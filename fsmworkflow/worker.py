@@ -147,6 +147,11 @@ class Worker:
         except (FSMWorkflowError, TimeoutError) as error:
             log.warning("the store could not be told that this owner is ending: %r", error)
 
+    async def _in_time(self) -> None:
+        """Renew a lease that is late before anything is claimed, which spares others that were held up, too."""
+        if self._lease is not None and self._lease.late:
+            await self._lease.renew()
+
     @property
     def lapsed(self) -> bool:
         """Whether the lease has ended by this process's own clock, so that others may have claimed."""
@@ -200,6 +205,7 @@ class Worker:
         none that is stuck.
         """
         self.check()
+        await self._in_time()
         workflows = {name: workflow.version for name, workflow in self.workflows.items()}
         limits = {name: w.concurrency for name, w in self.workflows.items() if w.concurrency is not None}
         while True:
@@ -246,6 +252,7 @@ class Worker:
         Nor is one of a newer version of the workflow than `newest` claimed, nor one where `limit` of it are driven.
         """
         self.check()
+        await self._in_time()
 
         def claiming() -> Coroutine[Any, Any, Run | None]:
             claim = self.store.claim_one(self.token, workflow, key, newest, limit)

@@ -20,6 +20,7 @@ from tests.children import Child, Children
 from tests.crash_child import walk_data, walk_expected
 from tests.ledger import Checker, blob, glimpse
 from tests.postgres_server import Server, execute
+from tests.test_workers import alive_until, check, chores, dismissed
 
 STEPS = 12
 TRYING = "trying again"  # in the log of a process whose store cannot do its work
@@ -77,6 +78,26 @@ def test_a_process_survives_that_postgres_is_stopped_and_started(
     private_postgres.start()
     child.succeeded()
     nothing_was_lost(children, url)
+
+
+def test_processes_for_which_postgres_was_away_for_longer_than_their_leases_take_nothing_from_each_other(
+    private_postgres: Server, children: Children
+) -> None:
+    """Whoever came back first took what the others had finished and could not write yet."""
+    url, many = private_postgres.create_database(), 200
+    some = [children.start("work", url, "--steps", 4, "--lease", 3) for _ in range(3)]
+    for child in some:
+        child.line("open")
+    chores(url, *(f"k{n}" for n in range(many)))
+    for child in some:
+        child.line("end")
+    private_postgres.stop("immediate")
+    time.sleep(3.5)  # that their leases end meanwhile is what is tested
+    assert len(children.ledger.lines("end")) < 4 * many, "it was away after all had ended"
+    private_postgres.start()
+    alive_until(url, many, some)
+    dismissed(some)
+    check(url, children, many, deaths=0)
 
 
 def test_a_process_that_dies_while_postgres_is_away_is_taken_up_afterwards(

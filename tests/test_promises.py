@@ -25,6 +25,7 @@ from fsmworkflow.decide import begin, decide
 from fsmworkflow.lease import machine_id, process_id
 from fsmworkflow.records import Call, Event, Move, Owner, replace
 from fsmworkflow.testing import Clock
+from fsmworkflow.worker import Worker
 from tests.waiting import PATIENCE
 
 
@@ -205,6 +206,35 @@ async def test_P5_a_lapsed_lease_does_not_by_itself_refuse_a_write(store: Store)
     found = await store.load(run.workflow, run.key)
     assert found is not None
     assert (found.state, found.version) == ("second", 1)
+
+
+@pytest.mark.parametrize("by", ["claim", "claim_one"])
+async def test_P5_who_comes_back_first_to_a_store_that_was_away_takes_no_run_of_those_who_come_later(
+    store: Store, by: str
+) -> None:
+    flow = Workflow("w")
+    flow.step("a", initial=True, then="b")(lambda ctx: None)
+    flow.final("b")
+    one, two = Worker(store, lease=60), Worker(store, lease=60)
+    for worker in (one, two):
+        worker.workflows = {"w": flow.check()}
+        await worker.open()
+    run, _ = await one.create(begin(flow, "k", flow.codec.start({}), now=store.now()))
+
+    async def claimed() -> list[Run]:
+        return await two.claim(10) if by == "claim" else [r for r in [await two.claim_one("w", "k")] if r is not None]
+
+    await store.renew(one.token, store.now() - 10)  # in the middle of 50 s in which neither could renew its lease
+    two._lease._until -= 50  # type: ignore[union-attr]
+    assert await claimed() == []
+    assert not two._lease.late  # type: ignore[union-attr]
+    await one._lease.renew()  # type: ignore[union-attr]
+    await store.commit(await decide(flow, run, Event(name="$done", state="a"), now=store.now()))
+    other, _ = await one.create(begin(flow, "k2", flow.codec.start({}), now=store.now()))
+    await store.renew(one.token, store.now() - 10)  # while the other one could: this one stands still
+    assert [found.key for found in await two.claim(10)] == [other.key]
+    await one.close()
+    await two.close()
 
 
 async def test_P5_an_engine_that_lost_its_run_leaves_it_to_the_other_one(durable_url: str) -> None:
