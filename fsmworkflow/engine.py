@@ -282,22 +282,22 @@ class Engine:
 
     async def cancel(self, workflow: Workflow | str, key: str) -> Run:
         """Cancel a run: its steps are stopped, and what finished is undone. Raises RunOver for a run that has ended."""
-        return await self._steer(workflow, key, CANCEL)
+        return await self.steer(workflow, key, CANCEL)
 
     async def pause(self, workflow: Workflow | str, key: str) -> Run:
         """Stop a run after the step that is on, until `unpause`. Its timers run on, and strike then."""
-        return await self._steer(workflow, key, PAUSE)
+        return await self.steer(workflow, key, PAUSE)
 
     async def unpause(self, workflow: Workflow | str, key: str) -> Run:
         """Let a paused run go on; one whose pause still waits for the step that is on, after that step."""
-        return await self._steer(workflow, key, UNPAUSE)
+        return await self.steer(workflow, key, UNPAUSE)
 
     async def retry(self, workflow: Workflow | str, key: str) -> Run:
         """Let a failed or parked run go on in the same visit: same key, remembered calls kept, attempts anew.
 
         Raises RunOver where it has ended, or its undoing has begun.
         """
-        return await self._steer(workflow, key, RETRY)
+        return await self.steer(workflow, key, RETRY)
 
     async def rerun(self, workflow: Workflow | str, key: str, *, state: str) -> Run:
         """Let a run that is not over go on in a new visit of `state`: nothing is remembered there.
@@ -312,9 +312,9 @@ class Engine:
             raise errors.UnknownState(
                 f"state {state!r} of workflow {definition.name!r} ends the run: nothing goes on there"
             )
-        return await self._steer(definition, key, RERUN, state)
+        return await self.steer(definition, key, RERUN, state)
 
-    async def _steer(self, workflow: Workflow | str, key: str, name: str, payload: Any = None) -> Run:
+    async def steer(self, workflow: Workflow | str, key: str, name: str, payload: Any = None) -> Run:
         """Post one of the engine's own events, and wait until the run's owner has taken it."""
         self.worker.check_free()
         definition = self.known(workflow).check()

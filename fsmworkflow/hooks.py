@@ -61,20 +61,20 @@ class Hooks:
     Raises TypeError for what is no Hook.
     """
 
-    __slots__ = ("_hooks", "moved")
+    __slots__ = ("given", "moved")
 
     def __init__(self, hooks: Iterable[Hook] = ()) -> None:
-        self._hooks = tuple(hooks)
-        for hook in self._hooks:
+        self.given = tuple(hooks)
+        for hook in self.given:
             there = [callable(getattr(hook, name, None)) for name in ("moved", "step_began", "step_ended")]
             if isinstance(hook, type) or not all(there):
                 what = "a hook is an object with moved, step_began and step_ended"
                 raise TypeError(f"{what}, not {hook!r}: subclass Hook")
-        self.moved: Callable[[Move], None] = self._moved if self._hooks else LogHook().moved
+        self.moved: Callable[[Move], None] = self._moved if self.given else LogHook().moved
 
     def __bool__(self) -> bool:
         """Whether anybody but the log is to be told."""
-        return bool(self._hooks)
+        return bool(self.given)
 
     def _moved(self, move: Move) -> None:
         LogHook().moved(move)
@@ -82,7 +82,7 @@ class Hooks:
 
     def tell(self, what: str, *about: Any) -> None:
         """Call one of their methods, of all that the user has given."""
-        for hook in self._hooks:
+        for hook in self.given:
             try:
                 getattr(hook, what)(*about)
             except Exception as error:  # its text may hold data: the log is told where it was raised

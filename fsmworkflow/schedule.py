@@ -218,7 +218,7 @@ async def put(engine: Engine, target: Workflow, name: str, spec: dict[str, Any])
         if run.status == "paused":  # it is told when it goes on
             await engine.send(place, name, "change", told)
         else:
-            run = await engine._steer(place, name, "change", told)
+            run = await engine.steer(place, name, "change", told)
     return shown(run)
 
 

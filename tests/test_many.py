@@ -67,8 +67,8 @@ async def test_a_run_at_work_is_few_objects_to_pythons_search_for_garbage(durabl
         del first, waiting
         await engine.get(flow, "k1")
         at_rest = tracked() - before
-    assert at_work / many < 40, at_work / many
-    assert at_rest / many < 6, at_rest / many
+    assert at_work / many < 36, at_work / many
+    assert at_rest / many < 4, at_rest / many
 
 
 def tracked() -> int:

@@ -55,7 +55,7 @@ async def run(
     value, working = given(data, "--data"), knowing(engine)
     name = _named(working, workflow)
     with progress(f"{name}/{key or ''}") as more:
-        working.worker.hooks = Hooks([*working.worker.hooks._hooks, _Watching(more)])
+        working.worker.hooks = Hooks([*working.worker.hooks.given, _Watching(more)])
         async with working:
             try:
                 found = await working.run(name, value, key=key, different=different)

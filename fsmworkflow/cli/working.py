@@ -56,7 +56,7 @@ async def resume(engine: Target, concurrency: int, as_json: bool) -> int:
     async with working:
         total = await _unfinished(working)
         with progress("driving", total) as more:
-            working.worker.hooks = Hooks([*working.worker.hooks._hooks, _Counting(more)])
+            working.worker.hooks = Hooks([*working.worker.hooks.given, _Counting(more)])
             many = await working.resume(concurrency=concurrency)
     answer(as_json, {"driven": many}, f"{many:,} run{'' if many == 1 else 's'} driven")
     return 0

@@ -125,8 +125,8 @@ async def _unkept(flow: Flow, telling: Telling) -> Progress:
 
 async def _kept(engine: Engine, flow: Flow, key: str, telling: Telling) -> Progress:
     engine.worker.check()
-    machine = PersistentWorkflowStateMachine(_Use(engine.worker), _built_in(flow, telling), key)
-    machine._hooks = engine.worker.hooks
+    hooks = engine.worker.hooks.given
+    machine = PersistentWorkflowStateMachine(_Use(engine.worker), _built_in(flow, telling), key, hooks=hooks)
     run = await machine.run_workflow()
     if run.status != "done":
         hint = " `retry(engine, workflow, key)` of fsmworkflow.stream lets it go on" if run.status == "parked" else ""
