@@ -88,6 +88,10 @@ class Pool(Resource):
         self._free.clear()
         return [*tiring, *(kept.close() for kept in list(self._all))]
 
+    async def _look(self) -> None:
+        if self.many or self.min:  # else nothing is to be open only because it is asked
+            await super()._look()
+
     async def _lent(self, stack: AsyncExitStack) -> Any:
         kept = None
         while kept is None or kept.ended:

@@ -389,6 +389,17 @@ async def test_health_asks_no_resource_that_is_used_to_its_bound() -> None:
         assert (await engine.health(within=0.2)).ok
 
 
+async def test_health_opens_nothing_of_a_pool_that_need_not_have_anything() -> None:
+    things = Things()
+    async with Engine("memory://", resources={"db": Pool(things, min=0)}) as engine:
+        assert (await engine.health()).resources["db"].open == 0
+        assert things.made == []
+        things.refusing = True
+        assert (await engine.health()).ok  # until a step asks for one
+        with pytest.raises(ResourceError, match="nobody listens there"):
+            await engine.resources.use("db").__aenter__()
+
+
 async def test_what_is_entered_is_left_in_the_task_that_entered_it(store_url: str) -> None:
     tasks: list[Any] = []
 

@@ -486,7 +486,7 @@ def test_ctrl_c_stops_a_stream_of_synchronous_code_and_leaves_the_machine_usable
         "except KeyboardInterrupt:\n"
         "    print('stopped', machine.process({})['success'])\n"
     )
-    command = [sys.executable, "-X", "dev", "-W", "error", str(program)]
+    command = [sys.executable, "-W", "error", str(program)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert running.stdout is not None
     assert running.stdout.readline() == "on\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
 import threading
 import weakref
@@ -14,6 +15,9 @@ __all__ = ["Runner", "synchronous"]
 T = TypeVar("T")
 P = ParamSpec("P")
 Inner = TypeVar("Inner")
+
+LOOK = 0.2
+"""Seconds after which a waiting thread sees a signal at the latest."""
 
 
 class Runner:
@@ -32,6 +36,8 @@ class Runner:
             raise RuntimeError("a machine is called from its own event loop: use AsyncSimpleFSM there, and await it")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._begun())
         try:
+            while not concurrent.futures.wait([future], LOOK).done:  # Ctrl-C may come just before the waiting begins
+                pass
             return future.result()
         except BaseException:
             future.cancel()
