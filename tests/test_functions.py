@@ -234,16 +234,16 @@ def test_items_that_are_no_data_are_compared_by_their_repr() -> None:
 def test_nothing_is_fetched_for_a_schema_and_its_patterns_are_bounded() -> None:
     with pytest.raises(Invalid, match=r"refers to what is not in it.*nothing is fetched"):
         schema({"$ref": "http://127.0.0.1:1/other.json"})({})
-    began = time.perf_counter()
+    began = time.process_time()
     check = schema({"properties": {"a": {"pattern": r"(a+)+$"}}})
     assert not check({"a": "a" * 100_000 + "!"})
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_a_pattern_is_bounded_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert not patterns(a=r"(a+)+$")({"a": "a" * 100_000 + "!"})  # for which `re` would take longer than the sun
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     monkeypatch.setitem(sys.modules, "re2", None)
     with pytest.raises(FSMWorkflowError, match=r"patterns need google-re2: pip install 'fsmworkflow\[re2\]'"):
         patterns(a="x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +17,9 @@ from fsmworkflow.store import postgres_lent, postgres_watch
 from tests.children import Child, Children
 from tests.network import Network
 from tests.test_outages import nothing_was_lost, walking
+from tests.waiting import PATIENCE
 
-BACK = 5.0  # seconds after its return within which a run goes on
+BACK = 15.5  # seconds after its return within which a run goes on: what P9 allows after a lease of 10; theirs are of 60
 STEPS = 30
 
 
@@ -47,9 +49,9 @@ def went_on(children: Children, child: Child, since: float) -> float:
 def test_connections_that_are_reset_again_and_again_cost_nobody_a_step(network: Network, children: Children) -> None:
     child = walking(children, network.url, STEPS)
     for _ in range(10):
-        child.until(network.reset, BACK)  # as soon as there is a connection again
+        child.until(network.reset)  # as soon as there is a connection again
         seen = len(children.ledger.lines("end"))
-        child.until(lambda seen=seen: len(children.ledger.lines("end")) > seen, BACK)
+        child.until(lambda seen=seen: len(children.ledger.lines("end")) > seen)
     child.succeeded()
     assert network.broken >= 10
     nothing_was_lost(children, network.server, STEPS)
@@ -59,7 +61,7 @@ def test_an_answer_that_is_cut_in_the_middle_is_no_answer(network: Network, chil
     child = walking(children, network.url, STEPS)
     for number in range(1, 9):
         network.cut()
-        child.until(lambda number=number: network.broken == number, BACK)
+        child.until(lambda number=number: network.broken == number)
     child.succeeded()
     assert network.broken == 8
     nothing_was_lost(children, network.server, STEPS)
@@ -69,11 +71,14 @@ def test_a_network_that_is_slow_only_takes_longer(network: Network, children: Ch
     child = walking(children, network.url)
     network.delay(0.4)
     slow = time.monotonic()
-    child.until(lambda: time.monotonic() > slow + 2)
+
+    def ends() -> list[float]:
+        return [x["at"] for x in children.ledger.lines("end") if x["run"] == "walk/w0" and x["at"] > slow]
+
+    child.until(lambda: len(ends()) > 1 or len(children.ledger.lines("over")) == 5)
     network.heal()
     child.succeeded()
-    ends = [line["at"] for line in children.ledger.lines("end") if line["run"] == "walk/w0"]
-    assert max(later - earlier for earlier, later in pairwise(ends)) > 0.8, "a question takes twice the delay"
+    assert max(later - earlier for earlier, later in pairwise(ends())) > 0.8, "a question takes twice the delay"
     nothing_was_lost(children, network.server)
 
 
@@ -81,9 +86,10 @@ def black_hole(network: Network, children: Children, seconds: float) -> None:
     child = walking(children, network.url, STEPS)
     network.swallow()
     struck = time.monotonic()
-    child.until(lambda: network.swallowed, BACK)
-    child.until(lambda: time.monotonic() > struck + seconds, seconds + 5)
-    assert not [x for x in children.ledger.lines("end") if x["at"] > struck + seconds / 2], "something still passed"
+    child.until(lambda: network.swallowed)
+    child.until(lambda: time.monotonic() > struck + seconds, 2 * seconds + PATIENCE)
+    since = Counter(x["run"] for x in children.ledger.lines("end") if x["at"] > struck)
+    assert set(since.values()) <= {1}, "a run went on to a second step: something still passed"
     network.heal()
     assert went_on(children, child, time.monotonic()) < BACK
     child.succeeded()
@@ -113,7 +119,7 @@ async def test_a_statement_that_takes_long_is_left_alone(network: Network, monke
         await store.close()
 
 
-PATIENCE = 15.0  # seconds: far below a statement's own time of 60
+SOON = 30.0  # seconds: far below a statement's own time of 60
 
 
 async def test_a_transaction_that_the_network_swallowed_does_not_keep_its_rows_locked(network: Network) -> None:
@@ -121,7 +127,7 @@ async def test_a_transaction_that_the_network_swallowed_does_not_keep_its_rows_l
     made = Workflow("made")
     made.wait("open", initial=True, on={"go": "end"})
     made.final("end")
-    async with Engine(network.server, workflows=[made]) as engine, asyncio.timeout(PATIENCE):
+    async with Engine(network.server, workflows=[made]) as engine, asyncio.timeout(SOON):
         run = await engine.run(made, key="k")
         store = open_store(network.url)
         await store.open()
@@ -161,7 +167,7 @@ async def test_a_step_whose_transaction_was_swallowed_in_its_commit_goes_on_soon
             await db.execute("SELECT 1")
 
     made.final("end")
-    async with Engine(network.url, workflows=[made]) as engine, asyncio.timeout(PATIENCE):
+    async with Engine(network.url, workflows=[made]) as engine, asyncio.timeout(SOON):
         assert (await engine.run(made, key="k")).status == "done"
         assert network.swallowed
 
@@ -177,6 +183,6 @@ async def test_a_reading_whose_network_is_gone_just_after_its_answer_is_over(net
         loop.call_later(1, network.heal)
         return found
 
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(SOON):
         assert await store._ask(cut_off) == 1  # type: ignore[attr-defined]
         await store.close()
