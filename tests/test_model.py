@@ -575,7 +575,7 @@ def check(
 
 
 def test_every_store_tells_the_story_that_the_model_tells(stages: tuple[asyncio.Runner, list[Stage]]) -> None:
-    check(*stages, scripts(), Play, examples=int(os.environ.get("FSMWORKFLOW_EXAMPLES") or 200))
+    check(*stages, scripts(), Play, examples=int(os.environ.get("FSMWORKFLOW_EXAMPLES") or 120))
 
 
 @pytest.mark.soak

@@ -262,7 +262,7 @@ def no_suspects(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_store_tells_the_story_of_a_family_that_the_model_tells(
     stages: tuple[asyncio.Runner, list[Stage]],
 ) -> None:
-    check(*stages, scripts(), FamilyPlay, examples=int(os.environ.get("FSMWORKFLOW_EXAMPLES") or 100))
+    check(*stages, scripts(), FamilyPlay, examples=int(os.environ.get("FSMWORKFLOW_EXAMPLES") or 60))
 
 
 @pytest.mark.soak
