@@ -536,6 +536,41 @@ async def test_a_stream_that_is_cancelled_within_a_chunk_says_nothing_of_it_in_t
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv", "in.txt", "in.jsonl.gz", "in.jsonl.zst"])
+@pytest.mark.parametrize("written", [False, True])
+async def test_a_stream_that_waits_at_a_silent_pipe_is_cancelled_at_once(
+    tmp_path: Path, name: str, written: bool
+) -> None:
+    """Whether or not somebody has opened its other end."""
+    os.mkfifo(tmp_path / name)
+    task = asyncio.create_task(stream(None, numbered(), tmp_path / name, [], every="1h"))
+    while task not in asyncio.all_tasks() or len(asyncio.all_tasks()) < 3:  # until its thread is at the pipe
+        await asyncio.sleep(0.01)
+    other = os.open(tmp_path / name, os.O_RDWR) if written else -1
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 60)
+    assert time.monotonic() - began < 30
+    if written:
+        os.close(other)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+async def test_what_comes_through_a_named_pipe_is_read_to_its_end(tmp_path: Path, suffix: str) -> None:
+    path, out = tmp_path / f"in{suffix}", []
+    os.mkfifo(path)
+    text = "".join(f'{{"n": {n}}}\n' for n in range(50_000)).encode()
+
+    def write() -> None:
+        path.write_bytes(packed(str(path), text) if suffix != ".jsonl" else text)
+
+    writing = asyncio.create_task(asyncio.to_thread(write))
+    await stream(None, numbered(), path, out, every="20ms")
+    await writing
+    assert ns(out) == list(range(50_000))
+
+
 # -- hard input, full disks, memory -----------------------------------------------------------------------------------
 
 

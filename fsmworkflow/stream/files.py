@@ -21,6 +21,8 @@ BLOCK = 2**18
 HEAD = 4096
 LINE = 16 * 2**20
 SHOWN = 10_000
+GLANCE = 0.1
+"""Seconds between two looks whether who waits at a pipe is to stop."""
 
 
 class Long:
@@ -48,7 +50,7 @@ class File(Source):
         self.packed = is_packed(self.path)
         self.position = 0
         self._file: Any = None
-        self._pipe = False
+        self._pipe = self._halted = False
         self._again: Callable[[int], Any] | None = None
 
     # -- who it is, and where it stands -------------------------------------------------------------------------------
@@ -93,7 +95,10 @@ class File(Source):
             return
         self._pipe = not os.path.isfile(self.path)
         # Open until `close`.
-        self._file = Unpacked(self.path) if self.packed else open(self.path, "rb", buffering=0)  # noqa: SIM115
+        raw = open(self.path, "rb", buffering=0, opener=_at_once) if self._pipe else None  # noqa: SIM115
+        if raw is not None:
+            os.set_blocking(raw.fileno(), True)
+        self._file = Unpacked(self.path, raw) if self.packed else raw or open(self.path, "rb", buffering=0)  # noqa: SIM115
         if not self.packed and not self._pipe:
             self.size = os.fstat(self._file.fileno()).st_size
 
@@ -138,7 +143,7 @@ class File(Source):
 
     def _fill(self, until: float) -> bool:
         """Read a block. False where nothing has come by then."""
-        if self._pipe and not select.select([self._file], [], [], max(0.0, until - time.monotonic()))[0]:
+        if self._pipe and not self._waited(until):
             return False
         try:
             block = self._file.read(BLOCK)
@@ -151,6 +156,19 @@ class File(Source):
             self._end(lines)
         self._lines, self._next = lines, 0
         return True
+
+    def _waited(self, until: float) -> bool:
+        """Wait until something has come through a pipe."""
+        while not self._halted:
+            left = until - time.monotonic()
+            if select.select([self._file], [], [], max(0.0, min(left, GLANCE)))[0]:
+                return True
+            if left <= GLANCE:
+                break
+        return False
+
+    def stop(self) -> None:
+        self._halted = True
 
     def _split(self, block: bytes, lines: list[Line]) -> None:
         """Add the lines that end in a block. Of what has not ended, `_rest` is kept; too long, only its beginning."""
@@ -226,6 +244,11 @@ def each(lines: list[Line], record: Callable[[Line], Any]) -> tuple[list[Any], i
 def malformed(line: Line, error: Exception) -> Malformed:
     text = line.head if isinstance(line, Long) else line
     return Malformed(text[:SHOWN].decode("utf-8", "replace"), f"{error}")
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a pipe, also where nobody writes to it yet."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _read(descriptor: int, at: int) -> dict[str, str]:

@@ -160,6 +160,9 @@ class Flow:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             self._stopped = True
+            self.source.stop()
+            for sink in self.sinks:
+                sink.stop()
             await asyncio.wait([task])
             task.cancelled() or task.exception()  # which nobody asks for any more
             raise
@@ -208,6 +211,7 @@ class Flow:
             if (left := until - time.monotonic()) <= 0:
                 break
             batch = self.source.read(many, left)
+            self._going()
             began, ends = time.monotonic(), [NONE] * len(batch.records)
             self._straight(iter(enumerate(batch.records)), ends, batch.again is not None)
             self._write(done, batch, ends, done.cursor["records"])
@@ -253,7 +257,12 @@ class Flow:
         for number, record in records:
             ends[number] = ("", record) if type(record) is Malformed else straight(record, ours)
             if self._stopped:
-                raise StreamError("the stream was stopped")
+                self._going()
+
+    def _going(self) -> None:
+        """Raise in a thread of a stream that was stopped."""
+        if self._stopped:
+            raise StreamError("the stream was stopped")
 
     async def passed(self, records: list[Any], workers: int) -> list[End]:
         """What becomes of the records, so many at once."""

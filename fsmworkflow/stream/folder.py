@@ -72,6 +72,10 @@ class Folder(Source):
             self._next(None, None)
         return batch
 
+    def stop(self) -> None:
+        if self._source is not None:
+            self._source.stop()
+
     def mark(self) -> Any:
         assert self._source is not None
         return {"path": self._path, "known": self._known, "at": self._source.mark()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import stat
 import sys
 import zlib
 from pathlib import Path
@@ -38,19 +39,23 @@ def packed(path: str, data: bytes) -> bytes:
 
 
 class Unpacked:
-    """What is in a packed file. `read` and `seek` raise one of TORN."""
+    """What is in a packed file, opened here, or `raw`. `read` and `seek` raise one of TORN."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, raw: Any = None) -> None:
         self._zstd = None if path.endswith(".gz") else _zstd()
-        self._raw = open(path, "rb")  # noqa: SIM115 (until `close`)
-        self._size = os.fstat(self._raw.fileno()).st_size
+        self._raw = open(path, "rb") if raw is None else raw  # noqa: SIM115 (until `close`)
+        there = os.fstat(self._raw.fileno())
+        self._size, self._empty = there.st_size, stat.S_ISREG(there.st_mode) and not there.st_size
         self._file: Any = gzip.GzipFile(fileobj=self._raw) if self._zstd is None else self._zstd.open(self._raw)
 
     def read(self, many: int) -> bytes:
-        return self._said(self._file.read, many) if self._size else b""  # of nothing, zstd would say that it is cut off
+        return b"" if self._empty else self._said(self._file.read, many)  # where zstd would say that it is cut off
 
     def seek(self, at: int) -> None:
         self._said(self._file.seek, at)
+
+    def fileno(self) -> int:
+        return int(self._raw.fileno())
 
     def close(self) -> None:
         self._raw.close()

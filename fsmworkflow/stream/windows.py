@@ -49,6 +49,9 @@ class _Windows(Source):
     def mark(self) -> Any:
         return self._mark
 
+    def stop(self) -> None:
+        self._source.stop()
+
     def close(self) -> None:
         self._source.close()
 

@@ -118,6 +118,9 @@ class Source:
         """Which part of it is done once so many bytes and records were read, None where nobody knows."""
         return min(1.0, read / self.size) if self.size else None
 
+    def stop(self) -> None:
+        """Called from elsewhere: who waits in a thread for what may never come is to give up. Then comes `close`."""
+
     def close(self) -> None:
         """Let go of what is open."""
 
@@ -152,6 +155,9 @@ class Sink:
 
     async def end(self) -> None:
         """No more will come: the source has ended, and all of it was written."""
+
+    def stop(self) -> None:
+        """Called from elsewhere: who waits in a thread for what may never come is to give up. Then comes `close`."""
 
     def close(self) -> None:
         """Let go of what is open."""
