@@ -121,7 +121,7 @@ async def taken(
     """
     left, pause = left_alone(workflow, run), WATCH
     while not worker.stopping and ((rest and not run.over) or await goes_on(run, worker.store, retry=retry)):
-        free, claimed = not left and (rest or await worker.may_claim(run)), None
+        free, claimed = not left and (not wait or await worker.may_claim(run)), None
         async with worker.room(workflow) if free else nullcontext():
             if free and not worker.stopping:
                 claimed = await worker.claim_one(run.workflow, run.key, workflow.version, workflow.concurrency)

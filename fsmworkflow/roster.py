@@ -136,8 +136,8 @@ class Roster:
         """A step of a run of ours has emitted these events, which are durable."""
         for post in posts:
             if post.workflow in self.workflows and not self.worker.stopping:
-                name, definition = (post.workflow, post.key), self.workflows[post.workflow]
-                self.task(self._told_of(name, self._deliver, definition, post.key, post.event))
+                definition = self.workflows[post.workflow]
+                self.task(self._told_of(self._deliver, definition, post.key, post.event))
 
     async def _deliver(self, definition: Workflow, key: str, event: Event) -> None:
         """See to it that an event which was posted is looked at: here, unless another process drives its run."""
@@ -150,7 +150,7 @@ class Roster:
         if self._not_ours(definition, run) or (run.in_line and event.name not in STEERING):
             return
         if run.owner not in (None, self.worker.token) and not of_this(definition, run):
-            self.task(self._told_of(name, self._follow, definition, key, event.id))
+            self.task(self._told_of(self._follow, definition, key, event.id))
         if name in self.held or name in self.busy or self.errands.get(name) not in (None, known):
             self.wake(name)
         else:
@@ -176,12 +176,12 @@ class Roster:
         errand = Errand(definition, run, retry=False)
         self.see_to(errand, self.watch_and_drive(errand))
 
-    async def _told_of(self, name: Name, deliver: Callable[..., Coroutine[Any, Any, None]], *what: Any) -> None:
-        """Deliver in a task of its own: what goes wrong there is in the log."""
+    async def _told_of(self, see_to: Callable[..., Coroutine[Any, Any, None]], of: Workflow, key: str, it: Any) -> None:
+        """See to an event in a task of its own: what goes wrong there is in the log."""
         try:
-            await deliver(*what)
+            await see_to(of, key, it)
         except FSMWorkflowError as error:
-            log.warning("run %s/%s is not looked at here for what was posted: %s", *name, error)
+            log.warning("run %s/%s is not looked at here for what was posted: %s", of.name, key, error)
 
     def due(self, names: Iterable[Name]) -> None:
         """A move of a run of ours has made these due: children, or a parent.
