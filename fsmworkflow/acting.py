@@ -72,8 +72,7 @@ async def _acted(
         data, run=run, state=name, stay=stay, calls=calls, event=event, undoing=undoing
     )
     try:
-        within = _called(drive, place, fn, ctx) if timeout is None else _within(drive, place, fn, ctx, timeout)
-        result = await within
+        result = await (_called(drive, place, fn, ctx) if timeout is None else _within(drive, place, fn, ctx, timeout))
         trigger, data = (None, ctx.data) if result is None else outcome(result, ctx)
         if trigger is not None:
             encode(trigger, "trigger")
@@ -81,13 +80,7 @@ async def _acted(
         calls.check()
         lent = None if calls.transaction is None else calls.transaction.ended()
     except BaseException as error:
-        drive.worker.resources.ended(calls)
-        said = error if calls.transaction is None else await calls.transaction.failed(error)
-        if not isinstance(error, (Exception, asyncio.CancelledError)) or asked_to_stop(error):
-            raise
-        if calls.broken is not None and not isinstance(calls.broken, Refused):
-            raise calls.broken from None  # our own store's error is never the step's, whatever it made of it
-        return failed(calls.broken or said, run, name, began, calls.used, calls.progress)
+        return await _raised(error, calls, name, began)
     return Event(
         name=DONE,
         state=name,
@@ -100,6 +93,17 @@ async def _acted(
         posts=calls.posts,
         within=lent,
     )
+
+
+async def _raised(error: BaseException, calls: Calls, name: str, began: float) -> Event:
+    """How a step ended that raised. Raises what is no error of the step's."""
+    calls.drive.worker.resources.ended(calls)
+    said = error if calls.transaction is None else await calls.transaction.failed(error)
+    if not isinstance(error, (Exception, asyncio.CancelledError)) or asked_to_stop(error):
+        raise error
+    if calls.broken is not None and not isinstance(calls.broken, Refused):
+        raise calls.broken from None  # our own store's error is never the step's, whatever it made of it
+    return failed(calls.broken or said, calls.run, name, began, calls.used, calls.progress)
 
 
 async def _within(drive: Drive, place: str, fn: Callable[..., Any], ctx: WorkflowContext[Any], timeout: Any) -> Any:

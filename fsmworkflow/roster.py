@@ -336,9 +336,8 @@ class Roster:
         run, workflow = errand.run, errand.workflow
         errand.retry, errand.error = False, drive.error
         row = await self.store.load(run.workflow, run.key)
-        if row is None or row.due is None:  # it was woken for what it has taken
-            return True
-        claimed = await self.worker.claim_one(run.workflow, run.key, workflow.version)
+        due = row is not None and row.due is not None  # else it was woken for what it has taken
+        claimed = await self.worker.claim_one(run.workflow, run.key, workflow.version) if due else None
         if claimed is None:
             return True
         looked = await self.drive(errand, claimed)
