@@ -1091,7 +1091,7 @@ def test_P1_P3_processes_killed_while_children_are_joined_repeat_little_and_lose
     while True:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         try:
-            out, _ = process.communicate(timeout=dice.uniform(0.3, 0.6) if kills < 8 else 60)
+            out, _ = process.communicate(timeout=dice.uniform(0.3, 0.6) if kills < 8 else 2 * PATIENCE)
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)

@@ -441,7 +441,7 @@ async def test_a_plain_function_runs_in_a_thread_with_the_context_variables() ->
 
 
 async def test_plain_functions_of_many_runs_run_beside_each_other() -> None:
-    meet = threading.Barrier(4, timeout=5)
+    meet = threading.Barrier(4, timeout=PATIENCE)
 
     def step(ctx: WorkflowContext) -> None:
         meet.wait()

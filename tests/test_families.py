@@ -167,7 +167,9 @@ async def pruned(url: str, end: Callable[[], bool]) -> int:
     """Delete what has ended, parents and children, again and again."""
     store, gone = open_store(url), 0
     await store.open()
-    while not await asyncio.to_thread(end):
+    over = False
+    while not over:
+        over = await asyncio.to_thread(end)
         for workflow in ("child", "family"):
             gone += await store.prune(workflow, ["done", "failed", "cancelled"], 9e12, 30)
         await asyncio.sleep(0.005)

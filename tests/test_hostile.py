@@ -53,7 +53,7 @@ from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.store.sqlite import SQLiteStore
 from fsmworkflow.testing import Clock
 from fsmworkflow.threads import is_async
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, loads, until
 
 Body = Callable[[WorkflowContext], Awaitable[Any]]
 
@@ -293,16 +293,19 @@ async def test_those_who_waited_for_a_run_get_its_failure_and_do_not_try_it_agai
 
     async def fails(ctx: WorkflowContext) -> None:
         began.append(1)
-        await asyncio.sleep(0.3)
+        await go.wait()
         raise ValueError
 
-    workflow = one_step(fails)
+    workflow, go = one_step(fails), asyncio.Event()
     engines = [Engine(durable_url, workflows=[workflow]) for _ in range(3)]
     async with engines[0], engines[1], engines[2]:
         first = asyncio.create_task(engines[0].run(workflow, key="k"))
         while not began:
             await asyncio.sleep(0.005)
-        others = [engine.run(workflow, key="k") for engine in engines[1:]]
+        looked = [loads(engine.store) for engine in engines[1:]]
+        others = [asyncio.create_task(engine.run(workflow, key="k")) for engine in engines[1:]]
+        await until(lambda: all(one["k"] > 1 for one in looked))
+        go.set()
         found = await asyncio.gather(first, *others, return_exceptions=True)
     assert [type(one) for one in found] == [RunFailed] * 3
     assert len(began) == 1

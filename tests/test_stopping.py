@@ -15,7 +15,7 @@ import pytest
 from fsmworkflow import Engine, Workflow, open_store
 from fsmworkflow.decide import begin
 from fsmworkflow.store import Store
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, loads, until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -227,14 +227,15 @@ async def test_whoever_watches_runs_that_others_drive_only_reads(sqlite_url: str
         Engine(sqlite_url, workflows=[flow]) as driver,
         Engine(sqlite_url, workflows=[same], lease=60) as watcher,
     ):
-        keys = [f"k{n}" for n in range(50)]
+        store: Any = watcher.store
+        keys, looked = [f"k{n}" for n in range(50)], loads(store)
         await asyncio.gather(*(driver.start(flow, key=key) for key in keys))
         watching = [asyncio.create_task(watcher.run(same, key=key)) for key in keys]
-        await asyncio.sleep(1)  # by now each has found its run there, and looks seldom
+        await until(lambda: all(looked[key] > 1 for key in keys))  # each has found its run there
         wrote: list[str] = []
-        store: Any = watcher.store
         await store._write.set_trace_callback(wrote.append)
-        await asyncio.sleep(1.2)
+        looked.clear()
+        await until(lambda: all(looked[key] > 1 for key in keys))
         held.set()
         runs = await asyncio.gather(*watching)
         await store._write.set_trace_callback(None)

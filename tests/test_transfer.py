@@ -204,16 +204,17 @@ async def test_where_one_of_the_keys_is_taken_nothing_is_written(stores: tuple[S
 @pytest.mark.parametrize("urls", [("sqlite", "sqlite"), ("postgres", "sqlite")], indirect=True, ids="-".join)
 async def test_what_is_exported_of_a_run_that_moves_is_of_one_moment(stores: tuple[Store, Store]) -> None:
     first, second = stores
-    flow = Workflow("counting")
+    flow, moments = Workflow("counting"), set[int]()
 
     @flow.step(initial=True, then=[(field("n") >= 60, "end"), "count"])
     async def count(ctx: Any) -> None:
         ctx.data["n"] += 1
         ctx.data["large"] = LARGE + str(ctx.data["n"])
         await asyncio.sleep(0.02 * (ctx.data["n"] % 4))
+        while len(moments) < ctx.data["n"] // 15:  # it stands still until so many have been seen
+            await asyncio.sleep(0.005)
 
     flow.final("end")
-    moments = set()
     async with Engine(first, workflows=[flow]) as engine:
         await engine.start(flow, {"n": 0}, key="k")
         while (await engine.get(flow, "k")).status == "running":

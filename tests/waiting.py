@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,18 @@ async def until(what: Callable[[], Any]) -> Any:
             return found
         assert time.monotonic() < end, "it does not come"
         await asyncio.sleep(0.005)
+
+
+def loads(store: Any) -> Counter[str]:
+    """How often each key of a store is looked for from now on: whoever watches a run looks again and again."""
+    looked, load = Counter[str](), store.load
+
+    async def noted(workflow: str, key: str) -> Any:
+        looked[key] += 1
+        return await load(workflow, key)
+
+    store.load = noted
+    return looked
 
 
 def until_now(what: Callable[[], Any]) -> Any:
