@@ -64,8 +64,8 @@ def _accepted(case: Case) -> Callable[[Case], Awaitable[Move]]:
     """The rule of an event from outside. Raises NotAccepted."""
     workflow, run, name = case.workflow, case.run, case.event.name
     if run.status not in OPEN or not workflow.chart.accepted(run.active, name):
-        accepts = ", ".join(workflow.accepts(run)) or "nothing"
-        raise NotAccepted(f"{run.workflow}/{run.key} in state {run.state!r} does not accept {name!r}: {accepts}")
+        one, accepts = f"{run.workflow}/{run.key}".rstrip("/"), ", ".join(workflow.accepts(run)) or "nothing"
+        raise NotAccepted(f"{one} in state {run.state!r} takes {accepts}, and not {name!r}")
     return _event
 
 

@@ -144,7 +144,7 @@ def _parsed(text: str) -> ast.expr:
             warnings.simplefilter("error")  # as for "\d", which Python takes with a warning
             return ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        raise ValueError(f"column {error.offset or 1}: {error.msg}") from error
+        raise ValueError(f"column {error.offset or 1}: {error.msg}; it has `and or not`, and `==` for equal") from error
     except (ValueError, MemoryError, RecursionError) as error:  # NUL, or nested beyond what the parser takes
         raise ValueError(f"it cannot be parsed: {error}") from error
 

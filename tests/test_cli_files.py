@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -244,8 +246,43 @@ def test_a_file_of_another_engine_is_told_as_such_and_where_its_code_is_named(
     (found,) = json.loads(capsys.readouterr().out)
     assert found["message"] == f"{file} looks like a file of another engine: --reader {reader} reads it"
     assert main(["check", file, "--reader", reader, "--json"]) == 1
-    (found,) = json.loads(capsys.readouterr().out)
+    found, *_ = json.loads(capsys.readouterr().out)
     assert f"{missing}: --code MODULE says where it is" in found["message"]
+
+
+def test_a_module_that_code_is_named_in_is_told_to_be_given_by_code(capsys: Any) -> None:
+    Path("aside.yaml").write_text(ORDER.replace("step: check,", "step: 'shop:check',"))
+    assert main(["check", "aside.yaml"]) == 1
+    assert "module 'shop' is not allowed: --code MODULE says where it is" in plain(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("verb", [["draw", "order.yaml", "--code", "files_code"], ["schema"]])
+def test_a_file_that_cannot_be_written_is_told_in_one_line(verb: list[str], capsys: Any) -> None:
+    assert main([*verb, "-o", "nowhere/it.html"]) == 2
+    why = "nowhere/it.html cannot be written: No such file or directory"
+    assert capsys.readouterr().err == f"error: Invalid value: {why}\n"
+
+
+def test_resume_says_how_many_runs_failed(capsys: Any) -> None:
+    say(capsys, "start", "--data", '{"broken": true}')
+    say(capsys, "start", "--data", '{"owner": "bob"}')
+    assert say(capsys, "resume") == {"driven": 2, "failed": 1}
+
+
+def test_a_store_that_is_waited_for_is_told_by_every_verb(tmp_path: Path) -> None:
+    store = tmp_path / "locked.db"
+    url = f"sqlite:///{store}"
+    subprocess.run(
+        command("start", "order.yaml", "--code", "files_code", "--store", url), check=True, capture_output=True
+    )
+    with contextlib.closing(sqlite3.connect(store, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with subprocess.Popen(command("list", url), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as verb:
+            assert verb.stderr is not None
+            assert "database is locked" in verb.stderr.readline()
+            other.execute("ROLLBACK")
+            assert "order" in verb.communicate(timeout=60)[0]
+            assert verb.returncode == 0
 
 
 @pytest.mark.usefixtures("theirs")

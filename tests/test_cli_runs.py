@@ -330,7 +330,7 @@ def test_a_schedule_is_added_and_changed(capsys: Any) -> None:
         (["rerun", ENGINE, "article", "a-1", "draf"], 3, "has no state 'draf' (did you mean 'draft'?)"),
         (["run", ENGINE, "artikel"], 3, "artikel"),
         (["run", ENGINE, "article", "--data", "{x"], 2, "--data is no JSON"),
-        (["run", ENGINE, "article", "--data", "@nowhere"], 2, "--data is no JSON"),
+        (["run", ENGINE, "article", "--data", "@nowhere"], 2, "--data cannot be read: nowhere: No such file"),
         (["start", ENGINE, "article", "--key", ""], 3, "key '' must be text that is not empty"),
         (["list", ENGINE, "--status", "odd"], 2, "--status"),
         (["cancel", "sqlite:///app.db", "article", "a-1"], 2, "this engine knows no workflow"),

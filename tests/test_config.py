@@ -119,6 +119,9 @@ def test_what_the_page_writes_for_a_file_is_what_it_writes_in_python() -> None:
     inner = made.state("inner", then="sent")
     inner.wait("first", initial=True, on={"go": "over"})
     inner.final("over")
+    bill = made.parallel("both", then="sent").region("bill")
+    bill.wait("due", initial=True, on={"settled": "over"})
+    bill.final("over")
     made.final("lost", outcome="failed")
     made.final("paid", "sent")
     ways = [{"conditions": f"n == {number}", "dest": state["name"]} for number, state in enumerate(states)]
@@ -132,7 +135,7 @@ def test_what_the_page_writes_for_a_file_is_what_it_writes_in_python() -> None:
     read = Workflow.from_dict(config, functions=known)
     assert read.chart.structure == made.check().chart.structure
     assert read.states["pay"].step == made.states["pay"].step
-    assert len(states) == 7
+    assert len(states) == 8
 
 
 def test_the_readme_shows_one_machine_in_python_and_in_yaml(tmp_path: Path) -> None:
@@ -168,6 +171,26 @@ def test_an_unknown_function_is_told_with_its_place_and_the_nearest_one(tmp_path
     assert found == [f"w.yaml:10:5: states[1].step: {what}"]
 
 
+def test_what_is_wrong_with_the_whole_has_its_line_too(tmp_path: Path) -> None:
+    found = problems(tmp_path, ARTICLE.replace("initial: draft", "initial: draf"), functions=STEPS)
+    line = 1 + ARTICLE.splitlines().index("initial: draft")
+    what = "there is no state 'draf' (did you mean 'draft'?): it names the first of the states"
+    assert found == [f"w.yaml:{line}:1: initial: {what}"]
+    assert problems(tmp_path, "initial: a\nstates: [a]\n") == ["w.yaml:1:1: the key 'name' is missing"]
+
+
+def test_signs_of_other_languages_are_answered_with_the_words_of_an_expression(tmp_path: Path) -> None:
+    leads = "{name: a, on: {go: {conditions: 'n > 1 && m', dest: b}}}"
+    config = f"name: w\ninitial: a\nstates: [{leads}, {{name: b, final: true}}]\n"
+    (found,) = problems(tmp_path, config)
+    assert found.endswith("conditions: column 8: invalid syntax; it has `and or not`, and `==` for equal")
+
+
+def test_regions_are_a_list_and_what_is_none_is_told_so() -> None:
+    with pytest.raises(DefinitionError, match=r"parallel: True must be a list of its regions, each a state"):
+        Workflow.from_dict(rows({"name": "a", "parallel": True}))
+
+
 def test_what_the_check_finds_has_its_place_too(tmp_path: Path) -> None:
     found = problems(tmp_path, ARTICLE.replace("then: judge", "then: jugde"), functions=STEPS)
     assert any(
@@ -192,8 +215,8 @@ def asking(condition: Any, **told: Any) -> dict[str, Any]:
         (rows({"name": "a", "step": "draft", "final": True}), "states[0]: 'step' and 'final' do not go together"),
         (rows({"name": "a", "timeout": 5}), "states[0]: 'timeout' needs 'step' beside it"),
         (rows({"name": "a", "initial": "x"}), "states[0]: 'initial' needs 'children' beside it"),
-        (rows({"name": "a", "children": ["x"]}), "states[0]: the key 'initial' is missing: it names the first"),
-        (rows(initial="c"), "there is no state 'c': it names the first of the states"),
+        (rows({"name": "a", "children": ["x"]}), "states[0].initial: it is missing: it names the first"),
+        (rows(initial="c"), "initial: there is no state 'c'"),
         (rows(initial=True), "initial: True must be text"),
         (rows("a", "a"), "state 'a' is declared twice"),
         (rows({"name": "a.b"}), "states[0]: state name 'a.b' holds a dot"),

@@ -192,6 +192,19 @@ async def test_a_schema_is_held_when_its_state_is_entered() -> None:
         await passed(load(config), {"n": "one"})
 
 
+def test_all_functions_that_are_not_given_are_told_at_once() -> None:
+    arcs = [
+        {"from": "a", "to": "b", "transform": {"type": "registered", "name": name}} for name in ("mark", "sign", "mark")
+    ]
+    config = {"states": [{"name": "a", "is_start": True}, {"name": "b", "is_end": True}], "arcs": arcs}
+    with pytest.raises(DefinitionError) as refused:
+        load(config)
+    why = "there is no function of this name"
+    assert list(refused.value.problems) == [
+        f"arcs[{n}].transform.name: {why}: {name!r}: give it in functions=" for n, name in enumerate(("mark", "sign"))
+    ]
+
+
 def grown(data: dict[str, Any], ctx: Any, by: int = 1) -> dict[str, Any]:
     return {"n": data["n"] + by}
 

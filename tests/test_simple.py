@@ -105,6 +105,13 @@ def test_code_in_a_configuration_is_refused_unless_it_is_allowed(tmp_path: Path)
         assert machine.data_mode is DataHandlingMode.REFERENCE
 
 
+def test_a_function_that_is_missing_is_asked_for_by_the_word_of_the_machine() -> None:
+    arcs = [{"from": "start", "to": "end", "transform": {"type": "registered", "name": "mark"}}]
+    states = [{"name": "start", "is_start": True}, {"name": "end", "is_end": True}]
+    with pytest.raises(DefinitionError, match="'mark': give it in custom_functions="):
+        SimpleFSM({"states": states, "arcs": arcs})
+
+
 def test_what_a_function_raises_is_told_and_not_raised() -> None:
     def mark(data: dict[str, Any], context: Any) -> dict[str, Any]:
         if data["n"] == 2:

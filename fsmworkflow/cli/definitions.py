@@ -16,7 +16,7 @@ import click
 from fsmworkflow.cli import answers
 from fsmworkflow.cli.answers import answer, say
 from fsmworkflow.cli.targets import Reader, Target, there, workflow_in, workflows_of
-from fsmworkflow.cli.verbs import NOT_WELL, code_given, target_given, verb
+from fsmworkflow.cli.verbs import NOT_WELL, code_given, save, target_given, verb
 from fsmworkflow.errors import DefinitionError
 from fsmworkflow.workflow import Workflow
 
@@ -40,7 +40,7 @@ async def schema(output: str | None, as_json: bool) -> int:
     if output is None:
         click.echo(text, nl=False)
     else:
-        await asyncio.to_thread(Path(output).write_text, text, encoding="utf-8")
+        await asyncio.to_thread(save, output, text)
         said = {"file": output}
         answer(as_json, said, f"{output} was written")
     return 0
@@ -156,18 +156,12 @@ async def draw(
         answer(as_json, said, lambda console: click.echo(text, nl=False))
         return 0
     file = output or f"{_file_name(found.name)}.html"
-    place = await asyncio.to_thread(_written, Path(file), text)
+    place = await asyncio.to_thread(save, file, text)
     said = {"workflow": found.name, "format": kind, "file": file}
     answer(as_json, said, f"{file} was written")
     if shown and not webbrowser.open(place):
         raise click.ClickException(f"no browser could be started: open {file} yourself")
     return 0
-
-
-def _written(file: Path, text: str) -> str:
-    """Write a file, and say where it is for a browser."""
-    file.write_text(text, encoding="utf-8")
-    return file.resolve().as_uri()
 
 
 async def _followed(engine: Engine, workflow: Workflow, key: str) -> tuple[Run, list[Entry]]:

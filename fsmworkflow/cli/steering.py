@@ -14,7 +14,7 @@ from fsmworkflow.cli.answers import answer
 from fsmworkflow.cli.targets import Target, knowing
 from fsmworkflow.cli.verbs import NOT_WELL, Verb, given, run_given, verb
 from fsmworkflow.engine import Engine
-from fsmworkflow.errors import UnknownState, nearest
+from fsmworkflow.errors import RunOver, UnknownState, nearest
 from fsmworkflow.explain import forked
 from fsmworkflow.records import CANCEL, PAUSE, RERUN, RETRY, UNPAUSE, Event
 
@@ -30,7 +30,11 @@ async def posted(engine: Engine, address: tuple[str, str], event: Event) -> Even
 
     Raises RunNotFound, and RunOver for a run that has ended for good.
     """
-    event = await engine.store.post(*address, event)
+    try:
+        event = await engine.store.post(*address, event)
+    except RunOver as error:
+        run = await engine.get(*address)
+        raise RunOver(run.workflow, run.key, error.status, undone=run.undo.ends is not None) from None
     end = time.monotonic() + (TAKEN_SECONDS if await _worked(engine) else 0.0)
     while event.status == "waiting" and time.monotonic() < end:
         await asyncio.sleep(0.05)

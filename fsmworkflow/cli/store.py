@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import click
 
 from fsmworkflow.cli.answers import answer, progress, say, size_of, table
 from fsmworkflow.cli.targets import Target, engine_of, knowing, there
-from fsmworkflow.cli.verbs import NOT_WELL, engine_given, run_given, verb
+from fsmworkflow.cli.verbs import NOT_WELL, engine_given, run_given, save, verb
 
 __all__ = ["COMMANDS"]
 
@@ -76,7 +75,7 @@ async def export(engine: Target, workflow: str, key: str, output: str | None, as
     if output is None:
         click.echo(text, nl=False)
         return 0
-    await asyncio.to_thread(Path(output).write_bytes, text)
+    await asyncio.to_thread(save, output, text)
     moves = sum(len(kept.moves) for kept in document.runs)
     said = {"file": output, "runs": len(document.runs), "moves": moves, "bytes": len(text)}
     answer(as_json, said, f"{output} was written")

@@ -22,7 +22,7 @@ FILES = (".yaml", ".yml", ".json")
 Reader = Literal["pystator", "dataknobs"]
 THEIRS: dict[str, Reader] = {"meta": "pystator", "arcs": "dataknobs", "networks": "dataknobs"}
 """Keys of the whole that no file of ours has, and whose files have them."""
-HERE = re.compile(r"give it in functions=|@machine\.(guard|action)\('[^']*'\)")
+HERE = re.compile(r"(give it in functions|name it in modules)=|@machine\.(guard|action)\('[^']*'\)")
 """What is told to a program, where the command line has --code."""
 
 __all__ = ["Reader", "Target", "engine_of", "knowing", "line", "there", "workflow_in", "workflows_of"]

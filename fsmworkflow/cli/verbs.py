@@ -15,7 +15,9 @@ import msgspec
 
 from fsmworkflow.cli.targets import Reader, Target
 
-__all__ = ["NOT_WELL", "Verb", "addressed", "code_given", "engine_given", "given", "run_given", "target_given", "verb"]
+__all__ = [
+    "NOT_WELL", "Verb", "addressed", "code_given", "engine_given", "given", "run_given", "save", "target_given", "verb",
+]  # fmt: skip
 
 NOT_WELL = 1
 Verb = Callable[..., Coroutine[Any, Any, int]]
@@ -67,7 +69,8 @@ def verb(name: str, *, level: int = logging.ERROR) -> Callable[[Verb], click.Com
         def run(debug: bool, **words: Any) -> int:
             long = level == logging.INFO  # what works for hours says when it did what
             form = "%(asctime)s %(levelname)s %(message)s" if long else "%(levelname)s: %(message)s"
-            logging.basicConfig(level=logging.DEBUG if debug else level, format=form, handlers=[_Log()])
+            shown = logging.DEBUG if debug else level
+            logging.basicConfig(level=min(shown, logging.WARNING), format=form, handlers=[_Log(shown)])
             return asyncio.run(fn(**words))
 
         run.__doc__ = fn.__doc__
@@ -82,8 +85,21 @@ def verb(name: str, *, level: int = logging.ERROR) -> Callable[[Verb], click.Com
     return made
 
 
+def save(file: str, text: str | bytes) -> str:
+    """Write a file that an option names, and say where it is for a browser. Raises BadParameter where it cannot be."""
+    try:
+        Path(file).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return Path(file).resolve().as_uri()
+    except OSError as error:
+        raise click.BadParameter(f"{file} cannot be written: {error.strerror}") from error
+
+
 class _Log(logging.StreamHandler[Any]):
-    """Writes to what stderr is at the time: above a bar, where one is drawn."""
+    """Writes to what stderr is at the time: above a bar, where one is drawn. That a store is waited for is told."""
+
+    def __init__(self, shown: int) -> None:
+        super().__init__()
+        self.addFilter(lambda record: record.levelno >= shown or record.module == "writer")
 
     def emit(self, record: logging.LogRecord) -> None:
         self.setStream(sys.stderr)
@@ -100,6 +116,8 @@ def given(text: str | None, what: str) -> Any:
         elif text.startswith("@"):
             text = Path(text[1:]).read_text(encoding="utf-8")
         return msgspec.json.decode(text)
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise click.BadParameter(f"{what} cannot be read: {text[1:]}: {error.strerror}") from error
+    except (ValueError, msgspec.MsgspecError) as error:
         why = f"{what} is no JSON: {error}; give it in quotes, as @FILE, or as - for stdin"
         raise click.BadParameter(why) from error

@@ -56,9 +56,12 @@ async def resume(engine: Target, concurrency: int, as_json: bool) -> int:
     async with working:
         total = await _unfinished(working)
         with progress("driving", total) as more:
-            working.worker.hooks = Hooks([*working.worker.hooks.given, _Counting(more)])
+            counting = _Counting(more)
+            working.worker.hooks = Hooks([*working.worker.hooks.given, counting])
             many = await working.resume(concurrency=concurrency)
-    answer(as_json, {"driven": many}, f"{many:,} run{'' if many == 1 else 's'} driven")
+    failed = f": {counting.failed:,} failed, see `list --status failed`" if counting.failed else ""
+    said = {"driven": many, "failed": counting.failed}
+    answer(as_json, said, f"{many:,} run{'' if many == 1 else 's'} driven{failed}")
     return 0
 
 
@@ -70,12 +73,13 @@ async def _unfinished(engine: Engine) -> int:
 
 
 class _Counting(Hook):
-    """Shows on the bar how many runs have come to an end or a rest."""
+    """Shows on the bar how many runs have come to an end or a rest, and counts those that failed."""
 
     def __init__(self, more: Any) -> None:
-        self.more = more
+        self.more, self.failed = more, 0
 
     def moved(self, move: Move) -> None:
+        self.failed += move.after.status == "failed"
         if move.after.status not in MOVING:
             self.more()
 

@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from fsmworkflow.conditions import cut
-from fsmworkflow.config.text import Items, Place, Source, Table
+from fsmworkflow.config.text import Items, Mark, Place, Source, Table
 from fsmworkflow.errors import DefinitionError, nearest
 
 __all__ = ["Make", "Reading", "Row", "schema"]
@@ -36,11 +36,11 @@ _ANYTHING: dict[str, Any] = {}
 class Row(dict[str, Any]):
     """A mapping that was read, and where it stands."""
 
-    __slots__ = ("place",)
+    __slots__ = ("marks", "place")
 
-    def __init__(self, place: Place, values: Mapping[str, Any]) -> None:
+    def __init__(self, place: Place, values: Mapping[str, Any], marks: Mapping[Any, Mark] | None = None) -> None:
         super().__init__(values)
-        self.place = place
+        self.place, self.marks = place, marks or {}
 
 
 def schema() -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Reading:
         for key in kind.get("required", ()):
             if key not in value:
                 self.problem(f"the key {key!r} is missing", place)
-        made = Row(place, {})
+        made = Row(place, {}, getattr(value, "marks", None))
         for key, inner in value.items():
             if key in known or others is not False:
                 made[key] = self.read(inner, known.get(key, others), (place, key, value))

@@ -138,8 +138,8 @@ class _Reader:
     def _states(self, workflow: Workflow, row: Row, states: list[Row], around: str) -> None:
         first, names = row.get("initial"), [one["name"] for one in states]
         if first not in names and "parallel" not in row:
-            what = "the key 'initial' is missing" if first is None else f"there is no state {first[:100]!r}"
-            self.reading.problem(f"{what}: it names the first of the states{nearest(first or '', names)}", row.place)
+            what = "it is missing" if first is None else f"there is no state {first[:100]!r}{nearest(first, names)}"
+            self.reading.problem(f"{what}: it names the first of the states", (row.place, "initial", row))
         for one in states:
             self._state(workflow, one, f"{around}.{one['name']}" if around else one["name"], one["name"] == first)
 

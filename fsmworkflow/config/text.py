@@ -94,7 +94,7 @@ class Source:
 
     def at(self, what: str, place: Place = None, mark: Mark = 0) -> str:
         """A problem with its place before it."""
-        mark = mark or _mark(place)
+        mark = mark or _mark(place) or min(getattr(self.value, "marks", {}).values(), default=0)
         line = f"{self.name}:{mark // COLUMNS}:{mark % COLUMNS}: " if mark else ""
         path = placed(place)
         return f"{line}{path}: {what}" if path else f"{line}{what}"

@@ -11,7 +11,7 @@ from fsmworkflow.config.text import Place, Source
 from fsmworkflow.errors import DefinitionError, nearest
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["Node", "checked", "node"]
+__all__ = ["Node", "Unbound", "checked", "node"]
 
 TOLD = 100
 """So many problems are told of one file."""
@@ -35,6 +35,24 @@ def checked(workflow: Workflow) -> Workflow:
         more = len(error.problems) - TOLD
         told = [*error.problems[:TOLD], *([f"and {more:,} more"] if more > 0 else [])]
         raise DefinitionError(error.workflow[:TOLD], told) from None
+
+
+class Unbound:
+    """The functions that a file names and nobody gave: told together, each once, with where it is named first."""
+
+    def __init__(self) -> None:
+        self.problems: dict[str, str] = {}
+
+    def note(self, one: Node, name: str, what: str) -> None:
+        if name not in self.problems:
+            self.problems[name] = one.source.at(what, one.place)
+        if len(self.problems) >= TOLD:
+            self.close(one)
+
+    def close(self, root: Node) -> None:
+        """Raise DefinitionError where there are any."""
+        if self.problems:
+            raise DefinitionError(root.source.name, list(self.problems.values()))
 
 
 class Node:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from fsmworkflow.engine import Engine
-from fsmworkflow.errors import FSMWorkflowError, UnknownState, nearest
+from fsmworkflow.errors import DefinitionError, FSMWorkflowError, UnknownState, nearest
 from fsmworkflow.readers.dataknobs import load
 from fsmworkflow.resources import Resource
 from fsmworkflow.simple.places import Dropped, Format, sink_of, source_of
@@ -30,6 +30,15 @@ log = logging.getLogger("fsmworkflow")
 
 Told = Callable[[Any], Any]
 Config = str | Path | Mapping[str, Any] | Workflow
+
+
+def _loaded(config: str | Path | Mapping[str, Any], **words: Any) -> Workflow:
+    """As the reader has it, with the word of a machine for the functions that it is given."""
+    try:
+        return load(config, **words)
+    except DefinitionError as error:
+        told = [problem.replace("in functions=", "in custom_functions=") for problem in error.problems]
+        raise DefinitionError(error.workflow, told) from None
 
 
 class AsyncSimpleFSM:
@@ -56,7 +65,7 @@ class AsyncSimpleFSM:
         if isinstance(config, Workflow):
             self.workflow = config
         else:
-            self.workflow = load(
+            self.workflow = _loaded(
                 config,
                 functions=custom_functions,
                 modules=modules,

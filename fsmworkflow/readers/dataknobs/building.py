@@ -95,6 +95,7 @@ class _Reader:
         deadline = root.get("timeout_seconds", int, float)
         self.made = Workflow(root.get("name", str, default="machine"), version=self._version(), deadline=deadline)
         self._network(main, "", ())
+        self.functions.unbound.close(root)
         return checked(self.made)
 
     def _version(self) -> int:

@@ -13,7 +13,7 @@ from fsmworkflow.config.code import Code
 from fsmworkflow.errors import nearest
 from fsmworkflow.functions.words import Invalid
 from fsmworkflow.readers.dataknobs.builtin import BUILTIN
-from fsmworkflow.readers.places import Node
+from fsmworkflow.readers.places import Node, Unbound
 from fsmworkflow.threads import is_async
 
 __all__ = ["Call", "Context", "Functions", "Invalid", "Record", "Role"]
@@ -89,7 +89,7 @@ class Functions:
     """
 
     def __init__(self, given: Mapping[str, Fn], modules: Iterable[str], inline: bool) -> None:
-        self.code, self.inline = Code(given, modules), inline
+        self.code, self.inline, self.unbound = Code(given, modules), inline, Unbound()
 
     def find(self, one: Node, role: Role) -> Call:
         """What a reference stands for: the name of a given function, code, or a mapping. Refuses what it is not."""
@@ -117,8 +117,9 @@ class Functions:
         known = BUILTIN if kind == "builtin" else self.code.given
         if name not in known:
             why = "the library here has none of this name" if kind == "builtin" else "there is no function of this name"
-            one["name"].refuse(f"{why}: {name[:100]!r}{nearest(name, known)}: give it in functions=")
-        return BUILTIN[name]
+            told = f"{why}: {name[:100]!r}{nearest(name, known)}: give it in functions="
+            self.unbound.note(one["name"], name, told)
+        return BUILTIN.get(name, lambda data: data)
 
     def _called(self, one: Node, name: str, found: Any, params: Mapping[str, Any], role: Role) -> Call:
         """A class is made with its parameters, and has a method of the role; so is a function of the library."""

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from fsmworkflow.conditions import Guard, Joined, as_guard
 from fsmworkflow.errors import nearest
-from fsmworkflow.readers.places import Node, checked
+from fsmworkflow.readers.places import Node, Unbound, checked
 from fsmworkflow.readers.pystator.effects import EFFECTS, Effect, effect, is_effect, updated
 from fsmworkflow.readers.pystator.guards import Merged, Named, Required, check
 from fsmworkflow.retry import Retry
@@ -56,7 +56,7 @@ class Builder:
         self.attempts: int = 1 + policy.get("retry_attempts", int, default=0)
         if self.attempts < 1:
             policy["retry_attempts"].refuse("it must not be negative")
-        self.policy = policy
+        self.policy, self.unbound = policy, Unbound()
 
     def built(self) -> Workflow:
         for one in self.root.each("states"):
@@ -80,6 +80,7 @@ class Builder:
             self._state(name, self.states[name])
         for one, sources in sorted(transitions, key=lambda part: part[0].get("priority", int, default=0)):
             self._transition(one, sources)
+        self.unbound.close(self.root)
         self.inside = inside_of(self.workflow)
         self._fall()
         self._begin()
@@ -313,8 +314,9 @@ class Builder:
     def _function(self, functions: Mapping[str, Fn], what: str, one: Node) -> Fn:
         name = one.of(str)
         if name not in functions:
-            one.refuse(f"{what} {name[:100]!r} is not bound{nearest(name, functions)}: @machine.{what}({name[:100]!r})")
-        return functions[name]
+            told = f"{what} {name[:100]!r} is not bound{nearest(name, functions)}: @machine.{what}({name[:100]!r})"
+            self.unbound.note(one, f"{what} {name}", told)
+        return functions.get(name, bool)
 
     def _acts(self, one: Node, key: str) -> Fn | None:
         """The actions of a list, one after the other, as one: run after the commit, at least once.
@@ -325,7 +327,8 @@ class Builder:
         name = ", ".join(f"{told}({json.dumps(params, sort_keys=True)})" if params else told for told, params in found)
         if found and name not in self.acts:
             made = [
-                (self.machine.actions[told], {"_action_params": params} if params else {}) for told, params in found
+                (self.machine.actions.get(told, bool), {"_action_params": params} if params else {})
+                for told, params in found
             ]
 
             async def act(ctx: Any) -> None:

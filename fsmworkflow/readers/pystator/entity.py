@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from fsmworkflow.errors import NotAccepted
+from fsmworkflow.errors import NotAccepted, nearest
 from fsmworkflow.machine import PersistentWorkflowStateMachine
 from fsmworkflow.records import Event
 
@@ -49,7 +49,8 @@ class Entity:
             return functools.partial(self.send, self._triggers[name])
         if name in self.__dict__.get("_states", ()):
             return self._states[name] in self._active
-        raise AttributeError(f"an entity of {self.__dict__.get('_machine')} has no {name!r}")
+        known = [*self.__dict__.get("_triggers", ()), *self.__dict__.get("_states", ())]
+        raise AttributeError(f"an entity of {self._machine.name} has no {name!r}{nearest(name, known)}")
 
     async def send(self, trigger: str, **payload: Any) -> Event:
         """Send an event, and drive the entity until it rests. The Event says what became of it: `.status`.
