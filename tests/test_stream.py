@@ -10,6 +10,7 @@ import json
 import os
 import random
 import resource
+import select
 import sys
 import time
 import weakref
@@ -544,7 +545,7 @@ async def test_a_stream_that_waits_at_a_silent_pipe_is_cancelled_at_once(
     """Whether or not somebody has opened its other end."""
     os.mkfifo(tmp_path / name)
     task = asyncio.create_task(stream(None, numbered(), tmp_path / name, [], every="1h"))
-    while task not in asyncio.all_tasks() or len(asyncio.all_tasks()) < 3:  # until its thread is at the pipe
+    while len(asyncio.all_tasks()) < 3:  # until its thread is at the pipe
         await asyncio.sleep(0.01)
     other = os.open(tmp_path / name, os.O_RDWR) if written else -1
     began = time.monotonic()
@@ -569,6 +570,46 @@ async def test_what_comes_through_a_named_pipe_is_read_to_its_end(tmp_path: Path
     await stream(None, numbered(), path, out, every="20ms")
     await writing
     assert ns(out) == list(range(50_000))
+
+
+@pytest.mark.parametrize("opened", [False, True])
+async def test_a_stream_into_a_pipe_that_nobody_reads_is_cancelled_at_once(tmp_path: Path, opened: bool) -> None:
+    path = tmp_path / "out.jsonl"
+    os.mkfifo(path)
+    other = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if opened else -1
+
+    endless = ({"n": n, "pad": "x" * 1000} for n in count())
+    task = asyncio.create_task(stream(None, numbered(), endless, path, chunk=1000))
+    while len(asyncio.all_tasks()) < 3 or (opened and not _readable(other)):  # until its thread is at the pipe
+        await asyncio.sleep(0.01)
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 60)
+    assert time.monotonic() - began < 30
+    if opened:
+        os.close(other)
+
+
+def _readable(descriptor: int) -> list[int]:
+    return select.select([descriptor], [], [], 0)[0]
+
+
+async def test_whoever_reads_from_a_named_pipe_is_given_all_of_it_and_may_leave(tmp_path: Path) -> None:
+    path, many = tmp_path / "out.jsonl", 20_000
+    os.mkfifo(path)
+    reading = asyncio.create_task(asyncio.to_thread(path.read_bytes))
+    await stream(None, numbered(), [{"n": n} for n in range(many)], path)
+    assert [json.loads(line)["n"] for line in (await reading).splitlines()] == list(range(many))
+
+    def leave() -> None:
+        with path.open("rb") as file:
+            file.read(10)
+
+    leaving = asyncio.create_task(asyncio.to_thread(leave))
+    with pytest.raises(StreamError, match="Broken pipe"):
+        await stream(None, numbered(), ({"n": n} for n in count()), path, chunk=1000)
+    await leaving
 
 
 # -- hard input, full disks, memory -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 from fsmworkflow.stream.packing import TORN, Unpacked, is_packed
 from fsmworkflow.stream.words import Batch, Malformed, Source, StreamError
 
-__all__ = ["LINE", "File", "Line", "Long", "each", "hash_of", "malformed", "sync_name"]
+__all__ = ["GLANCE", "LINE", "File", "Line", "Long", "each", "hash_of", "malformed", "sync_name"]
 
 BLOCK = 2**18
 HEAD = 4096

@@ -7,10 +7,13 @@ off, and what somebody else has changed is refused. It is locked while it is wri
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import os
+import select
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.conditions import cut
-from fsmworkflow.stream.files import hash_of, sync_name
+from fsmworkflow.stream.files import GLANCE, hash_of, sync_name
 from fsmworkflow.stream.packing import bare, is_packed, packed
 from fsmworkflow.stream.parquet import Parts as Parquet
 from fsmworkflow.stream.tables import Table
@@ -40,7 +43,7 @@ class _File(Sink):
         self.packed = is_packed(self.path)
         self.keeps = self.path != "-" and (not os.path.exists(self.path) or os.path.isfile(self.path))
         self._descriptor = -1
-        self._length, self._tail = 0, b""
+        self._length, self._tail, self._halted = 0, b"", False
         self._written: list[bytes] = []
 
     def open(self, mark: Any) -> None:
@@ -51,7 +54,7 @@ class _File(Sink):
         if self.packed:
             packed(self.path, b"")  # which says that an extra is missing, before anything is there
         try:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._descriptor = self._opened() if self.keeps else self._opened_pipe()
             if self.keeps:
                 self._lock()
                 self._length, self._tail = self._checked(mark)
@@ -62,6 +65,26 @@ class _File(Sink):
         except StreamError:
             self.close()
             raise
+
+    def _opened(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _opened_pipe(self) -> int:
+        """Wait until somebody reads there."""
+        while not self._halted:
+            try:
+                descriptor = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                time.sleep(GLANCE)
+            else:
+                os.set_blocking(descriptor, True)
+                return descriptor
+        raise StreamError(f"the stream was stopped before somebody read from {self.name}")
+
+    def stop(self) -> None:
+        self._halted = True
 
     def _lock(self) -> None:
         try:
@@ -146,11 +169,20 @@ class _File(Sink):
         left = memoryview(data)
         try:
             while left:
-                left = left[os.write(self._descriptor, left) :]
+                left = left[os.write(self._descriptor, left if self.keeps else self._room(left)) :]
         except OSError as error:
             raise self._full(error) from error
         self._length += len(data)
         self._tail = (self._tail + data)[-TAIL:]
+
+    def _room(self, left: memoryview) -> memoryview:
+        """Wait until a pipe takes more, and return what it takes at once. Raises StreamError where it is to stop."""
+        taken = select.poll()
+        taken.register(self._descriptor, select.POLLOUT)
+        while not taken.poll(1000 * GLANCE):
+            if self._halted:
+                raise StreamError(f"the stream was stopped while nobody read from {self.name}")
+        return left[: select.PIPE_BUF]
 
     def _mark(self) -> dict[str, Any]:
         return {"length": self._length, "tail": hash_of(self._tail)}
