@@ -404,6 +404,24 @@ async def test_code_may_be_a_lambda_an_expression_statements_or_a_function_and_c
         await passed(machine("lambda data: twice(data['n'])"), {"n": 4})
 
 
+@pytest.mark.parametrize("arc", [True, False])
+async def test_the_fields_of_what_a_transform_returns_stand_in_its_order(arc: bool, store_url: str) -> None:
+    code = "lambda data: {'b': data['b'], 'new': 1, 'a': data['a'], 'last': 2}"
+    states: Any = [{"name": "x"}, {"name": "y", "is_end": True}]
+    way: dict[str, Any] = {"from": "x", "to": "y"}
+    if arc:
+        way["transform"] = code
+    else:
+        states[0]["transforms"] = [code]
+    flow = load({"states": states, "arcs": [way]}, allow_inline_code=True)
+    async with Engine(store_url, workflows=[flow]) as engine:
+        run = await engine.run(flow, {"a": 1, "gone": 0, "b": [2]}, key="k")
+    assert list(run.data.items()) == [("b", [2]), ("new", 1), ("a", 1), ("last", 2)]
+    sink: list[Any] = []
+    await stream(None, flow, [{"a": 1, "gone": 0, "b": [2]}], sink, mode="reference")
+    assert list(sink[0]) == ["b", "new", "a", "last"]
+
+
 async def test_functions_are_given_the_resources_that_their_state_names() -> None:
     def query(data: dict[str, Any], context: Any = None) -> dict[str, Any]:
         assert sorted(context["resources"]) == ["source"], "not those of others"

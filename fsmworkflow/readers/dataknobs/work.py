@@ -160,6 +160,9 @@ def _plain(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _replaced(data: Any, by: Mapping[str, Any]) -> None:
-    for key in [key for key in data if key not in by]:
+    """Put these fields in the place of those that are there, in their order."""
+    kept = [key for key in data if key in by]
+    moved = kept != list(by)[: len(kept)]
+    for key in [key for key in data if moved or key not in by]:
         del data[key]
     data.update(by)
