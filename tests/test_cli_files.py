@@ -263,6 +263,13 @@ def test_a_file_that_cannot_be_written_is_told_in_one_line(verb: list[str], caps
     assert capsys.readouterr().err == f"error: Invalid value: {why}\n"
 
 
+@pytest.mark.parametrize(("code", "named"), [("files_code.py", "files_code"), ("./shop/orders.py", "shop.orders")])
+def test_code_that_is_named_by_its_file_is_told_how_a_module_is_named(code: str, named: str, capsys: Any) -> None:
+    assert main(["check", "order.yaml", "--code", code]) == 2
+    why = f"{code} is no name of a module: give it as Python imports it, as {named}"
+    assert capsys.readouterr().err == f"error: Invalid value: {why}\n"
+
+
 def test_resume_says_how_many_runs_failed(capsys: Any) -> None:
     say(capsys, "start", "--data", '{"broken": true}')
     say(capsys, "start", "--data", '{"owner": "bob"}')

@@ -186,9 +186,18 @@ def test_signs_of_other_languages_are_answered_with_the_words_of_an_expression(t
     assert found.endswith("conditions: column 8: invalid syntax; it has `and or not`, and `==` for equal")
 
 
-def test_regions_are_a_list_and_what_is_none_is_told_so() -> None:
-    with pytest.raises(DefinitionError, match=r"parallel: True must be a list of its regions, each a state"):
-        Workflow.from_dict(rows({"name": "a", "parallel": True}))
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("parallel", True, "parallel: True must be a list of its regions, each a state"),
+        ("on", "go", r"on: 'go' must be a mapping of events to where they lead, as \{approved: published\}"),
+        ("after", "3d", r"after: '3d' must be a mapping of times to where they lead, as \{3d: expired\}"),
+        ("on_error", ["b"], "on_error: .* must be a mapping of errors to where they lead"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_told_with_what_is_meant(key: str, value: Any, told: str) -> None:
+    with pytest.raises(DefinitionError, match=told):
+        Workflow.from_dict(rows({"name": "a", key: value}))
 
 
 def test_what_the_check_finds_has_its_place_too(tmp_path: Path) -> None:

@@ -158,6 +158,9 @@ def _code(module: str) -> dict[str, Any]:
 
 
 def _imported(module: str) -> Any:
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", module) or module.endswith(".py"):
+        named = re.sub(r"\W+", ".", module.removesuffix(".py")).strip(".") or "shop.orders"
+        raise click.BadParameter(f"{module} is no name of a module: give it as Python imports it, as {named}")
     sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(module)
