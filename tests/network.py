@@ -10,6 +10,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from tests.postgres_server import dial
+from tests.waiting import PATIENCE
 
 CHUNK = 65_536
 LINGER = 600.0
@@ -35,7 +36,7 @@ class Network:
         self._thread.start()
         self._listening = asyncio.run_coroutine_threadsafe(
             asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop
-        ).result(10)
+        ).result(PATIENCE)
         port = self._listening.sockets[0].getsockname()[1]
         parts = urlsplit(self.server)
         user = parts.netloc.rpartition("@")[0] or "postgres"
@@ -43,7 +44,7 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(PATIENCE)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()

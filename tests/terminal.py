@@ -12,6 +12,8 @@ import subprocess
 import sys
 import termios
 
+from tests.waiting import PATIENCE
+
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "fsmworkflow", *words]
@@ -27,7 +29,7 @@ def terminal(*words: str, columns: int = 80) -> tuple[int, str]:
     os.close(slave)
     shown = b""
     while True:
-        ready, _, _ = select.select([master], [], [], 30)
+        ready, _, _ = select.select([master], [], [], PATIENCE)
         try:
             piece = os.read(master, 65_536) if ready else b""
         except OSError:  # Linux's way to say that the other side is closed
@@ -36,7 +38,7 @@ def terminal(*words: str, columns: int = 80) -> tuple[int, str]:
             break
         shown += piece
     os.close(master)
-    return child.wait(30), shown.decode().replace("\r\n", "\n")
+    return child.wait(PATIENCE), shown.decode().replace("\r\n", "\n")
 
 
 def plain(shown: str) -> str:

@@ -621,6 +621,6 @@ async def test_a_step_of_a_definition_may_have_retry_and_timeout(store_url: str)
             await asyncio.sleep(60)
 
     log = Log("a", "b", "c")
-    log.steps["a"] = WorkflowStep("a", a, retry=Retry(attempts=2, first_delay=0), timeout=0.05)
+    log.steps["a"] = WorkflowStep("a", a, retry=Retry(attempts=2, first_delay=0), timeout=0.3)
     assert (await machine(store_url, LINE, log.steps).run_workflow()).status == "done"
     assert attempts == [1, 2]
