@@ -127,10 +127,10 @@ class _Translation:
             self.refuse(f"a transition is a list or a mapping, not {cut(told)[:60]}")
         what = f"transition {cut(told.get('trigger'))[:60]}"
         self._keys(told, _TRANSITION, what)
-        made: dict[str, Any] = {"trigger": _text(told.get("trigger"))}
-        for key in ("conditions", "unless"):
-            if told.get(key):
-                made[key] = [self._code(one, key) for one in _many(told[key])]
+        if missing := [key for key in _TRANSITION[:3] if key not in told]:
+            self.refuse(f"{what}: the key {missing[0]!r} is missing; a dest of None stays in its source")
+        made: dict[str, Any] = {"trigger": _text(told["trigger"])}
+        made |= {k: [self._code(one, k) for one in _many(told[k])] for k in ("conditions", "unless") if told.get(k)}
         if told.get("after"):
             made["after"] = self._action(_many(told["after"]), f"after of {what}")
         sources = self._sources(told.get("source"), path)
