@@ -103,10 +103,10 @@ class Lease:
         self._until = began + self.length
 
     async def _renew(self, store: Store) -> None:
-        if self.late:
-            await self._spare_others(store)
         began = time.monotonic()
         if await store.renew(self.token, store.now() + self.length):
+            if self.late:  # only now, as the store may have been away until it took this
+                await self._spare_others(store)
             self._until = began + self.length
         elif not self._stopped.is_set():
             log.warning("this owner was taken for dead; it is made known again")

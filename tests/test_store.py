@@ -1093,6 +1093,29 @@ async def test_two_processes_never_wait_for_each_other(
         assert {await gapless(one, run) for run in runs} == {0 if kind == "starts" else 1}
 
 
+@pytest.mark.parametrize("by", ["claim", "claim_one"])
+async def test_P5_a_claim_that_was_held_up_finds_no_lease_lapsed_that_held_when_it_was_asked_for(
+    postgres_store: Any, postgres_url: str, by: str
+) -> None:
+    """What held the claim up may have held up the owner's renewal, too."""
+    await enrol(postgres_store, ME, lease=1.0)
+    await made(postgres_store)
+    third = await asyncpg.connect(postgres_url)
+    holding = third.transaction()
+    await holding.start()
+    await third.execute("LOCK TABLE fsm_runs IN ACCESS EXCLUSIVE MODE")
+    now = postgres_store.now()
+    claim = postgres_store.claim(OTHER, {"w": 1}, 10, now) if by == "claim" else None
+    claiming = asyncio.ensure_future(claim or postgres_store.claim_one(OTHER, "w", "a"))
+    while postgres_store.now() < now + 1.2:
+        await asyncio.sleep(0.05)
+    await holding.rollback()
+    await third.close()
+    assert not await claiming
+    later = await postgres_store.claim_one(OTHER, "w", "a")
+    assert later.epoch == 2
+
+
 @pytest.mark.parametrize("apart", [-86_400, -3_600, 3_600, 86_400])
 async def test_a_server_in_another_time_is_the_one_that_judges(
     postgres_store: Any, monkeypatch: pytest.MonkeyPatch, apart: int

@@ -307,7 +307,7 @@ class PostgresStore(Verbs):
 
     async def _claim(self, owner: str, workflows: Versions, many: int, by: float, but: Pairs, limits: Limits) -> Runs:
         """One claim. Where an answer was lost, what the claim had made ours comes first."""
-        claim, asked = secrets.token_hex(8), False
+        claim, asked, now = secrets.token_hex(8), False, self.now()
         names = list(workflows)
         values = (names, many, claim, [workflows[name] for name in names], *arrays(but, 2))
 
@@ -316,10 +316,10 @@ class PostgresStore(Verbs):
             before = await runs(db, SQL["claimed"], owner, by, claim) if asked else []
             asked = True
             if before or not limits:
-                return before or await runs(db, SQL["claim"], owner, by, *values)
+                return before or await runs(db, SQL["claim"], owner, by, *values, now)
             async with server.transaction(db):
                 free = await rooms(db, limits)
-                return await runs(db, SQL["claim_within"], owner, by, *values, list(free), list(free.values()))
+                return await runs(db, SQL["claim_within"], owner, by, *values, list(free), list(free.values()), now)
 
         return await self._do(attempt)
 
@@ -329,12 +329,14 @@ class PostgresStore(Verbs):
     async def claim_one(
         self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None
     ) -> Run | None:
+        values = (owner, workflow, key, newest, self.now())
+
         async def attempt(db: Connection) -> Runs:
             if limit is None:
-                return await runs(db, SQL["claim_one"], owner, workflow, key, newest)
+                return await runs(db, SQL["claim_one"], *values)
             async with server.transaction(db):
                 full = (await rooms(db, {workflow: limit}))[workflow] < 1
-                return [] if full else await runs(db, SQL["claim_one"], owner, workflow, key, newest)
+                return [] if full else await runs(db, SQL["claim_one"], *values)
 
         found = await self._do(attempt)
         return found[0] if found else None

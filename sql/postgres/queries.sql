@@ -692,9 +692,10 @@ SELECT run, hash, text FROM unnest($1::bigint[], $2::text[]) AS wanted (run, has
 -- The due runs of these workflows, of no newer version than is given, that no live owner holds, oldest first, become
 -- ours; but not those that are at the version that is given last. A row that another claimed since this statement began
 -- is passed over: its owner may be too new to be among the live ones that are seen here. The inner look at `epoch` sees
--- the row as it was then, also where the outer one has waited for another.
+-- the row as it was then, also where the outer one has waited for another. Leases are judged as of $9, when it was
+-- asked for: a claim that was held up must not find those lapsed that were held up with it.
 WITH live AS MATERIALIZED (
-    SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())),
+    SELECT token FROM fsm_owners WHERE lease > least(extract(epoch FROM clock_timestamp()), $9)),
 known AS MATERIALIZED (
     SELECT * FROM unnest($3::text[], $6::bigint[]) AS known (name, newest)),
 free AS MATERIALIZED (
@@ -728,7 +729,7 @@ SELECT id, version FROM fsm_runs
 -- As claim, where some workflows have a limit: of these no more than there is room for, the oldest. Each that has room is a
 -- line, all without a limit are one; of each line only as many are looked for as may be taken.
 WITH live AS MATERIALIZED (
-    SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())),
+    SELECT token FROM fsm_owners WHERE lease > least(extract(epoch FROM clock_timestamp()), $11)),
 known AS MATERIALIZED (
     SELECT * FROM unnest($3::text[], $6::bigint[]) AS known (name, newest)),
 line AS MATERIALIZED (
@@ -774,7 +775,7 @@ SELECT * FROM fsm_runs WHERE due <= $2 AND owner = $1 AND claim = $3;
 
 -- name: claim_one
 -- One run becomes ours, whatever it waits for, unless a live owner holds it, or its definition is a newer one, or it is a
--- child in line for which there is nothing from a hand.
+-- child in line for which there is nothing from a hand. Leases are judged as of $5, when it was asked for.
 UPDATE fsm_runs
    SET owner = $1, epoch = epoch + 1,
        deaths = deaths + CASE WHEN owner <> $1 AND due <= extract(epoch FROM clock_timestamp())
@@ -782,7 +783,7 @@ UPDATE fsm_runs
                                AND owner NOT IN (SELECT token FROM fsm_owners WHERE draining = 1) THEN 1 ELSE 0 END
  WHERE workflow = $2 AND key = $3 AND ($4::bigint IS NULL OR definition <= $4)
    AND (owner IS NULL OR owner = $1
-        OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > extract(epoch FROM clock_timestamp())))
+        OR owner NOT IN (SELECT token FROM fsm_owners WHERE lease > least(extract(epoch FROM clock_timestamp()), $5)))
    AND epoch = (SELECT seen.epoch FROM fsm_runs AS seen WHERE seen.id = fsm_runs.id)
    AND (turn IS DISTINCT FROM 0 OR due <= extract(epoch FROM clock_timestamp()))
 RETURNING *;
@@ -831,7 +832,7 @@ WITH gone AS (
      WHERE token = $1
        AND (draining = 0 OR NOT EXISTS (SELECT FROM fsm_runs WHERE due IS NOT NULL AND owner = $1))
     RETURNING token)
-UPDATE fsm_owners SET lease = least(lease, extract(epoch FROM clock_timestamp()))
+UPDATE fsm_owners SET lease = least(lease, extract(epoch FROM clock_timestamp()) - 1)
  WHERE token = $1 AND NOT EXISTS (SELECT FROM gone);
 
 -- name: clock
