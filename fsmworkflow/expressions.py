@@ -57,13 +57,14 @@ class Expression(Guard):
         self._read(_parsed(self._text), 0)  # which refuses what is none; its closures are many, and made when asked
 
     @cached_property
-    def _answer(self) -> Read:
+    def answer(self) -> Read:
+        """What reads the answer, whatever it comes to, from a view, and notes there what it has read."""
         return self._read(_parsed(self._text), 0)
 
     async def ask(self, view: View) -> bool:
         read: dict[str, Any] = {}
         try:
-            answer = self._answer(view, read)
+            answer = self.answer(view, read)
             if answer is not True and answer is not False:
                 raise TypeError(f"it comes to {cut(answer)}, and neither to true nor to false")
         except Exception as error:

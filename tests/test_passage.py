@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsmworkflow import Retry, To, Workflow, WorkflowContext, field
+from fsmworkflow.expressions import Expression
 from fsmworkflow.stream import StreamError, stream
 from fsmworkflow.stream.compiled import Compiled, passage
 from fsmworkflow.stream.passage import Decided, copied
@@ -83,8 +84,17 @@ def _truth(name: str) -> Any:
 
 
 fields = st.sampled_from([*NAMES, "a.b", "a.0"])
+expressions = st.sampled_from(
+    [
+        "a >= 1", "a.b == 'x'", "has(b) and not has(c)", "a < b or c", "a in b",
+        "len(a) > 0 and lower(a) == 'x'", "a + 1",
+        "event.by == a", "has(event.by)", "true", "(a if has(a) else 0) >= 0", "not (a == b)",
+    ]
+)  # fmt: skip
 guards = st.recursive(
     st.one_of(
+        st.builds(Expression, expressions),
+        st.builds(Expression, expressions),
         st.builds(lambda f, v: field(f) == v, fields, plain),
         st.builds(lambda f, v: field(f) != v, fields, plain),
         st.builds(lambda f, v: field(f) >= v, fields, st.integers(-2, 2)),

@@ -15,6 +15,7 @@ from fsmworkflow.conditions import Condition, Function, Guard, Joined, Not, View
 from fsmworkflow.decide import by_hand
 from fsmworkflow.due import LOOP
 from fsmworkflow.errors import CodecError, EndlessLoop
+from fsmworkflow.expressions import Expression
 from fsmworkflow.records import DONE, ERROR, Event
 from fsmworkflow.resources import Resources
 from fsmworkflow.statechart import AUTOMATIC, Arc
@@ -72,8 +73,12 @@ def _arcs(workflow: Workflow, state: str, trigger: str) -> tuple[Arc, ...]:
 
 
 def _plain(guard: Guard | None) -> bool:
-    """Whether a guard asks nothing but fields of the data and sync functions."""
-    if guard is None or (isinstance(guard, (Joined, Not)) and all(map(_plain, guard.parts))):
+    """Whether a guard asks nothing but the data, by fields, expressions and sync functions."""
+    if (
+        guard is None
+        or isinstance(guard, Expression)
+        or (isinstance(guard, (Joined, Not)) and all(map(_plain, guard.parts)))
+    ):
         return True
     if isinstance(guard, Function):
         return guard.of is None and not is_async(guard.function)
@@ -259,6 +264,8 @@ def _test(guard: Guard | None) -> Test | None:
         return _function(guard.function)
     if isinstance(guard, Condition):
         return _condition(guard)
+    if isinstance(guard, Expression):
+        return _expression(guard.answer)
     parts = [test for part in guard.parts if (test := _test(part)) is not None]
     if isinstance(guard, Not):
         return lambda data: not parts[0](data)
@@ -272,6 +279,16 @@ def _function(function: Callable[[Any], Any]) -> Test:
         answer = function(Glance(data))
         if answer is None or inspect.isawaitable(answer):
             raise LookupError("no answer")
+        return answer
+
+    return ask
+
+
+def _expression(read: Callable[[View, dict[str, Any]], Any]) -> Test:
+    def ask(data: Any) -> bool:
+        answer = read(View(data), {})
+        if answer is not True and answer is not False:
+            raise TypeError("no answer")
         return answer
 
     return ask
