@@ -175,7 +175,7 @@ async def test_a_transition_leaves_from_inside_out_acts_and_enters_from_outside_
     for name in before:
         await play.send(name)
     if acted is None:
-        with pytest.raises(NotAccepted, match="accept"):
+        with pytest.raises(NotAccepted, match="takes .*, and not"):
             await play.send(event)
     else:
         await play.send(event)
@@ -315,7 +315,7 @@ async def test_W3C_415_a_final_state_of_the_workflow_ends_the_run() -> None:
     await play.send("out")
     await play.send("stop")
     assert (play.run.status, play.run.due, play.run.over) == ("done", play.now, True)  # due for its exits
-    with pytest.raises(NotAccepted, match=r"'back': nothing$"):
+    with pytest.raises(NotAccepted, match=r"takes nothing, and not 'back'$"):
         await play.send("back")
 
 
@@ -462,7 +462,7 @@ async def test_an_event_that_no_condition_lets_through_is_rejected_with_what_eac
 
 
 async def test_an_event_that_nothing_takes_is_not_accepted_and_told_what_is() -> None:
-    with pytest.raises(NotAccepted, match=r"'nothing_of_this'.*: fill, replace, break, pay"):
+    with pytest.raises(NotAccepted, match="takes fill, replace, break, pay, and not 'nothing_of_this'"):
         await Play(order(), {"left": 1}).send("nothing_of_this")
 
 
