@@ -175,7 +175,7 @@ async def test_a_transition_leaves_from_inside_out_acts_and_enters_from_outside_
     for name in before:
         await play.send(name)
     if acted is None:
-        with pytest.raises(NotAccepted, match="takes .*, and not"):
+        with pytest.raises(NotAccepted, match=r"takes .*, and not"):
             await play.send(event)
     else:
         await play.send(event)
