@@ -30,16 +30,18 @@ async def store(store_url: str) -> Any:
 
 
 class Gauge:
-    """How many bodies run now, and did at the most."""
+    """How many bodies run now, and did at the most. The first ones wait until so many are `together`."""
 
-    def __init__(self) -> None:
+    def __init__(self, together: int = 1) -> None:
         self.now = self.most = 0
+        self.together = together
         self.bodies: Counter[str] = Counter()
 
     async def body(self, ctx: Any) -> None:
         self.bodies[ctx.run.key] += 1
         self.now += 1
         self.most = max(self.most, self.now)
+        await until(lambda: self.most >= self.together)
         await asyncio.sleep(0.01)
         self.now -= 1
 
@@ -73,7 +75,7 @@ def done(engine: Engine, flow: Workflow, many: int) -> Callable[[], Awaitable[bo
 
 
 async def test_two_engines_that_work_never_drive_more_together_than_the_limit(store_url: str, store: Store) -> None:
-    gauge = Gauge()
+    gauge = Gauge(together=2)
     flow = scarce(gauge)
     other: Any = store if store_url.startswith("memory") else open_store(store_url)
     async with Engine(store, workflows=[flow], poll=0.02) as one, Engine(other, workflows=[flow], poll=0.02) as two:
@@ -86,7 +88,7 @@ async def test_two_engines_that_work_never_drive_more_together_than_the_limit(st
 
 @pytest.mark.parametrize("by", ["run", "machine"])
 async def test_what_is_started_by_hand_waits_for_its_place(store: Store, by: str) -> None:
-    gauge = Gauge()
+    gauge = Gauge(together=2)
     flow = scarce(gauge)
     async with Engine(store, workflows=[flow]) as engine:
         if by == "run":

@@ -129,6 +129,6 @@ def weather(server: Server, children: Children, seconds: float) -> None:
             raise
 
 
-@pytest.mark.parametrize("seconds", [12, pytest.param(600, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [30, pytest.param(600, marks=pytest.mark.soak)])
 def test_all_faults_together_lose_nothing(private_postgres: Server, children: Children, seconds: float) -> None:
     weather(private_postgres, children, seconds)
