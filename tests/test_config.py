@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fsmworkflow import DefinitionError, FSMWorkflowError, Retry, Workflow, field, open_store
 from fsmworkflow.conditions import View, as_guard
@@ -339,3 +341,36 @@ def test_a_module_is_looked_into_only_where_it_is_allowed(tmp_path: Path, monkey
     made = load(tmp_path, text, modules=["shop_steps"])
     assert made.to_dict()["states"][0]["step"] == "shop_steps:pay"
     assert "defines no 'system'" in problems(tmp_path, text.replace(":pay", ":system"), modules=["shop_steps"])[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    value=st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-9, 9)
+        | st.sampled_from(["", "a,b", "{", "]", 'q"q', "\\", "x: y", "ä"]),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b,", 'c"', "{d"]), inner),
+        max_leaves=12,
+    ).map(lambda value: {"name": value}),
+    indent=st.sampled_from([None, 0, 1, 3]),
+)
+def test_a_problem_in_json_stands_at_the_line_and_column_at_which_it_stands_in_the_same_text_as_yaml(
+    value: Any, indent: int | None
+) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    as_json, as_yaml = Source.of_text(text, "json", "w"), Source.of_text(text, "yaml", "w")
+    todo: list[tuple[Any, Any, Any, Any]] = [(as_json.value, as_yaml.value, None, None)]
+    while todo:
+        one, other, place, same = todo.pop()
+        assert as_json.at("it is wrong", place) == as_yaml.at("it is wrong", same)
+        parts = one.items() if isinstance(one, dict) else enumerate(one) if isinstance(one, list) else ()
+        todo += [(inner, other[key], (place, key, one), (same, key, other)) for key, inner in parts]
+
+
+def test_an_unknown_key_of_a_json_file_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "w.json").write_text(
+        '{\n  "name": "w", "initial": "a",\n  "states": [\n    {"name": "a", "finel": true}\n  ]\n}'
+    )
+    with pytest.raises(DefinitionError, match=r"w\.json:4:19: states\[0\]\.finel: unknown key 'finel'"):
+        Workflow.load(tmp_path / "w.json")

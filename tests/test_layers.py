@@ -131,7 +131,7 @@ LIBRARIES = {
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
 LOWER_FLOORS_LINES = 9_532
 RESOURCES_LINES = 245  # what an engine opens for steps, beside the 20 lines by which the others know of it
-FILES_LINES = 1_229  # a workflow as data, which no program without files loads: config/ and expressions.py
+FILES_LINES = 1_262  # a workflow as data, which no program without files loads: config/ and expressions.py
 TOP_FLOOR_LINES = 400
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

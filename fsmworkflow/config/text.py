@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +32,8 @@ Place = tuple[Any, str | int, Any] | None
 Mark = int
 """A line and a column, both from 1: line * COLUMNS + column. One number, as there are very many."""
 COLUMNS = 10_000_000
+Marks = dict[int, dict[Any, Mark]]
+"""The marks of what is in a value, by its id."""
 
 
 class Table(dict[str, Any]):
@@ -56,6 +61,7 @@ class Source:
     def __init__(self, name: str, value: Any) -> None:
         self.name = name
         self.value = value
+        self.json = ""
 
     @classmethod
     def of(cls, config: Any) -> Source:
@@ -94,10 +100,15 @@ class Source:
 
     def at(self, what: str, place: Place = None, mark: Mark = 0) -> str:
         """A problem with its place before it."""
-        mark = mark or _mark(place) or min(getattr(self.value, "marks", {}).values(), default=0)
+        mark = mark or _mark(place, self.marks) or min(_inside(self.value, self.marks).values(), default=0)
         line = f"{self.name}:{mark // COLUMNS}:{mark % COLUMNS}: " if mark else ""
         path = placed(place)
         return f"{line}{path}: {what}" if path else f"{line}{what}"
+
+    @cached_property
+    def marks(self) -> Marks:
+        """Where the keys and items of a JSON text stand, looked for once there is a problem."""
+        return _json_marks(self.json, self.value) if self.json else {}
 
     def bounded(self) -> None:
         """Refuse what is too deep, too many or too long, and what is no plain value, before anything is built of it."""
@@ -137,10 +148,14 @@ def _unicode(text: str) -> bool:
     return not re.search("[\ud800-\udfff]", text)
 
 
-def _mark(place: Place) -> Mark:
+def _inside(value: Any, marks: Marks) -> dict[Any, Mark]:
+    return getattr(value, "marks", None) or marks.get(id(value), {})
+
+
+def _mark(place: Place, marks: Marks) -> Mark:
     """The line and column of a place, or of the nearest one around it that has one."""
     while place is not None:
-        if mark := getattr(place[2], "marks", {}).get(place[1]):
+        if mark := _inside(place[2], marks).get(place[1]):
             return int(mark)
         place = place[0]
     return 0
@@ -161,7 +176,9 @@ def placed(place: Place) -> str:
 
 def _json(text: str, source: Source) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_table)
+        found = json.loads(text, object_pairs_hook=_table)
+        source.json = text
+        return found
     except json.JSONDecodeError as error:
         source.refuse(error.msg, mark=error.lineno * COLUMNS + error.colno)
     except (ValueError, RecursionError) as error:  # a number of too many digits, or nested too deeply
@@ -174,6 +191,29 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = Table(found)
         found.twice = next(key for key, many in Counter(key for key, _ in pairs).items() if many > 1)
     return found
+
+
+def _json_marks(text: str, value: Any) -> Marks:
+    """The marks of the keys and items of a value that was read from this text, up to a key that stands there twice."""
+    lines, marks = [0, *(found.end() for found in re.finditer("\n", text))], Marks()
+    around: list[tuple[Any, Any]] = [([value], 0)]  # what is open, and the key or index that comes next in it
+    with suppress(LookupError, TypeError):
+        for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\],]|[^\s{}\[\],:"]+', text):
+            (inside, key), word = around[-1], token[0]
+            if word in "}]":
+                around.pop()
+                continue
+            if word == ",":
+                around[-1] = (inside, None if key is None or isinstance(key, str) else key + 1)
+                continue
+            named = key is None
+            if named:
+                around[-1] = (inside, key := json.loads(word))
+            line = bisect(lines, token.start())
+            marks.setdefault(id(inside), {}).setdefault(key, line * COLUMNS + token.start() - lines[line - 1] + 1)
+            if word in "{[" and not named:
+                around.append((inside[key], None if word == "{" else 0))
+    return marks
 
 
 # -- YAML -------------------------------------------------------------------------------------------------------------
