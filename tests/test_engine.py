@@ -374,7 +374,7 @@ async def test_a_step_that_takes_longer_than_its_timeout_fails(store_url: str, s
         began = time.monotonic()
         with pytest.raises(RunFailed, match=r"0\.05 s") as caught:
             await engine.run(workflow, key="k")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 5
         assert (await engine.get(workflow, "k")).data == {}
     assert isinstance(caught.value.__cause__, StepTimeout)
 
@@ -660,7 +660,7 @@ async def test_closing_waits_no_longer_than_its_grace(durable_url: str, bench: B
         await engine.start(bench.workflow, key="k")
         await until(lambda: "two" in bench.ran)
         began = time.monotonic()
-    assert time.monotonic() - began < 9, "it is 10 s where none is given"
+    assert time.monotonic() - began < 3
     async with Engine(durable_url) as engine:
         assert (await engine.get("bench", "k")).owner is None
 
@@ -677,7 +677,7 @@ async def test_an_error_in_the_block_closes_at_once_and_passes(durable_url: str,
 
     with pytest.raises(KeyError):
         await block()
-    assert time.monotonic() - began < PATIENCE
+    assert time.monotonic() - began < 5
 
 
 async def test_an_engine_that_is_not_open_says_so(bench: Bench) -> None:

@@ -438,4 +438,6 @@ def spent_on(many: int) -> float:
 
 
 def test_ten_thousand_states_are_looked_through_in_a_time_that_grows_as_they_do() -> None:
-    assert spent_on(10_000) < 60 * spent_on(1_000), "ten times as many, each with every other, take a hundred times"
+    spent = spent_on(10_000)
+    assert spent < 2.0
+    assert spent < 60 * spent_on(1_000), "ten times as many, each with every other, take a hundred times"

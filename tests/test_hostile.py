@@ -458,9 +458,9 @@ async def test_an_error_of_another_store_is_the_steps_own(store_url: str, error:
 
 def within_two_seconds(check: Callable[[], object]) -> None:
     """P14: two seconds and 300 MB."""
-    held, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    held, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     check()
-    assert time.process_time() - began < 2
+    assert time.monotonic() - began < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 300 * 1024  # kilobytes
 
 

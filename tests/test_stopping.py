@@ -63,7 +63,7 @@ async def test_P3_a_step_is_told_that_its_process_ends_and_loses_nothing(store: 
         else:
             await engine.close()
             await working
-        assert time.monotonic() - began < PATIENCE
+        assert time.monotonic() - began < 3
     await store.open()
     run = await store.load("patient", "a")
     assert run is not None
@@ -112,7 +112,7 @@ async def test_a_second_close_forces_what_the_first_one_waits_for(store: Store) 
     began = time.monotonic()
     await engine.close(grace=0)
     await closing
-    assert time.monotonic() - began < PATIENCE
+    assert time.monotonic() - began < 3
     await store.open()
     run = await store.load("stubborn", "a")
     assert run is not None

@@ -970,7 +970,7 @@ async def test_closing_while_the_server_is_away_is_bounded(
     await asyncio.to_thread(private_postgres.stop, "immediate")
     commit = asyncio.ensure_future(store.commit(moved(run)))
     await asyncio.sleep(0.1)
-    await asyncio.wait_for(store.close(), PATIENCE)
+    await asyncio.wait_for(store.close(), 5)
     with pytest.raises(StoreUnavailable):
         await commit
 
@@ -980,7 +980,7 @@ async def test_a_server_that_is_not_there_is_told_soon_and_without_the_password(
     store = open_store(f"postgresql://ann:hidden%2Fword@/things?host={tmp_path}&password=hidden2")
     with pytest.raises(StoreUnavailable, match="things") as told:
         await store.open()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 6
     assert str(tmp_path) in str(told.value)
     assert "hidden" not in store.url + str(told.value)
 
@@ -1124,7 +1124,7 @@ async def test_a_server_in_another_time_is_the_one_that_judges(
     real = time.time
     monkeypatch.setattr("fsmworkflow.store.postgres.time.time", lambda: real() + apart)
     await enrol(postgres_store, ME)  # from now on the offset is known
-    assert abs(postgres_store.now() - real()) < 60
+    assert abs(postgres_store.now() - real()) < 1
     await enrol(postgres_store, ME, lease=30.0)
     run = await made(postgres_store)
     assert await postgres_store.claim_one(OTHER, "w", "a") is None

@@ -240,8 +240,10 @@ async def test_work_ends_when_the_engine_closes_at_once_where_nothing_is_driven(
     await one.__aenter__()
     work = asyncio.create_task(one.work(concurrency=50))
     await asyncio.sleep(0.05)
-    await asyncio.wait_for(one.close(), PATIENCE)
-    await asyncio.wait_for(work, PATIENCE)
+    began = time.monotonic()
+    await one.close()
+    await asyncio.wait_for(work, 1)
+    assert time.monotonic() - began < 1
     with pytest.raises(EngineClosed):
         await one.work()
 
