@@ -30,7 +30,7 @@ def test_10_000_runs_at_once_take_less_than_a_gigabyte_and_the_loop_turns(durabl
     found = told("at_once", durable_url, 10_000)
     assert found["rss"] < 1_000_000_000
     # The longest of the loop's turns is Python's full search for garbage, which takes 0.2 s of the CPU; no other takes
-    # 50 ms. How long it takes goes by the number of objects, and by the machine: so it is held against another search, too.
+    # 50 ms. How long it takes goes by the number of objects, and by the machine: so another search is beside it.
     assert found["p99"] < 1.0
     assert found["search"] < 0.3
     assert found["search"] < 6 * found["unit"]
