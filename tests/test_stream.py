@@ -537,6 +537,14 @@ async def test_a_stream_that_is_cancelled_within_a_chunk_says_nothing_of_it_in_t
     assert caplog.text == ""
 
 
+async def stops_at_once(task: asyncio.Task[Any]) -> None:
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 60)
+    assert time.monotonic() - began < 30
+
+
 @pytest.mark.parametrize("name", ["in.jsonl", "in.csv", "in.txt", "in.jsonl.gz", "in.jsonl.zst"])
 @pytest.mark.parametrize("written", [False, True])
 async def test_a_stream_that_waits_at_a_silent_pipe_is_cancelled_at_once(
@@ -548,11 +556,7 @@ async def test_a_stream_that_waits_at_a_silent_pipe_is_cancelled_at_once(
     while len(asyncio.all_tasks()) < 3:  # until its thread is at the pipe
         await asyncio.sleep(0.01)
     other = os.open(tmp_path / name, os.O_RDWR) if written else -1
-    began = time.monotonic()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 60)
-    assert time.monotonic() - began < 30
+    await stops_at_once(task)
     if written:
         os.close(other)
 
@@ -582,11 +586,7 @@ async def test_a_stream_into_a_pipe_that_nobody_reads_is_cancelled_at_once(tmp_p
     task = asyncio.create_task(stream(None, numbered(), endless, path, chunk=1000))
     while len(asyncio.all_tasks()) < 3 or (opened and not _readable(other)):  # until its thread is at the pipe
         await asyncio.sleep(0.01)
-    began = time.monotonic()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 60)
-    assert time.monotonic() - began < 30
+    await stops_at_once(task)
     if opened:
         os.close(other)
 
