@@ -133,7 +133,7 @@ async def claims(url: str) -> tuple[int, float]:
     count: list[object] = []
     if url.startswith("sqlite"):
         await store._on(store._write, lambda db: db.set_trace_callback(count.append))
-        await store._read_rows("owners")
+        await store.read_rows("owners")
         await store._on(store._read, lambda db: db.set_trace_callback(count.append))
     else:
         store._write.add_query_logger(count.append)

@@ -257,6 +257,7 @@ class Condition(Guard):
     A missing field reads as None. The operators of equality and those with `in` or `is` answer for it, a custom
     function is given it, and the others raise ConditionError, as all do for kinds that they do not take. Construction
     never fails: `problems()` names an unknown operator, and asking it raises ConditionError, leniently too.
+    `left` and `right` are its operands, and `known` is the Operator of that name, None where there is none.
     """
 
     def __init__(
@@ -267,48 +268,48 @@ class Condition(Guard):
         custom_function: Callable[[Any], bool | Awaitable[bool]] | None = None,
     ) -> None:
         self.field, self.operator, self.value, self.custom_function = field, operator, value, custom_function
-        self._left = field if isinstance(field, Operand) else Operand("data", field)
-        self._operator = OPERATORS.get(str(operator))
-        unary = self._operator is not None and self._operator.unary
-        self._right = value if isinstance(value, Operand) and not unary else None
-        sign = cut(operator) if self._operator is None else self._operator.sign
-        self._text = f"{self._left} {sign}"
+        self.left = field if isinstance(field, Operand) else Operand("data", field)
+        self.known = OPERATORS.get(str(operator))
+        unary = self.known is not None and self.known.unary
+        self.right = value if isinstance(value, Operand) and not unary else None
+        sign = cut(operator) if self.known is None else self.known.sign
+        self._text = f"{self.left} {sign}"
         if custom_function is not None:
-            self.parts = (Function(custom_function, self._left),)
+            self.parts = (Function(custom_function, self.left),)
             self._text = str(self.parts[0])
         elif not unary:
-            self._text += f" {cut(value) if self._right is None else self._right}"
+            self._text += f" {cut(value) if self.right is None else self.right}"
 
     async def ask(self, view: View) -> bool:
         if self.parts:
             return await self.parts[0].ask(view)
         values: dict[str, str] = {}
         try:
-            if self._operator is None:
+            if self.known is None:
                 raise LookupError(unknown(self.operator))
-            left, right = self._left.read(view), self.value
-            values[self._left.text] = cut(left)
-            if self._right is not None:
-                right = self._right.read(view)
-                values[self._right.text] = cut(right)
+            left, right = self.left.read(view), self.value
+            values[self.left.text] = cut(left)
+            if self.right is not None:
+                right = self.right.read(view)
+                values[self.right.text] = cut(right)
         except Exception as error:  # such as a property of the user's
             return self._unanswered(view, values, told(error), error, False)
         try:
-            if right is None and self._right is not None and self.operator not in ("eq", "ne"):
+            if right is None and self.right is not None and self.operator not in ("eq", "ne"):
                 raise LookupError("nothing to compare with")
-            answer = (self._operator.first_answer if view.lenient else self._operator.answer)(left, right)
+            answer = (self.known.first_answer if view.lenient else self.known.answer)(left, right)
         except Exception as error:  # kinds that do not go together, or a pattern that does not compile
             return self._unanswered(view, values, self._misfit(left, right, error), error, view.lenient)
         view.seen.append(Seen(self._text, values, answer))
         return answer
 
     def _misfit(self, left: Any, right: Any, error: Exception) -> str:
-        why = f"operator {self.operator} does not take {self._left} = {cut(left)} ({type(left).__qualname__})"
-        if not (self._operator and self._operator.unary):
-            place = "" if self._right is None else f"{self._right} = "
+        why = f"operator {self.operator} does not take {self.left} = {cut(left)} ({type(left).__qualname__})"
+        if not (self.known and self.known.unary):
+            place = "" if self.right is None else f"{self.right} = "
             why += f" with {place}{cut(right)} ({type(right).__qualname__})"
         why += f" ({told(error)})"
-        for operand, value in ((self._left, left), (self._right, right)):
+        for operand, value in ((self.left, left), (self.right, right)):
             if operand is not None and value is None:
                 why += f"; {operand} is missing or None, ask is_not_none first"
         return why
@@ -319,21 +320,21 @@ class Condition(Guard):
         if not lenient:
             raise ConditionError(reason) from cause
         # The user's data stays out of the log.
-        log.warning("condition on %s: operator %s does not take its value, so it is False", self._left, self.operator)
+        log.warning("condition on %s: operator %s does not take its value, so it is False", self.left, self.operator)
         return False
 
     def problems(self, lenient: bool = False) -> list[str]:
         if self.parts:
             return super().problems(lenient)
-        found = self._left.problems() + ([] if self._right is None else self._right.problems())
-        if self._operator is None:
+        found = self.left.problems() + ([] if self.right is None else self.right.problems())
+        if self.known is None:
             found.append(unknown(self.operator))
-        elif self._right is None and not lenient and (problem := self._operator.problem(self.value)):
+        elif self.right is None and not lenient and (problem := self.known.problem(self.value)):
             found.append(problem)
         return [f"condition `{self}`: {problem}" for problem in found]
 
     def fields(self) -> set[str]:
-        return self._left.fields() | (set() if self.parts or self._right is None else self._right.fields())
+        return self.left.fields() | (set() if self.parts or self.right is None else self.right.fields())
 
 
 class Operand:

@@ -94,8 +94,8 @@ async def examine(engine: Engine) -> list[Finding]:
 
 async def census(store: Store) -> list[Group]:
     """What has not ended, by workflow, version, structure and owner."""
-    if hasattr(store, "_read_rows"):
-        return [Group(**dict(row)) for row in await store._read_rows("census")]
+    if hasattr(store, "read_rows"):
+        return [Group(**dict(row)) for row in await store.read_rows("census")]
     runs = await store.list(workflow=None, status=None, state=None, after=0, many=1_000_000)
     unfinished = [run for run in runs if run.status in UNFINISHED]
     counted = Counter((run.workflow, run.definition, run.structure, run.owner) for run in unfinished)
@@ -110,7 +110,7 @@ async def _place(store: Any) -> list[Finding]:
         return [pooler(await pooled(store), prepares=not store._in_transactions)]
     if not hasattr(store, "path"):
         return [Finding("store", "warning", f"{store.url} keeps nothing when this process ends", "fine for tests")]
-    ((mode,),) = [tuple(row.values()) for row in await store._read_rows("journal_mode")]
+    ((mode,),) = [tuple(row.values()) for row in await store.read_rows("journal_mode")]
     found = [sqlite_version(sqlite3.sqlite_version_info), file_system(store.path, _mounts())]
     if mode != "wal":
         todo = "another program has set it: open the file with fsmworkflow alone, which sets WAL again"

@@ -32,12 +32,12 @@ def implies(one: Guard, other: Guard) -> bool:
 
 
 def _narrower(one: Condition, other: Condition) -> bool:
-    if one.parts or other.parts or one._left.text != other._left.text:
+    if one.parts or other.parts or one.left.text != other.left.text:
         return False
-    if one._right is not None or other._right is not None or one.operator == other.operator:
+    if one.right is not None or other.right is not None or one.operator == other.operator:
         if str(one) == str(other) and type(one.value) is type(other.value) and len(str(one)) < 200:
             return True
-        if one._right is not None or other._right is not None:
+        if one.right is not None or other.right is not None:
             return False
     if one.operator == "eq" and one.value is not None:
         return _answers(other, one.value)
@@ -49,7 +49,7 @@ def _narrower(one: Condition, other: Condition) -> bool:
 def _answers(condition: Condition, value: Any) -> bool:
     """Whether a condition surely holds of a value."""
     try:
-        return condition._operator is not None and condition._operator.answer(value, condition.value)
+        return condition.known is not None and condition.known.answer(value, condition.value)
     except Exception:  # the value's own operators, and kinds that do not go together
         return False
 

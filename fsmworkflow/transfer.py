@@ -51,13 +51,13 @@ async def exported(store: Store, workflow: str, key: str) -> Document:
 
 async def _family(store: Any, workflow: str, key: str) -> list[Mapping[str, Any]]:
     """The row of a run, and those of the runs below it."""
-    if not hasattr(store, "_read_rows"):
+    if not hasattr(store, "read_rows"):
         raise StoreError(f"{store.url} is in this process only: its runs are not exported")
-    found: list[Mapping[str, Any]] = [dict(row) for row in await store._read_rows("load", workflow, key)]
+    found: list[Mapping[str, Any]] = [dict(row) for row in await store.read_rows("load", workflow, key)]
     if not found:
         raise RunNotFound(workflow, key)
     for row in found:
-        found += [dict(child) for child in await store._read_rows("run_children", row["id"])]
+        found += [dict(child) for child in await store.read_rows("run_children", row["id"])]
     return found
 
 
@@ -70,10 +70,10 @@ async def _kept(store: Any, row: Mapping[str, Any], *, first: bool) -> Kept:
     number = row["id"]
     return Kept(
         record(RunRow, {**row, **(alone if first else {})}),
-        tuple(record(MoveRow, one) for one in await store._read_rows("history", number)),
-        tuple(record(EventRow, one) for one in await store._read_rows("run_events", number)),
-        tuple(sorted((record(CallRow, one) for one in await store._read_rows("run_calls", number)), key=_order)),
-        tuple(sorted((record(FieldRow, one) for one in await store._read_rows("run_fields", number)), key=_order)),
+        tuple(record(MoveRow, one) for one in await store.read_rows("history", number)),
+        tuple(record(EventRow, one) for one in await store.read_rows("run_events", number)),
+        tuple(sorted((record(CallRow, one) for one in await store.read_rows("run_calls", number)), key=_order)),
+        tuple(sorted((record(FieldRow, one) for one in await store.read_rows("run_fields", number)), key=_order)),
     )
 
 

@@ -42,16 +42,16 @@ class Size(msgspec.Struct, frozen=True):
 async def size(store: Store) -> Size:
     """Rows and bytes of an open store. Reads every row once. Raises StoreError for a store that is in memory."""
     sql = _in_sql(store)
-    rows = {row["name"]: row["many"] for row in await sql._read_rows("rows")}
+    rows = {row["name"]: row["many"] for row in await sql.read_rows("rows")}
     try:
-        found = {row["name"]: int(row["bytes"]) for row in await sql._read_rows("bytes")}
+        found = {row["name"]: int(row["bytes"]) for row in await sql.read_rows("bytes")}
     except StoreError as error:
         if "dbstat" not in str(error):
             raise
         found = {}
     weights = [
         WorkflowSize(row["workflow"], row["runs"], row["unfinished"], int(row["bytes"]))
-        for row in await sql._read_rows("weights")
+        for row in await sql.read_rows("weights")
     ]
     path = getattr(store, "path", None)
     whole = sum(found.values()) if path is None else _file_bytes(path)
@@ -86,7 +86,7 @@ async def _vacuum_tables(store: Any) -> None:
 
 
 def _in_sql(store: Store) -> Any:
-    if not hasattr(store, "_read_rows"):
+    if not hasattr(store, "read_rows"):
         raise StoreError(f"{store.url} is in this process only: it has no size, and nothing to give back")
     return store
 

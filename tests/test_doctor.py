@@ -97,12 +97,12 @@ async def test_a_journal_that_is_no_wal_is_told(sqlite_url: str) -> None:
     async with Engine(sqlite_url, workflows=[resting()]) as engine:
         found = bad(await examine(engine))
         assert found == {}
-        read = engine.store._read_rows  # type: ignore[attr-defined]
+        read = engine.store.read_rows  # type: ignore[attr-defined]
 
         async def other(block: str, *values: Any) -> Any:
             return [{"journal_mode": "delete"}] if block == "journal_mode" else await read(block, *values)
 
-        engine.store._read_rows = other  # type: ignore[attr-defined]
+        engine.store.read_rows = other  # type: ignore[attr-defined]
         assert "journal mode is delete" in bad(await examine(engine))["journal"].what
 
 

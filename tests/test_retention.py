@@ -452,14 +452,14 @@ async def test_a_store_in_memory_has_no_size() -> None:
 async def test_without_dbstat_the_bytes_of_single_tables_are_unknown(sqlite_url: str, monkeypatch: Any) -> None:
     store = open_store(sqlite_url)
     await store.open()
-    read = store._read_rows  # type: ignore[attr-defined]
+    read = store.read_rows  # type: ignore[attr-defined]
 
     async def without(block: str, *values: Any) -> Any:
         if block == "bytes":
             raise StoreError("sqlite: no such table: dbstat")
         return await read(block, *values)
 
-    monkeypatch.setattr(store, "_read_rows", without)
+    monkeypatch.setattr(store, "read_rows", without)
     found = await size(store)
     assert {table.bytes for table in found.tables} == {None}
     assert found.bytes > 0

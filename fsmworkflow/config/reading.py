@@ -260,4 +260,4 @@ class _Matches(Condition):
         except re2.error as error:
             raise ValueError(f"the pattern {pattern[:60]!r} does not compile: {error}") from error
         super().__init__(left, "matches", pattern)
-        self._operator = Operator("matches", "matches", lambda text, _: found.match(text) is not None, (str,))
+        self.known = Operator("matches", "matches", lambda text, _: found.match(text) is not None, (str,))

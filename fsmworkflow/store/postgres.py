@@ -288,7 +288,7 @@ class PostgresStore(Verbs):
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    async def _read_rows(self, block: str, *values: Any) -> list[asyncpg.Record]:
+    async def read_rows(self, block: str, *values: Any) -> list[asyncpg.Record]:
         return await self._ask(lambda db: db.fetch(SQL[block], *values))
 
     async def _read_runs(self, block: str, *values: Any) -> Runs:
@@ -324,7 +324,7 @@ class PostgresStore(Verbs):
         return await self._do(attempt)
 
     async def _oldest_due(self, workflows: Versions, by: float, but: Pairs) -> Sequence[Any]:
-        return await self._read_rows("claimable", by, list(workflows), list(workflows.values()), *arrays(but, 2))
+        return await self.read_rows("claimable", by, list(workflows), list(workflows.values()), *arrays(but, 2))
 
     async def claim_one(
         self, owner: str, workflow: str, key: str, newest: int | None = None, limit: int | None = None
@@ -351,7 +351,7 @@ class PostgresStore(Verbs):
 
     async def prune(self, workflow: str, statuses: Names, before: float, many: int) -> int:
         """Looked for without a lock; those that are found are locked, and looked at again."""
-        ids = [row["id"] for row in await self._read_rows("prunable", workflow, statuses, before, many)]
+        ids = [row["id"] for row in await self.read_rows("prunable", workflow, statuses, before, many)]
 
         async def go(db: Connection) -> int:
             async with server.transaction(db):

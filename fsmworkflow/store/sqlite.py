@@ -180,7 +180,7 @@ class SQLiteStore(Verbs):
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    async def _read_rows(self, block: str, *values: Any) -> list[dict[str, Any]]:
+    async def read_rows(self, block: str, *values: Any) -> list[dict[str, Any]]:
         return await self._ask(lambda db: sqlite_statements.mappings(db.execute(SQL[block], values)))
 
     async def _read_runs(self, block: str, *values: Any) -> Runs:

@@ -27,7 +27,7 @@ class Verbs(Protocol):
     def now(self) -> float:
         """See Store."""
 
-    async def _read_rows(self, block: str, *values: Any) -> list[Any]:
+    async def read_rows(self, block: str, *values: Any) -> list[Any]:
         """The rows that a named statement returns, each a `rows.Row`."""
 
     async def _read_runs(self, block: str, *values: Any) -> Runs:
@@ -92,7 +92,7 @@ class Verbs(Protocol):
     # -- reading ----------------------------------------------------------------------------------------------------
 
     async def recall(self, run: Run, state: str, visit: int) -> Calls:
-        return [rows.call_of(row) for row in await self._read_rows("recall", run.id, state, visit)]
+        return [rows.call_of(row) for row in await self.read_rows("recall", run.id, state, visit)]
 
     async def load(self, workflow: str, key: str) -> Run | None:
         return next(iter(await self._read_runs("load", workflow, key)), None)
@@ -101,19 +101,19 @@ class Verbs(Protocol):
         return await self._read_runs("list", workflow, status, state, after, many)
 
     async def inbox(self, run: Run) -> tuple[int, Events]:
-        found = await self._read_rows("inbox", run.id)
+        found = await self.read_rows("inbox", run.id)
         if not found:
             raise RunNotFound(run.workflow, run.key)
         return found[0]["posted"], [rows.event_of(row) for row in found if row["id"] is not None]
 
     async def event(self, run: Run, event_id: str) -> Event | None:
-        return next(map(rows.event_of, await self._read_rows("event", run.id, event_id)), None)
+        return next(map(rows.event_of, await self.read_rows("event", run.id, event_id)), None)
 
     async def taken(self, run: Run, version: int) -> Event | None:
-        return next(map(rows.event_of, await self._read_rows("taken", run.id, version)), None)
+        return next(map(rows.event_of, await self.read_rows("taken", run.id, version)), None)
 
     async def woken(self, owner: str, since: float) -> Woken:
-        found = await self._read_rows("woken", since, owner)
+        found = await self.read_rows("woken", since, owner)
         return [(row["workflow"], row["key"], row["posted"]) for row in found]
 
     async def rings(self, names: Names, heard: int, within: float) -> int:
@@ -124,9 +124,9 @@ class Verbs(Protocol):
         return await self._read_runs("children", run.id, state, visit)
 
     async def below(self, run: Run) -> Keys:
-        found = await self._read_rows("below", run.id, self.now() + SOON)
+        found = await self.read_rows("below", run.id, self.now() + SOON)
         now = self.now()  # by now: what became due while it was read would be missed, and all would seem to rest
         return [(row["workflow"], row["key"]) for row in found if row["busy"] or row["due"] <= now]
 
     async def owners(self) -> Owners:
-        return [Owner(**dict(row)) for row in await self._read_rows("owners")]
+        return [Owner(**dict(row)) for row in await self.read_rows("owners")]

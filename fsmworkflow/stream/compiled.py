@@ -82,9 +82,9 @@ def _plain(guard: Guard | None) -> bool:
         return True
     if isinstance(guard, Function):
         return guard.of is None and not is_async(guard.function)
-    if not isinstance(guard, Condition) or guard.parts or guard._operator is None:
+    if not isinstance(guard, Condition) or guard.parts or guard.known is None:
         return False
-    return all(operand is None or operand.of == "data" for operand in (guard._left, guard._right))
+    return all(operand is None or operand.of == "data" for operand in (guard.left, guard.right))
 
 
 class Node:
@@ -295,7 +295,7 @@ def _expression(read: Callable[[View, dict[str, Any]], Any]) -> Test:
 
 
 def _condition(guard: Condition) -> Test:
-    operator, left, right = guard._operator, guard._left, guard._right
+    operator, left, right = guard.known, guard.left, guard.right
     assert operator is not None
     path, value, test, read = left.path, guard.value, operator.test, left.read
     ordered = operator.name in ("gt", "ge", "lt", "le")
