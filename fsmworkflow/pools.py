@@ -6,7 +6,6 @@ Engine(url, resources={"db": Pool(connect, max=5), "http": HttpClient(timeout=10
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import tempfile
 from collections import deque
@@ -15,13 +14,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from fsmworkflow.errors import log
 from fsmworkflow.resources import Check, Kept, Resource, ResourceError, ResourceTimeout, Shared, yes
 from fsmworkflow.retry import Duration, seconds
 from fsmworkflow.threads import Threads
 
 __all__ = ["Folder", "HttpClient", "Pool", "ResourceError", "ResourceTimeout", "Shared"]
 
-log = logging.getLogger("fsmworkflow")
 
 LOOKS = 4
 """How often in its idle time a pool looks for members that nobody has used for so long."""

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, ClassVar
 
 import msgspec
 
-from fsmworkflow.errors import FSMWorkflowError, nearest
+from fsmworkflow.errors import FSMWorkflowError, log, nearest
 from fsmworkflow.retry import Duration, seconds
 
 __all__ = ["Check", "Kept", "Resource", "ResourceError", "ResourceTimeout", "Resources", "Shared", "Usage", "yes"]
-
-log = logging.getLogger("fsmworkflow")
 
 CLOSE_SECONDS = 10.0
 """How long something may take to close, before it is cancelled, and once more before it is left behind."""

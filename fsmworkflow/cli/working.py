@@ -17,12 +17,11 @@ from fsmworkflow.cli.answers import answer, findings, progress, say, table
 from fsmworkflow.cli.targets import Target, knowing, there
 from fsmworkflow.cli.verbs import NOT_WELL, addressed, engine_given, verb
 from fsmworkflow.engine import Engine
+from fsmworkflow.errors import log
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import MOVING, Move
 
 __all__ = ["COMMANDS"]
-
-log = logging.getLogger("fsmworkflow")
 
 
 @verb("work", level=logging.INFO)

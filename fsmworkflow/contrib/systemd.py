@@ -6,20 +6,18 @@ Plain datagrams as in sd_notify(3), without a library. Where no NOTIFY_SOCKET is
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
-from fsmworkflow.errors import FSMWorkflowError
+from fsmworkflow.errors import FSMWorkflowError, log
 
 if TYPE_CHECKING:
     from fsmworkflow.engine import Engine
 
 __all__ = ["Systemd"]
 
-log = logging.getLogger("fsmworkflow")
 
 STATUS_SECONDS = 10.0
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from fsmworkflow.engine import Engine
-from fsmworkflow.errors import DefinitionError, FSMWorkflowError, UnknownState, nearest
+from fsmworkflow.errors import DefinitionError, FSMWorkflowError, UnknownState, log, nearest
 from fsmworkflow.readers.dataknobs import load
 from fsmworkflow.resources import Resource
 from fsmworkflow.simple.places import Dropped, Format, sink_of, source_of
@@ -26,7 +25,6 @@ from fsmworkflow.workflow import Workflow
 
 __all__ = ["AdvancedFSM", "AsyncSimpleFSM", "SimpleFSM"]
 
-log = logging.getLogger("fsmworkflow")
 
 Told = Callable[[Any], Any]
 Config = str | Path | Mapping[str, Any] | Workflow
