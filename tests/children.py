@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +21,32 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "tests" / "crash_child.py"
 SETTINGS = re.compile(r"DB_|FSMWORKFLOW_")
 DEADLINE = 2 * PATIENCE
+
+
+def stop(process: subprocess.Popen[Any], url: str) -> None:
+    """SIGSTOP, but never inside a commit to SQLite: the file would be locked for as long as the process is stopped."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert process.poll() is None, f"process {process.pid} ended with {process.returncode} before it was stopped"
+        if writable(url):
+            return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.001)
+
+
+def writable(url: str) -> bool:
+    """Whether nobody is inside a commit to that file; a server ends the commits of a stopped process by itself."""
+    if not url.startswith("sqlite:"):
+        return True
+    path = url.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as db:
+        try:
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        db.execute("ROLLBACK")
+        return True
 
 
 class Child:
@@ -61,6 +89,10 @@ class Child:
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)
+
+    def stop(self, url: str) -> None:
+        """Until SIGCONT it does nothing, and keeps nobody from writing to the store."""
+        stop(self.process, url)
 
     def kill(self) -> bool:
         """End it by SIGKILL. False where it had ended by itself before."""

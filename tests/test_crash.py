@@ -253,7 +253,7 @@ def test_a_process_that_was_stopped_for_longer_than_its_lease_writes_nothing(
 ) -> None:
     first = children.start("nap", durable_url, "--lease", 0.5)
     first.line("begin", state="doze")
-    first.send(signal.SIGSTOP)
+    first.stop(durable_url)
     second = children.start("nap", durable_url, "--lease", 5)
     second.line("begin", state="doze")
     children.open_gate()

@@ -21,6 +21,7 @@ from pyarrow import parquet
 
 from fsmworkflow.stream import tables
 from fsmworkflow.stream.packing import Unpacked, is_packed, packed
+from tests.children import stop
 from tests.postgres_server import execute
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -234,7 +235,7 @@ def test_a_process_that_was_stopped_for_longer_than_its_lease_and_its_successor_
     while size(paths) == 0:
         assert first.poll() is None, first.communicate()[1].decode()
         time.sleep(0.002)
-    first.send_signal(signal.SIGSTOP)
+    stop(first, durable_url)
     time.sleep(1.0)  # that its lease ends is what is tested
     second = started(*words)
     assert b"is being written to by another stream" in second.communicate(timeout=60)[1]

@@ -73,7 +73,7 @@ class Storm:
 
     def freeze(self) -> None:
         _, child = self.one()
-        child.send(signal.SIGSTOP)
+        child.stop(self.direct)
         time.sleep(1.5 * LEASE)
         child.send(signal.SIGCONT)
 
