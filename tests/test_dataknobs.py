@@ -54,6 +54,25 @@ async def test_the_quick_start_does_what_it_says(db: str) -> None:
     assert (run.status, run.data) == ("done", {"input": "data", "processed": True})
 
 
+def test_all_mistakes_of_a_configuration_are_told_together() -> None:
+    states = [{"name": "start", "is_strat": True}, {"name": "work", "data_mode": "cpoy"}, {"name": "end"}]
+    with pytest.raises(DefinitionError) as refused:
+        load({"states": states})
+    assert list(refused.value.problems) == [
+        "states[0].is_strat: there is no key 'is_strat' (did you mean 'is_start'?)",
+        "states[1].data_mode: there is no mode 'cpoy' (did you mean 'copy'?)",
+    ]
+    arcs = [{"from": "start", "to": "wrok"}, {"from": "wrok", "to": "end"}, {"from": "work", "to": "end", "prio": 1}]
+    with pytest.raises(DefinitionError) as refused:
+        load({"states": [{"name": "start"}, {"name": "work", "transform": "n"}, {"name": "end"}], "arcs": arcs})
+    assert [problem.partition(": it is code")[0] for problem in refused.value.problems] == [
+        "arcs[1].from: there is no state 'wrok' (did you mean 'work'?)",
+        "arcs[2].prio: there is no key 'prio' (did you mean 'priority'?)",
+        "arcs[0].to: there is no state 'wrok' (did you mean 'work'?)",
+        "states[1].transform",
+    ]
+
+
 def test_code_in_a_configuration_is_not_run_unless_the_caller_says_so() -> None:
     with pytest.raises(DefinitionError, match=r"arcs\[0\]\.transform\.code: it is code.*allow_inline_code=True"):
         load(PIPELINE)

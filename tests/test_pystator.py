@@ -369,6 +369,29 @@ def test_all_functions_that_are_not_bound_are_told_at_once_each_where_it_is_name
     ]  # fmt: skip
 
 
+def test_all_mistakes_of_a_file_are_told_together(tmp_path: Path) -> None:
+    text = """
+meta: {machine_name: order}
+states:
+  - {name: NEW, type: initial, on_entr: [note]}
+  - {name: OPEN, type: stabel}
+  - {name: DONE, type: terminal}
+transitions:
+  - {trigger: ack, source: NEW, dest: OPEN, guard: [ready]}
+  - {trigger: fill, source: OPNE, dest: DONE}
+  - {source: OPEN, dest: DONE}
+"""
+    with pytest.raises(DefinitionError) as refused:
+        machine(text, tmp_path).workflow()
+    assert [problem.partition("machine.yaml:")[2] for problem in refused.value.problems] == [
+        "4:32: states[0].on_entr: there is no key 'on_entr' (did you mean 'on_enter'?)",
+        "5:18: states[1].type: there is no type 'stabel' (did you mean 'stable'?)",
+        "8:45: transitions[0].guard: there is no key 'guard' (did you mean 'guards'?)",
+        "9:21: transitions[1].source: there is no state 'OPNE' (did you mean 'OPEN'?)",
+        "10:5: transitions[2]: a transition has 'trigger', 'after', or 'auto: true'",
+    ]
+
+
 async def test_a_name_that_an_entity_does_not_have_is_told_with_the_nearest(tmp_path: Path) -> None:
     async with machine(QUICK, tmp_path).create(key="o") as order:
         with pytest.raises(AttributeError, match=r"has no 'exchange_akc' .did you mean 'exchange_ack'"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,7 +11,7 @@ from fsmworkflow.config.text import Place, Source
 from fsmworkflow.errors import DefinitionError, nearest
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["Node", "Unbound", "checked", "node"]
+__all__ = ["Node", "Problems", "checked", "node"]
 
 TOLD = 100
 """So many problems are told of one file."""
@@ -37,22 +37,34 @@ def checked(workflow: Workflow) -> Workflow:
         raise DefinitionError(error.workflow[:TOLD], told) from None
 
 
-class Unbound:
-    """The functions that a file names and nobody gave: told together, each once, with where it is named first."""
+class Problems:
+    """What is wrong in a file, told together; a function that nobody gave once, with where it is named first."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Node) -> None:
+        self.root = root
         self.problems: dict[str, str] = {}
 
-    def note(self, one: Node, name: str, what: str) -> None:
-        if name not in self.problems:
-            self.problems[name] = one.source.at(what, one.place)
+    def note(self, name: str, problem: str) -> None:
+        self.problems.setdefault(name, problem)
         if len(self.problems) >= TOLD:
-            self.close(one)
+            self.close()
 
-    def close(self, root: Node) -> None:
+    def unbound(self, one: Node, name: str, what: str) -> None:
+        self.note(name, one.source.at(what, one.place))
+
+    def each(self, do: Callable[..., Any], parts: Iterable[tuple[Any, ...]]) -> None:
+        """Do it with each part of a file, and note what is wrong in them."""
+        for part in parts:
+            try:
+                do(*part)
+            except DefinitionError as error:
+                for problem in error.problems:
+                    self.note(problem, problem)
+
+    def close(self) -> None:
         """Raise DefinitionError where there are any."""
         if self.problems:
-            raise DefinitionError(root.source.name, list(self.problems.values()))
+            raise DefinitionError(self.root.source.name, list(self.problems.values()))
 
 
 class Node:

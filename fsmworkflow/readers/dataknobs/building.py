@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +14,7 @@ from fsmworkflow.errors import nearest
 from fsmworkflow.readers.dataknobs.functions import Call, Context, Functions, Role
 from fsmworkflow.readers.dataknobs.schema import VALUES, Schema, size
 from fsmworkflow.readers.dataknobs.work import Asked, Work, updated
-from fsmworkflow.readers.places import Node, checked, node
+from fsmworkflow.readers.places import Node, Problems, checked, node
 from fsmworkflow.workflow import State, Transition, Workflow, WorkflowStep
 
 __all__ = ["load"]
@@ -59,8 +60,9 @@ def load(
     as it is, so say that only of files of your own. Raises DefinitionError, with the place of what cannot be read or
     mapped, and OSError.
     """
-    known = Functions(functions or {}, modules, allow_inline_code)
-    return _Reader(node(config), known, resources or {}).workflow()
+    root = node(config)
+    known = Functions(functions or {}, modules, allow_inline_code, Problems(root))
+    return _Reader(root, known, resources or {}).workflow()
 
 
 class _Here(NamedTuple):
@@ -75,7 +77,7 @@ class _Here(NamedTuple):
 class _Reader:
     def __init__(self, root: Node, functions: Functions, resources: Mapping[str, Any]) -> None:
         self.root = root.keys(_ROOT)
-        self.functions, self.given = functions, resources
+        self.functions, self.problems, self.given = functions, functions.problems, resources
         self.resources: dict[str, Any] = {}
         self.networks: dict[str, Node] = {}
         self.states: dict[str, dict[str, Node]] = {}
@@ -86,16 +88,15 @@ class _Reader:
     def workflow(self) -> Workflow:
         root = self.root
         self._whole()
-        for network in root.each("networks") if "networks" in root else [root]:
-            name = "main" if network is root else network.keys(_NETWORK, needed=("name", "states"))["name"].of(str)
-            self.networks[name], self.states[name] = network, self._read(network)
+        self.problems.each(self._met, ((one,) for one in (root.each("networks") if "networks" in root else [root])))
+        self.problems.close()
         main = root.get("main_network", str, default=next(iter(self.networks), "main"))
         if main not in self.networks:
             root["main_network"].refuse(f"there is no network {main[:100]!r}{nearest(main, self.networks)}")
         deadline = root.get("timeout_seconds", int, float)
         self.made = Workflow(root.get("name", str, default="machine"), version=self._version(), deadline=deadline)
-        self._network(main, "", ())
-        self.functions.unbound.close(root)
+        self.problems.each(self._network, [(main, "", ())])
+        self.problems.close()
         return checked(self.made)
 
     def _version(self) -> int:
@@ -133,41 +134,50 @@ class _Reader:
 
     # -- states -------------------------------------------------------------------------------------------------------
 
-    def _read(self, network: Node) -> dict[str, Node]:
-        """The states of a network by their names: they stand in a list, or in a mapping."""
-        found: dict[str, Node] = {}
+    def _met(self, network: Node) -> None:
+        """One more network, with its states by their names: they stand in a list, or in a mapping."""
+        whole = network is self.root
+        name = "main" if whole else network.keys(_NETWORK, needed=("name", "states"))["name"].of(str)
+        self.networks[name], self.states[name] = network, {}
         if "streaming" in network:
             network["streaming"].keys(_STREAMING)
         states = network["states"]
-        named = isinstance(states.of(dict, list), dict)
-        keys: Iterable[Any] = states.value if named else range(len(states.value))
-        for key in keys:
-            one = Node(network.source, states.value[key], (states.place, key, states.value))
-            one.keys(_STATE, needed=() if named else ("name",))
-            name = key if named else one["name"].of(str)
-            if name in found:
-                one.refuse(f"there is another state {name!r}")
-            self._mode(one)
-            found[name] = one
-        if not found:
+        if not states.of(dict, list):
             states.refuse("a network has states")
-        return found
+        keys: Iterable[Any] = states.value if isinstance(states.value, dict) else range(len(states.value))
+        parts = ((Node(network.source, states.value[key], (states.place, key, states.value)), key) for key in keys)
+        self.problems.each(functools.partial(self._met_state, self.states[name]), parts)
+
+    def _met_state(self, found: dict[str, Node], one: Node, key: str | int) -> None:
+        """One more state. What is wrong in it hides nothing of what leads there."""
+        name = key if isinstance(key, str) else one["name"].of(str) if one.of(dict) and "name" in one else None
+        if name in found:
+            one.refuse(f"there is another state {name!r}")
+        if name is not None:
+            found[name] = one
+        one.keys(_STATE, needed=() if isinstance(key, str) else ("name",))
+        self._mode(one)
 
     def _network(self, name: str, path: str, below: tuple[str, ...], begin: str | None = None) -> None:
         """The states and arcs of a network, in the workflow or in the state that stands for its call."""
         if name in below:
             self.networks[name].refuse(f"network {name!r} calls itself")
+        if len(self.made.states) + len(self.states[name]) > STATES:
+            self.root.refuse(f"with its networks, each as often as it is called, it has more than {STATES:,} states")
         here = _Here(self.networks[name], self.states[name], path, (*below, name))
         first = begin or self._first(here)
         ways: dict[str, list[Node]] = {one: list(told.each("arcs")) for one, told in here.states.items()}
-        for arc in here.network.each("arcs"):
+
+        def leading(arc: Node) -> None:
             ways[self._known(arc.keys(_ARC, needed=("from",))["from"], here.states)].append(arc)
+
+        self.problems.each(leading, ((arc,) for arc in here.network.each("arcs")))
         for state, told in here.states.items():
             ways[state] += [told["on_complete"]] if "on_complete" in told else []
         for state in _reached(here, ways, begin) if begin else here.states:
-            self._state(here, state, state == first, ways[state])
-            for arc in sorted(ways[state], key=lambda arc: -arc.keys(_ARC).get("priority", int, default=0)):
-                self._arc(arc, here, state)
+            self.problems.each(self._state, [(here, state, state == first, ways[state])])
+            arcs = sorted(ways[state], key=lambda arc: -arc.keys(_ARC).get("priority", int, default=0))
+            self.problems.each(self._arc, ((arc, here, state) for arc in arcs))
 
     def _first(self, here: _Here) -> str:
         starts = [one for one, told in here.states.items() if told.get("is_start", bool, default=False)]
@@ -185,8 +195,6 @@ class _Reader:
 
     def _state(self, here: _Here, state: str, initial: bool, ways: list[Node]) -> None:
         told, path = here.states[state], f"{here.path}{segment(state)}"
-        if len(self.made.states) >= STATES:
-            told.refuse(f"with its networks, each as often as it is called, it has more than {STATES:,} states")
         ends = told.get("is_end", bool, default=False) or told.get("final", bool, default=False)
         if ends and ways:
             ways[0].refuse("it leads out of a state that ends the run, and is never taken")

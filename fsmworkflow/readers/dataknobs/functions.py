@@ -13,7 +13,7 @@ from fsmworkflow.config.code import Code
 from fsmworkflow.errors import nearest
 from fsmworkflow.functions.words import Invalid
 from fsmworkflow.readers.dataknobs.builtin import BUILTIN
-from fsmworkflow.readers.places import Node, Unbound
+from fsmworkflow.readers.places import Node, Problems
 from fsmworkflow.threads import is_async
 
 __all__ = ["Call", "Context", "Functions", "Invalid", "Record", "Role"]
@@ -88,8 +88,8 @@ class Functions:
     Code that stands in the configuration is compiled only where the caller has said so.
     """
 
-    def __init__(self, given: Mapping[str, Fn], modules: Iterable[str], inline: bool) -> None:
-        self.code, self.inline, self.unbound = Code(given, modules), inline, Unbound()
+    def __init__(self, given: Mapping[str, Fn], modules: Iterable[str], inline: bool, problems: Problems) -> None:
+        self.code, self.inline, self.problems = Code(given, modules), inline, problems
 
     def find(self, one: Node, role: Role) -> Call:
         """What a reference stands for: the name of a given function, code, or a mapping. Refuses what it is not."""
@@ -118,7 +118,7 @@ class Functions:
         if name not in known:
             why = "the library here has none of this name" if kind == "builtin" else "there is no function of this name"
             told = f"{why}: {name[:100]!r}{nearest(name, known)}: give it in functions="
-            self.unbound.note(one["name"], name, told)
+            self.problems.unbound(one["name"], name, told)
         return BUILTIN.get(name, lambda data: data)
 
     def _called(self, one: Node, name: str, found: Any, params: Mapping[str, Any], role: Role) -> Call:

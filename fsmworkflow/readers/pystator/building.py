@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from fsmworkflow.conditions import Guard, Joined, as_guard
 from fsmworkflow.errors import nearest
-from fsmworkflow.readers.places import Node, Unbound, checked
+from fsmworkflow.readers.places import Node, Problems, checked
 from fsmworkflow.readers.pystator.effects import EFFECTS, Effect, effect, is_effect, updated
 from fsmworkflow.readers.pystator.guards import Merged, Named, Required, check
 from fsmworkflow.retry import Retry
@@ -49,6 +49,7 @@ class Builder:
         self.paths: dict[str, str] = {}
         self.names: dict[str, str] = {}
         self.acts: dict[str, Fn] = {}
+        self.transitions: list[tuple[Node, list[str]]] = []
         self.ways: list[tuple[Transition, list[Effect]]] = []
         policy = self.root["error_policy"] if "error_policy" in self.root else Node(self.root.source, {}, None)
         policy.keys(("default_fallback", "retry_attempts", "strict_mode"))
@@ -56,31 +57,20 @@ class Builder:
         self.attempts: int = 1 + policy.get("retry_attempts", int, default=0)
         if self.attempts < 1:
             policy["retry_attempts"].refuse("it must not be negative")
-        self.policy, self.unbound = policy, Unbound()
+        self.policy, self.problems = policy, Problems(self.root)
 
     def built(self) -> Workflow:
-        for one in self.root.each("states"):
-            name = one.keys(STATE, needed=("name",))["name"].of(str)
-            if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.]*", name):
-                one["name"].refuse(f"{name[:100]!r} is no name of a state")
-            if name in self.states:
-                one.refuse(f"there is another state {name!r}")
-            self.states[name] = one
-        for one in self.states.values():
-            for region in one.each("regions"):
-                region.keys(("name", "initial", "states", *TOLD), needed=("name", "initial"))
-        transitions = [self._parts(one) for one in self.root.each("transitions")]
-        self.leaving = {source for one, sources in transitions for source in sources}
+        each = self.problems.each
+        each(self._met, ((one,) for one in self.root.each("states")))
+        each(self._regions, self.states.items())
+        each(self._parts, ((one,) for one in self.root.each("transitions")))
+        each(self._path, ((name, ()) for name in self.states))
+        self.problems.close()
+        self.leaving = {source for _, sources in self.transitions for source in sources}
         self.parents = {one.get("parent", str) for one in self.states.values()}
-        for name, one in self.states.items():
-            self._regions(name, one)
-        for name in self.states:
-            self._path(name, ())
-        for name in sorted(self.states, key=lambda name: self.paths[name].count(".")):
-            self._state(name, self.states[name])
-        for one, sources in sorted(transitions, key=lambda part: part[0].get("priority", int, default=0)):
-            self._transition(one, sources)
-        self.unbound.close(self.root)
+        each(self._state, sorted(self.states.items(), key=lambda named: self.paths[named[0]].count(".")))
+        each(self._transition, sorted(self.transitions, key=lambda part: part[0].get("priority", int, default=0)))
+        self.problems.close()
         self.inside = inside_of(self.workflow)
         self._fall()
         self._begin()
@@ -152,8 +142,22 @@ class Builder:
 
     # -- states -------------------------------------------------------------------------------------------------------
 
+    def _met(self, one: Node) -> None:
+        """One more state. What is wrong in it hides nothing of what leads there."""
+        if one.of(dict) and "name" in one:
+            name = one["name"].of(str)
+            if name in self.states:
+                one.refuse(f"there is another state {name!r}")
+            self.states[name] = one
+            if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.]*", name):
+                one["name"].refuse(f"{name[:100]!r} is no name of a state")
+        kind = one.keys(STATE, needed=("name",)).get("type", str, default="stable")
+        if kind not in TYPES:
+            one["type"].refuse(f"there is no type {kind[:100]!r}{nearest(kind, TYPES)}")
+
     def _regions(self, name: str, one: Node) -> None:
         for region in one.each("regions"):
+            region.keys(("name", "initial", "states", *TOLD), needed=("name", "initial"))
             for state in [region["initial"], *region.each("states")]:
                 self._known(state)
                 self.around.setdefault(state.value, f"{name}/{segment(region['name'].of(str))}")
@@ -204,8 +208,6 @@ class Builder:
 
     def _kind(self, name: str, one: Node) -> Any:
         kind = one.get("type", str, default="stable")
-        if kind not in TYPES:
-            one["type"].refuse(f"there is no type {kind[:100]!r}{nearest(kind, TYPES)}")
         if (kind == "parallel") != ("regions" in one):
             one.refuse("a parallel state has regions, and no other has them")
         if kind in ("parallel", "choice"):
@@ -251,13 +253,15 @@ class Builder:
 
     # -- transitions --------------------------------------------------------------------------------------------------
 
-    def _parts(self, one: Node) -> tuple[Node, list[str]]:
+    def _parts(self, one: Node) -> None:
         one.keys(TRANSITION, needed=("source", "dest"))
         if not ("trigger" in one or "after" in one or one.get("auto", bool, default=False)):
             one.refuse("a transition has 'trigger', 'after', or 'auto: true'")
         if one.value["source"] in ("*", ["*"]):
-            return one, [n for n, state in self.states.items() if state.value.get("type") != "terminal"]
-        return one, [self._known(source) for source in one.each("source")]
+            sources = [name for name, state in self.states.items() if state.value.get("type") != "terminal"]
+        else:
+            sources = [self._known(source) for source in one.each("source")]
+        self.transitions.append((one, sources))
 
     def _transition(self, one: Node, sources: Iterable[str]) -> None:
         internal = one.get("internal", bool, default=False)
@@ -315,7 +319,7 @@ class Builder:
         name = one.of(str)
         if name not in functions:
             told = f"{what} {name[:100]!r} is not bound{nearest(name, functions)}: @machine.{what}({name[:100]!r})"
-            self.unbound.note(one, f"{what} {name}", told)
+            self.problems.unbound(one, f"{what} {name}", told)
         return functions.get(name, bool)
 
     def _acts(self, one: Node, key: str) -> Fn | None:
