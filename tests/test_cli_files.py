@@ -112,6 +112,15 @@ def test_a_run_of_a_file_is_steered(capsys: Any) -> None:
     assert [one["name"] for one in say(capsys, "schedule list")] == ["nightly"]
 
 
+def test_a_verb_that_does_nothing_for_a_run_as_it_is_says_so_and_leaves_nothing_in_its_inbox(capsys: Any) -> None:
+    say(capsys, "run", "order", "--key", "o-5", "--data", '{"owner": "bob"}')
+    for verb in ("retry", "unpause"):
+        assert say(capsys, verb, "order", "o-5", code=1)["answer"] == "rejected"
+    assert say(capsys, "show", "order", "o-5")["inbox"] == []
+    say(capsys, "pause", "order", "o-5")
+    assert say(capsys, "unpause", "order", "o-5")["answer"] == "waiting"  # it is paused before
+
+
 def test_work_drives_the_runs_of_a_file(capsys: Any) -> None:
     say(capsys, "start", "--key", "o-1", "--data", '{"owner": "bob"}')
     words = command("work", "order.yaml", "--code", "files_code", *STORE, "--json")

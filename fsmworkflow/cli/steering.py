@@ -13,10 +13,11 @@ from fsmworkflow.claims import tell
 from fsmworkflow.cli.answers import answer
 from fsmworkflow.cli.targets import Target, knowing
 from fsmworkflow.cli.verbs import NOT_WELL, Verb, given, run_given, verb
+from fsmworkflow.decide import decide
 from fsmworkflow.engine import Engine
 from fsmworkflow.errors import RunOver, UnknownState, nearest
 from fsmworkflow.explain import forked
-from fsmworkflow.records import CANCEL, PAUSE, RERUN, RETRY, UNPAUSE, Event
+from fsmworkflow.records import CANCEL, PAUSE, RERUN, RETRY, UNPAUSE, Event, replace
 
 __all__ = ["COMMANDS", "REJECTED", "posted"]
 
@@ -66,8 +67,13 @@ async def _steer(
         if payload is not None and payload not in opened.known(workflow).states:
             hint = nearest(payload, opened.known(workflow).states)
             raise UnknownState(f"workflow {workflow!r} has no state {payload!r}{hint}")
-        event = await posted(opened, address, Event(name=name, payload=payload, id=uuid.uuid4().hex))
-        run = await opened.get(*address)
+        event, run = Event(name=name, payload=payload, id=uuid.uuid4().hex), await opened.get(*address)
+        move = await decide(opened.known(workflow), run, event, now=opened.store.now())
+        if not run.over and move.answer == REJECTED and not (await opened.store.inbox(run))[1]:
+            event = replace(event, status=REJECTED)  # it would wait for an engine, and come to nothing
+        else:
+            event = await posted(opened, address, event)
+            run = await opened.get(*address)
     told = {
         "accepted": f"was {done}, and is {run.status} in {run.state}",
         "waiting": f"will be {done} as soon as an engine works",
