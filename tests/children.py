@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,26 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "tests" / "crash_child.py"
 SETTINGS = re.compile(r"DB_|FSMWORKFLOW_")
 DEADLINE = 2 * PATIENCE
+
+
+@contextlib.contextmanager
+def launched(command: Sequence[str | os.PathLike[str]], **more: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process of a test. After the block it is over, and its pipes are closed, whatever has happened there."""
+    process = subprocess.Popen(command, **more)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """By SIGKILL, where it has not ended by itself."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):  # of what it has not read
+                pipe.close()
 
 
 def stop(process: subprocess.Popen[Any], url: str) -> None:
@@ -96,10 +116,8 @@ class Child:
 
     def kill(self) -> bool:
         """End it by SIGKILL. False where it had ended by itself before."""
-        self.process.kill()
-        status = self.process.wait()
-        self.process.stdin.close()
-        return status == -signal.SIGKILL
+        end(self.process)
+        return self.process.returncode == -signal.SIGKILL
 
     def ended(self, seconds: float = DEADLINE) -> int:
         """Its exit status, once it has ended by itself."""
@@ -107,7 +125,7 @@ class Child:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"process {self.pid} still runs after {seconds:g} s\n{self.err[-4000:]}") from None
-        self.process.stdin.close()
+        end(self.process)
         return status
 
     def succeeded(self, seconds: float = DEADLINE) -> str:
@@ -142,19 +160,20 @@ class Children:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.ledger = Ledger(directory / "ledger")
-        self._started: list[Child] = []
+        self._ending = contextlib.ExitStack()
+        self._ending.callback(self.ledger.close)
+        self._started = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for child in self._started:
-            child.kill()
-        self.ledger.close()
+        self._ending.close()
 
     def start(self, mode: str, url: str, *words: object, ledger: Ledger | None = None) -> Child:
-        child = Child(ledger or self.ledger, len(self._started), mode, url, *words)
-        self._started.append(child)
+        child = Child(ledger or self.ledger, self._started, mode, url, *words)
+        self._ending.callback(end, child.process)
+        self._started += 1
         return child
 
     def open_gate(self) -> None:

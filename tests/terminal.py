@@ -8,10 +8,10 @@ import pty
 import re
 import select
 import struct
-import subprocess
 import sys
 import termios
 
+from tests.children import launched
 from tests.waiting import PATIENCE
 
 
@@ -25,20 +25,20 @@ def terminal(*words: str, columns: int = 80) -> tuple[int, str]:
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environ = {**os.environ, "TERM": "xterm-256color"}
     environ.pop("NO_COLOR", None)
-    child = subprocess.Popen(command(*words), stdin=slave, stdout=slave, stderr=slave, env=environ, close_fds=True)
-    os.close(slave)
-    shown = b""
-    while True:
-        ready, _, _ = select.select([master], [], [], PATIENCE)
-        try:
-            piece = os.read(master, 65_536) if ready else b""
-        except OSError:  # Linux's way to say that the other side is closed
-            piece = b""
-        if not piece:
-            break
-        shown += piece
-    os.close(master)
-    return child.wait(PATIENCE), shown.decode().replace("\r\n", "\n")
+    with launched(command(*words), stdin=slave, stdout=slave, stderr=slave, env=environ, close_fds=True) as process:
+        os.close(slave)
+        shown = b""
+        while True:
+            ready, _, _ = select.select([master], [], [], PATIENCE)
+            try:
+                piece = os.read(master, 65_536) if ready else b""
+            except OSError:  # Linux's way to say that the other side is closed
+                piece = b""
+            if not piece:
+                break
+            shown += piece
+        os.close(master)
+        return process.wait(PATIENCE), shown.decode().replace("\r\n", "\n")
 
 
 def plain(shown: str) -> str:

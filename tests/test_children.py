@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -31,6 +30,7 @@ from fsmworkflow.decide import decide
 from fsmworkflow.errors import ChildFailed, NotAccepted, RunOver
 from fsmworkflow.store import Store
 from fsmworkflow.testing import Crash, CrashingStore
+from tests.children import launched
 from tests.waiting import PATIENCE, until
 
 
@@ -1089,14 +1089,12 @@ def test_P1_P3_processes_killed_while_children_are_joined_repeat_little_and_lose
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     kills = 0
     while True:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        try:
-            out, _ = process.communicate(timeout=dice.uniform(0.3, 0.6) if kills < 8 else 2 * PATIENCE)
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            kills += 1
+        with launched(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                out, _ = process.communicate(timeout=dice.uniform(0.3, 0.6) if kills < 8 else 2 * PATIENCE)
+                break
+            except subprocess.TimeoutExpired:
+                kills += 1
     assert out.split() == ["done", str(sum(n * n for n in range(40)))], f"seed {seed}"
     assert kills, "it was too fast to be killed"
     ran = Counter(ledger.read_text().splitlines())

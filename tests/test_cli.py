@@ -19,6 +19,7 @@ import pytest
 
 from fsmworkflow import Engine
 from fsmworkflow.cli import main
+from tests.children import launched
 from tests.terminal import command, plain, terminal
 from tests.test_systemd import Manager
 from tests.waiting import PATIENCE, until_now
@@ -93,22 +94,12 @@ def schedule(name: str = "nightly") -> None:
 @contextlib.contextmanager
 def working(*words: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
     """A real `fsmworkflow work`, once it says that it works; killed at the end."""
-    child = subprocess.Popen(
-        command("work", "app:make", "--json", *words),
-        env={**os.environ, **environ},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        assert line, child.communicate()
+    command_line, pipe = command("work", "app:make", "--json", *words), subprocess.PIPE
+    with launched(command_line, env={**os.environ, **environ}, stdout=pipe, stderr=pipe, text=True) as process:
+        line = process.stdout.readline()
+        assert line, process.communicate()
         assert json.loads(line)["event"] == "working"
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
+        yield process
 
 
 def ledger() -> list[str]:
@@ -445,13 +436,11 @@ def test_a_process_whose_loop_is_stuck_is_not_live(capsys: Any) -> None:
 
 def test_work_says_what_it_does_in_its_log() -> None:
     make()
-    child = subprocess.Popen(command("work", "app:make"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
+    pipe = subprocess.PIPE
+    with launched(command("work", "app:make"), stderr=pipe, stdout=pipe, text=True) as process:
         until_now(lambda: ledger() == ["begin a", "end a"])
-        child.send_signal(signal.SIGTERM)
-        out, err = child.communicate(timeout=PATIENCE)
-    finally:
-        child.kill()
-    assert (child.returncode, out) == (0, "")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (0, "")
     assert re.search("INFO working: on sqlite:///.*/app.db, 100 runs at once", err)
     assert "INFO stopped: all runs were handed back" in err

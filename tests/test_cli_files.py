@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from fsmworkflow.cli import main
+from tests.children import launched
 from tests.terminal import command, plain, terminal
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 STORE = ("--store", "sqlite:///orders.db")
@@ -124,17 +126,12 @@ def test_a_verb_that_does_nothing_for_a_run_as_it_is_says_so_and_leaves_nothing_
 def test_work_drives_the_runs_of_a_file(capsys: Any) -> None:
     say(capsys, "start", "--key", "o-1", "--data", '{"owner": "bob"}')
     words = command("work", "order.yaml", "--code", "files_code", *STORE, "--json")
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout is not None
-        assert json.loads(child.stdout.readline())["event"] == "working"
+    with launched(words, stdout=subprocess.PIPE, text=True) as process:
+        assert json.loads(process.stdout.readline())["event"] == "working"
         answer = say(capsys, "send", "order", "o-1", "rejected")
         assert answer["status"] in ("accepted", "waiting")
-        child.terminate()
-        assert child.wait(15) == 0
-    finally:
-        child.kill()
-        child.communicate()
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
     say(capsys, "resume")
     assert say(capsys, "show", "order", "o-1", code=0)["state"] == "refused"
 
@@ -293,8 +290,7 @@ def test_a_store_that_is_waited_for_is_told_by_every_verb(tmp_path: Path) -> Non
     )
     with contextlib.closing(sqlite3.connect(store, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with subprocess.Popen(command("list", url), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as verb:
-            assert verb.stderr is not None
+        with launched(command("list", url), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as verb:
             assert "database is locked" in verb.stderr.readline()
             other.execute("ROLLBACK")
             assert "order" in verb.communicate(timeout=60)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from fsmworkflow.cli import main
+from tests.children import launched
 from tests.terminal import command, plain, terminal
 from tests.waiting import PATIENCE
 
@@ -72,22 +74,14 @@ def data(**words: Any) -> tuple[str, str]:
     return "--data", json.dumps(words)
 
 
-class Working:
-    """A `fsmworkflow work` beside the test."""
-
-    def __enter__(self) -> None:
-        self.child = subprocess.Popen(command("work", ENGINE, "--json"), stdout=subprocess.PIPE, text=True)
-        assert self.child.stdout is not None
-        assert json.loads(self.child.stdout.readline())["event"] == "working"
-
-    def __exit__(self, *_: object) -> None:
-        self.child.send_signal(signal.SIGTERM)
-        try:
-            assert self.child.wait(20) == 0
-        finally:
-            self.child.kill()
-            assert self.child.stdout is not None
-            self.child.stdout.close()
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """A `fsmworkflow work` beside the test, which ends well when it is told to."""
+    with launched(command("work", ENGINE, "--json"), stdout=subprocess.PIPE, text=True) as process:
+        assert json.loads(process.stdout.readline())["event"] == "working"
+        yield
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
 
 
 # -- starting ---------------------------------------------------------------------------------------------------------
@@ -153,17 +147,12 @@ def test_data_comes_from_a_file_or_from_stdin(capsys: Any) -> None:
 
 
 def test_ctrl_c_leaves_a_run_where_it_is(capsys: Any) -> None:
-    child = subprocess.Popen(
-        command("run", ENGINE, "article", "--key", "a-1", *data(topic="ink", takes=30)), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
+    words, pipe = command("run", ENGINE, "article", "--key", "a-1", *data(topic="ink", takes=30)), subprocess.PIPE
+    with launched(words, stdout=pipe, stderr=pipe, text=True) as process:
         asyncio.run(_until_there())
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=PATIENCE)
-    finally:
-        child.kill()
-    assert (child.returncode, out, err) == (130, "", "")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (130, "", "")
     assert told(capsys, "show", "article", "a-1")["status"] == "running"
 
 
@@ -200,7 +189,7 @@ def test_what_is_said_is_kept_until_an_engine_works(capsys: Any) -> None:
 def test_an_engine_that_works_answers_what_became_of_it(capsys: Any) -> None:
     say("start", "article", "--key", "a-1", *data(topic="ink"))
     say("start", "article", "--key", "a-2", *data(topic="tea"))
-    with Working():
+    with working():
         for key in ("a-1", "a-2"):
             until_state(capsys, key, "review")
         capsys.readouterr()
@@ -231,7 +220,7 @@ def until_state(capsys: Any, key: str, state: str) -> None:
 
 def test_a_failed_run_is_retried(capsys: Any) -> None:
     say("run", "article", "--key", "a-1", *data(topic="none"), code=1)
-    with Working():
+    with working():
         said = told(capsys, "retry", "article", "a-1")
         assert said["done"]
     events = [move["event"] for move in told(capsys, "history", "article", "a-1")]

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from fsmworkflow.cli import main
+from tests.children import launched
 from tests.terminal import plain, terminal
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 APP = """
@@ -82,13 +84,11 @@ def test_records_on_standard_output_are_all_that_is_there(capfd: Any) -> None:
 def test_whoever_reads_standard_output_may_stop_reading_it() -> None:
     Path("in.jsonl").write_text("".join(f'{{"items": [{n}]}}\n' for n in range(50_000)))
     words = [sys.executable, "-m", "fsmworkflow", "stream", "stream_app:order", "in.jsonl", "--sink", "-"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        assert child.stdout.readline() == b'{"items":[0],"total":0}\n'
-        child.stdout.close()
-        assert child.stderr.read() == b""
-    assert child.returncode == 128 + signal.SIGPIPE
+    with launched(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b'{"items":[0],"total":0}\n'
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from fsmworkflow import Engine, Workflow, open_store
 from fsmworkflow.doctor import Finding, examine, file_system, pooled, pooler, sqlite_version
 from fsmworkflow.records import Active, Failure, Owner
 from fsmworkflow.store.postgres import PostgresStore
+from tests.children import launched
 from tests.test_store import made, moved
 from tests.tools import program
 from tests.waiting import until_now
@@ -216,15 +217,12 @@ def bouncer(url: str, mode: str) -> Iterator[str]:
     if as_nobody:
         for path in (directory, *directory.iterdir()):
             shutil.chown(path, "nobody")
-    process = subprocess.Popen(
-        [program("pgbouncer"), *as_nobody, str(directory / "ini")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command, nowhere = [program("pgbouncer"), *as_nobody, str(directory / "ini")], subprocess.DEVNULL
     try:
-        until_now(lambda: process.poll() is not None or (directory / f".s.PGSQL.{PORT}").exists())
-        yield f"postgresql://postgres@{parts.path}?host={directory}&port={PORT}"
+        with launched(command, stdout=nowhere, stderr=nowhere) as process:
+            until_now(lambda: process.poll() is not None or (directory / f".s.PGSQL.{PORT}").exists())
+            yield f"postgresql://postgres@{parts.path}?host={directory}&port={PORT}"
     finally:
-        process.kill()
-        process.wait()
         shutil.rmtree(directory)
 
 

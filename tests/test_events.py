@@ -41,6 +41,7 @@ from fsmworkflow.errors import (
 from fsmworkflow.store import Store
 from fsmworkflow.store.memory import MemoryStore
 from fsmworkflow.testing import Clock, Crash, CrashingStore
+from tests.children import launched
 from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -810,14 +811,10 @@ async def test_P1_P3_an_event_is_there_when_its_sender_is_killed_before_the_move
 ) -> None:
     program = tmp_path / "child.py"
     program.write_text(textwrap.dedent(CHILD))
-    child = subprocess.Popen(
-        [sys.executable, str(program), durable_url], stdout=subprocess.PIPE, env={"PYTHONPATH": str(ROOT)}, text=True
-    )
-    assert child.stdout is not None
-    assert await asyncio.to_thread(child.stdout.readline) == "sent\n"
-    child.kill()
-    assert await asyncio.to_thread(child.wait) == -signal.SIGKILL
-    child.stdout.close()
+    command, pipe = [sys.executable, str(program), durable_url], subprocess.PIPE
+    with launched(command, stdout=pipe, env={"PYTHONPATH": str(ROOT)}, text=True) as process:
+        assert await asyncio.to_thread(process.stdout.readline) == "sent\n"
+    assert process.returncode == -signal.SIGKILL
     flow = article()
     async with Engine(durable_url, workflows=[flow]) as one:
         assert (await one.event(flow, "a", "e")).status == "waiting"

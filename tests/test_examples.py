@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from tests.children import launched
+from tests.waiting import PATIENCE, until_now
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 SETTINGS = re.compile(r"DB_|FSMWORKFLOW_|OPENAI_|PYTHON")
@@ -405,20 +408,13 @@ def test_a_digest_that_could_not_write_its_report_goes_on_there(start: Start, fo
 def test_a_file_that_vanishes_after_it_was_found_is_listed(folder: Path, tmp_path: Path) -> None:
     words = [folder, "--out", "out", "--ledger", "ledger", "--pace", "0.3"]
     command = [sys.executable, str(EXAMPLES / "digest.py"), *map(str, words)]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL) as process:
-        wait_until(lambda: (tmp_path / "ledger").exists() and "read" in steps_begun(tmp_path))
+    with launched(command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL) as process:
+        until_now(lambda: (tmp_path / "ledger").exists() and "read" in steps_begun(tmp_path))
         (folder / "violin.txt").unlink()
-    assert process.returncode == 0
+        assert process.wait(PATIENCE) == 0
     report = report_of(tmp_path / "out")
     assert {"path": "violin.txt", "reason": "vanished"} in report["skipped"]
     assert len(report["documents"]) == 5
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    patience = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < patience
-        time.sleep(0.005)
 
 
 def test_a_folder_without_texts_gives_an_empty_report(start: Start, tmp_path: Path) -> None:

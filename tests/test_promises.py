@@ -26,6 +26,7 @@ from fsmworkflow.lease import machine_id, process_id
 from fsmworkflow.records import Call, Event, Move, Owner, replace
 from fsmworkflow.testing import Clock
 from fsmworkflow.worker import Worker
+from tests.children import launched
 from tests.waiting import PATIENCE
 
 
@@ -273,14 +274,15 @@ async def test_P6_only_one_of_many_claims_at_once_gets_a_run(store: Store) -> No
 
 
 async def test_P6_a_dead_process_of_this_machine_is_recognised_at_once(store: Store) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    process = process_id(child.pid)
-    assert process is not None
-    run = await started(store, await owner(store, "a", machine=machine_id(), process=process, lease=store.now() + 1e6))
-    async with Engine(_kept(store), workflows=[flow := three_steps(World())]) as engine:
-        assert await engine.worker.claim_one(run.workflow, run.key) is None, "it lives"
-        child.communicate()
-        done = await asyncio.wait_for(engine.run(flow, key="one"), PATIENCE)
+    with launched([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        process = process_id(other.pid)
+        assert process is not None
+        its = await owner(store, "a", machine=machine_id(), process=process, lease=store.now() + 1e6)
+        run = await started(store, its)
+        async with Engine(_kept(store), workflows=[flow := three_steps(World())]) as engine:
+            assert await engine.worker.claim_one(run.workflow, run.key) is None, "it lives"
+            other.communicate()
+            done = await asyncio.wait_for(engine.run(flow, key="one"), PATIENCE)
     assert done.status == "done"
 
 

@@ -32,6 +32,8 @@ from fsmworkflow.simple import (
     StreamProgress,
 )
 from fsmworkflow.stream import StreamError, sources
+from tests.children import launched
+from tests.waiting import PATIENCE
 
 MARKED = {
     "name": "marked",
@@ -494,9 +496,8 @@ def test_ctrl_c_stops_a_stream_of_synchronous_code_and_leaves_the_machine_usable
         "    print('stopped', machine.process({})['success'])\n"
     )
     command = [sys.executable, "-W", "error", str(program)]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert running.stdout is not None
-    assert running.stdout.readline() == "on\n"
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=30)
+    with launched(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout.readline() == "on\n"
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=PATIENCE)
     assert (out.splitlines()[-1], err, running.returncode) == ("stopped True", "", 0)

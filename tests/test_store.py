@@ -25,6 +25,7 @@ from fsmworkflow.errors import LeaseLost, SchemaError, StoreError, StoreUnavaila
 from fsmworkflow.records import Action, Active, Call, Event, Failure, Move, Owner, Run, replace
 from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.postgres import PostgresStore
+from tests.children import launched
 from tests.postgres_server import Databases, Server, dial, execute
 from tests.waiting import PATIENCE, until
 
@@ -782,12 +783,13 @@ def test_16_processes_create_the_schema_at_once(durable_url: str) -> None:
     root = Path(__file__).resolve().parent.parent
     words = [sys.executable, "-c", OPENER, durable_url]
     pipe = subprocess.PIPE
-    processes = [subprocess.Popen(words, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(16)]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    results = [process.communicate(timeout=2 * PATIENCE) for process in processes]
+    with contextlib.ExitStack() as some:
+        how = {"cwd": root, "stdin": pipe, "stdout": pipe, "stderr": pipe, "text": True}
+        processes = [some.enter_context(launched(words, **how)) for _ in range(16)]
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        results = [process.communicate(timeout=2 * PATIENCE) for process in processes]
     assert [process.returncode for process in processes] == [0] * 16, results
     assert {out.strip() for out, _ in results} == {"0"}
 

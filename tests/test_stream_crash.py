@@ -21,8 +21,9 @@ from pyarrow import parquet
 
 from fsmworkflow.stream import tables
 from fsmworkflow.stream.packing import Unpacked, is_packed, packed
-from tests.children import stop
+from tests.children import launched, stop
 from tests.postgres_server import execute
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = int(os.environ.get("FSMWORKFLOW_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
@@ -30,9 +31,9 @@ KILLS = 10
 MANY = 60_000
 
 
-def started(*words: object) -> subprocess.Popen[bytes]:
+def started(*words: object) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     program = [sys.executable, str(ROOT / "tests" / "stream_child.py"), *map(str, words)]
-    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment())
+    return launched(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment())
 
 
 def _environment() -> dict[str, str]:
@@ -69,18 +70,18 @@ def killed_until_done(paths: list[Path], kills: int, many: int, *words: object) 
     """Kill it while it writes, at random moments, then let it end. Returns how many records were done before."""
     chance = random.Random(SEED)
     for _ in range(kills):
-        child = started(*words)
-        for _ in range(chance.randint(1, 5)):  # what is written the second time comes after a commit
-            before = size(paths)
-            while size(paths) == before and child.poll() is None:
-                time.sleep(0.002)
-        time.sleep(chance.random() * 0.05)
-        child.kill()
-        _, said = child.communicate()
-        assert child.returncode in (-signal.SIGKILL, 0), said.decode()
-    child = started(*words)
-    out, said = child.communicate(timeout=120)
-    assert child.returncode == 0, said.decode()
+        with started(*words) as process:
+            for _ in range(chance.randint(1, 5)):  # what is written the second time comes after a commit
+                before = size(paths)
+                while size(paths) == before and process.poll() is None:
+                    time.sleep(0.002)
+            time.sleep(chance.random() * 0.05)
+            process.kill()
+            _, said = process.communicate()
+            assert process.returncode in (-signal.SIGKILL, 0), said.decode()
+    with started(*words) as process:
+        out, said = process.communicate(timeout=2 * PATIENCE)
+        assert process.returncode == 0, said.decode()
     records, resumed = map(int, out.split())
     assert records == many
     return resumed
@@ -231,19 +232,19 @@ def test_a_process_that_was_stopped_for_longer_than_its_lease_and_its_successor_
     written(tmp_path / "in.jsonl", MANY)
     paths = [tmp_path / f"out-{state}.jsonl" for state in ("odd", "even")]
     words = (durable_url, tmp_path / "in.jsonl", tmp_path / "out.jsonl", 100, 1, 0.5)
-    first = started(*words)
-    while size(paths) == 0:
-        assert first.poll() is None, first.communicate()[1].decode()
-        time.sleep(0.002)
-    stop(first, durable_url)
-    time.sleep(1.0)  # that its lease ends is what is tested
-    second = started(*words)
-    assert b"is being written to by another stream" in second.communicate(timeout=60)[1]
-    first.send_signal(signal.SIGCONT)
-    assert b"LeaseLost" in first.communicate(timeout=60)[1]
-    third = started(*words)
-    _, said = third.communicate(timeout=120)
-    assert third.returncode == 0, said.decode()
+    with started(*words) as first:
+        while size(paths) == 0:
+            assert first.poll() is None, first.communicate()[1].decode()
+            time.sleep(0.002)
+        stop(first, durable_url)
+        time.sleep(1.0)  # that its lease ends is what is tested
+        with started(*words) as second:
+            assert b"is being written to by another stream" in second.communicate(timeout=PATIENCE)[1]
+        first.send_signal(signal.SIGCONT)
+        assert b"LeaseLost" in first.communicate(timeout=PATIENCE)[1]
+    with started(*words) as third:
+        _, said = third.communicate(timeout=2 * PATIENCE)
+        assert third.returncode == 0, said.decode()
     whole(tmp_path, ".jsonl", MANY)
 
 

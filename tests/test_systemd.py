@@ -20,6 +20,7 @@ import pytest
 from fsmworkflow import Engine, Workflow
 from fsmworkflow.contrib import systemd
 from fsmworkflow.contrib.systemd import Systemd
+from tests.children import launched
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
@@ -181,40 +182,31 @@ def service(manager: Manager, directory: Path, *words: str, watchdog: float) -> 
     """A real child process with the environment that systemd gives a service."""
     (directory / "program.py").write_text(PROGRAM)
     told = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": str(int(watchdog * 1e6)), "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(
-        [sys.executable, "program.py", *words],
-        cwd=directory,
-        env={**os.environ, **told},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
+    command, pipe = [sys.executable, "program.py", *words], subprocess.PIPE
+    with launched(command, cwd=directory, env={**os.environ, **told}, stdout=pipe, text=True) as process:
+        yield process
 
 
 def test_a_service_starts_pings_and_stops_as_systemd_expects(manager: Manager, tmp_path: Path) -> None:
-    with service(manager, tmp_path, "well", watchdog=0.4) as child:
+    with service(manager, tmp_path, "well", watchdog=0.4) as process:
         manager.hear("READY=1")
         for _ in range(5):
             manager.hear("WATCHDOG=1")
-        child.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
         manager.hear("STOPPING=1")
-        assert child.wait(PATIENCE) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_service_whose_loop_is_stuck_goes_silent_and_its_successor_goes_on(manager: Manager, tmp_path: Path) -> None:
     """As systemd does: no ping for WatchdogSec, then SIGABRT, then a new process."""
-    with service(manager, tmp_path, "block", watchdog=0.4) as child:
+    with service(manager, tmp_path, "block", watchdog=0.4) as process:
         manager.hear("READY=1")
         with contextlib.suppress(AssertionError):
             while manager.hear("WATCHDOG=1", 1.5):
                 pass
-        assert child.poll() is None  # it lives, and says nothing
-        child.send_signal(signal.SIGABRT)
-        assert child.wait(PATIENCE) == -signal.SIGABRT
+        assert process.poll() is None  # it lives, and says nothing
+        process.send_signal(signal.SIGABRT)
+        assert process.wait(PATIENCE) == -signal.SIGABRT
     manager.silence()
     with service(manager, tmp_path, "well", watchdog=0.4):
         manager.hear("READY=1")
