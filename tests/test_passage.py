@@ -45,6 +45,13 @@ def _deep(ctx: Any, name: str, value: Any) -> Any:
         found["deep"] = value
 
 
+def _around(ctx: Any, name: str, value: Any) -> Any:
+    for taken in (dict(ctx.data), {**ctx.data}, ctx.data | {}, {} | ctx.data):
+        found = taken.get(name)
+        if isinstance(found, list):
+            found.append(value)
+
+
 def _fail(ctx: Any, name: str, value: Any) -> Any:
     ctx.data["half"] = "done"
     raise ValueError(f"no {name}")
@@ -75,7 +82,7 @@ def _wrong(ctx: Any, name: str, value: Any) -> Any:
     return 7
 
 
-ACTS = [_set, _remove, _deep, _fail, _strict, _trigger, _unknown, _both, _other, _wrong]
+ACTS = [_set, _remove, _deep, _around, _fail, _strict, _trigger, _unknown, _both, _other, _wrong]
 acts = st.tuples(st.sampled_from(ACTS), st.sampled_from(NAMES), plain)
 
 
@@ -129,8 +136,9 @@ def workflows(draw: Any) -> Workflow:
         way = onward | st.builds(lambda to: To(to, update=_updated), onward)
         ways = [(draw(guards), draw(way)) for _ in range(draw(st.integers(0, 2)))]
         then: Any = [*ways, draw(way)] if draw(st.booleans()) or not ways else ways
-        if 0 < number < many - 1 and draw(st.integers(0, 3)) == 0:
-            flow.choice(name, then)
+        if number < many - 1 and draw(st.integers(0, 3)) == 0:
+            everywhere = [(draw(guards), to) for to in names[1:]] if not number else []
+            flow.choice(name, [*everywhere, *ways, *([] if then is ways else then[-1:])], initial=not number)
             continue
         act, place, value = draw(acts)
         # What no step returns leads everywhere, as a state that cannot be reached is an error.
@@ -182,6 +190,32 @@ def test_a_reference_never_touches_the_record_that_was_given(flow: Workflow, rec
     given = copy.deepcopy(record)
     passage(flow, "reference").straight(record)
     assert record == given
+
+
+@pytest.mark.parametrize(
+    "taken", [dict, lambda data: {**data}, lambda data: data | {}, lambda data: {} | data, lambda data: data.copy()]
+)
+def test_what_is_made_of_a_reference_touches_the_record_that_was_given_no_more_than_itself(taken: Any) -> None:
+    flow = Workflow("flow")
+    flow.step("first", initial=True, then="good")(lambda ctx: taken(ctx.data)["a"].append(2))
+    flow.final("good")
+    record = {"a": [1], "b": {}}
+    passage(flow.check(), "reference").straight(record)
+    assert record == {"a": [1], "b": {}}
+
+
+def test_a_step_that_fails_after_a_choice_has_changed_nothing() -> None:
+    flow = Workflow("flow")
+    flow.choice("first", [(field("a") == 1, "second"), "good"], initial=True)
+
+    @flow.step(then="good", on_error={ValueError: "bad"})
+    def second(ctx: Any) -> None:
+        ctx.data["a"] = 2
+        raise ValueError("too late")
+
+    flow.final("good", "bad")
+    state, data = passage(flow.check(), "copy").straight({"a": 1}, True)
+    assert (state, data["a"]) == ("bad", 1)
 
 
 @given(plain)
@@ -265,6 +299,18 @@ def _remembers(flow: Workflow) -> None:
         await ctx.call(print, "once")
 
 
+def _maps(flow: Workflow) -> None:
+    @flow.step(initial=True, then="good")
+    async def first(ctx: Any) -> None:
+        await ctx.map(print, "ab")
+
+
+def _names(flow: Workflow) -> None:
+    @flow.step(initial=True, then="good")
+    async def first(ctx: Any) -> None:
+        ctx.data["key"] = ctx.run.key
+
+
 def _transacts(flow: Workflow) -> None:
     @flow.step(initial=True, then="good")
     async def first(ctx: Any) -> None:
@@ -285,6 +331,8 @@ def _acts(flow: Workflow) -> None:
         (_undoes, "state 'first': a compensation"),
         (_child, "state 'first': it makes runs of another workflow"),
         (_remembers, "state 'first': ctx.call"),
+        (_maps, "state 'first': ctx.map"),
+        (_names, "state 'first': ctx.run"),
         (_transacts, "state 'first': ctx.transaction"),
         (_acts, "'first' to 'good': an action after the commit"),
     ],

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fsmworkflow import Engine, Workflow
-from fsmworkflow.stream import Pipe, StreamError, stream, window
+from fsmworkflow.stream import Malformed, Pipe, StreamError, sources, stream, window
+from fsmworkflow.stream.words import Batch
 from tests.test_stream import lines, ns, numbered, read
 from tests.waiting import PATIENCE
 
@@ -102,6 +103,21 @@ async def test_where_the_second_stream_stops_the_first_one_does_not_wait_for_it_
     assert "that reads from this pipe has stopped" in str(told[0])
 
 
+@pytest.mark.parametrize("refused", [0, 1])
+async def test_where_one_of_the_two_is_refused_the_other_one_does_not_wait_for_it_for_ever(refused: int) -> None:
+    pipe = Pipe()
+    every = ["1s", "1s"]
+    every[refused] = "0s"
+    async with asyncio.timeout(PATIENCE):
+        told = await asyncio.gather(
+            stream(None, doubled(), ({"n": n} for n in range(1000)), pipe, chunk=1, every=every[0]),
+            stream(None, doubled(), pipe.source, [], every=every[1]),
+            return_exceptions=True,
+        )
+    assert isinstance(told[refused], ValueError)
+    assert "has stopped before its end" in str(told[1 - refused])
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_window_holds_so_many_records_and_the_last_one_the_rest(tmp_path: Path, workers: int) -> None:
     source, out = lines(tmp_path / "in.jsonl", ({"n": n} for n in range(25))), []
@@ -129,6 +145,36 @@ async def test_what_is_malformed_stands_beside_the_windows(tmp_path: Path) -> No
     done = await stream(None, summed(), window(tmp_path / "in.jsonl", count=2), out, errors=wrong)
     assert [record["n"] for record in out] == [3, 3]
     assert (done.malformed, wrong[0]["text"]) == (1, "no json")
+
+
+class Halting(sources.JsonLines):
+    """Gives one record at a time, and nothing more after so many."""
+
+    left = 0
+
+    def read(self, many: int, seconds: float) -> Batch:
+        self.left -= 1
+        return super().read(1, seconds) if self.left >= 0 else Batch([])
+
+
+@pytest.mark.parametrize("left", range(9))
+def test_what_stands_in_a_window_that_is_not_full_is_given_with_it_and_not_before(tmp_path: Path, left: int) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"n": 1}\nno json\n{"n": 2}\n{"n": 3}\nnor this\n{"n": 4}\nnor that\n{"n": 5}\n')
+    halting = Halting(path)
+    source, whole = window(halting, count=3), window(path, count=3)
+    known = source.identity()
+    source.open(None, None)
+    halting.left = left
+    given = source.read(10, 0.01)
+    mark = source.mark()
+    source.close()
+    whole.open(known, mark)
+    rest = whole.read(10, PATIENCE)
+    whole.close()
+    told = [one.text if isinstance(one, Malformed) else ns(one["records"]) for one in given.records + rest.records]
+    assert told == ["no json", [1, 2, 3], "nor this", "nor that", [4, 5]]
+    assert (given.bad + rest.bad, given.read + rest.read) == (3, path.stat().st_size)
 
 
 async def test_windows_are_gone_on_with_after_the_last_full_one(store_url: str, tmp_path: Path) -> None:

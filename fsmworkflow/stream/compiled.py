@@ -137,8 +137,8 @@ class Compiled(Passage):
             node.link()
         self.first = nodes[workflow.initial]
         self.sync = not any(node.waits for node in nodes.values())
-        # What fails in its first state goes on nowhere with what it was given.
-        self._firm = not workflow.chart.failing(self.first.name)
+        # Its first step is that of its first state, and what fails in it goes on nowhere with what it was given.
+        self._firm = self.first.fn is not None and not workflow.chart.failing(self.first.name)
         self._decided = Decided(workflow, resources)
 
     def straight(self, record: Any, ours: bool = False) -> End:

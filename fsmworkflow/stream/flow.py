@@ -101,6 +101,8 @@ class Flow:
         """Raise for numbers that say nothing, and for what cannot be gone on with by a key."""
         for name, number in (("chunk", self.many), ("workers", self.workers)):
             whole_number(name, number)
+        if not self.every > 0:
+            raise ValueError(f"every is a time over 0, not {self.every:g} s")
         if self.limit is not None and not 0 <= self.limit <= 1:
             raise ValueError(f"limit is a share from 0 to 1, not {self.limit!r}")
         if self.mode not in ("copy", "reference", "direct"):
@@ -207,7 +209,7 @@ class Flow:
 
     def _whole(self, done: Done, until: float, sync: bool) -> None:
         """All of a chunk in one thread, few records at a time, so that Python looks for no garbage among many."""
-        while (many := min(self.pace.many, self.many - done.many)) and not done.cursor["ended"]:
+        while (many := min(self.pace.many, self.many - done.many)) > 0 and not done.cursor["ended"]:
             if (left := until - time.monotonic()) <= 0:
                 break
             batch = self.source.read(many, left)
@@ -220,7 +222,7 @@ class Flow:
 
     async def _shared(self, done: Done, until: float) -> None:
         """A chunk that several work at, or whose steps are awaited."""
-        while (many := min(self.pace.many, self.many - done.many)) and not done.cursor["ended"]:
+        while (many := min(self.pace.many, self.many - done.many)) > 0 and not done.cursor["ended"]:
             if (left := until - time.monotonic()) <= 0:
                 break
             batch = await self._read(many, left)

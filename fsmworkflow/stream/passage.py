@@ -145,6 +145,15 @@ class Borrowed(dict[str, Any]):
         key, value = dict.popitem(self)
         return key, copied(value)
 
+    def __iter__(self) -> Any:  # for which `dict()` and `**` ask before they go round `__getitem__`
+        return super().__iter__()
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
     def items(self) -> Any:
         return self._owned().items()
 
@@ -193,7 +202,7 @@ def _refused(workflow: Workflow, state: State) -> list[str]:
     return found + [f"ctx.{name}" for name in sorted(names & _OF_A_RUN)]
 
 
-_OF_A_RUN = {"call", "remember", "emit", "transaction", "idempotency_key"}
+_OF_A_RUN = {"call", "map", "remember", "emit", "transaction", "idempotency_key", "run"}
 
 
 def _attributes(function: Any) -> set[str]:

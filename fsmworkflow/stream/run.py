@@ -81,8 +81,8 @@ async def stream(
         None if engine is None else engine.resources,
     )
     telling = Telling(flow, key, on_progress)
-    flow.check(key)
     try:
+        flow.check(key)
         if key is None:
             return await _unkept(flow, telling)
         if engine is None:

@@ -30,7 +30,7 @@ from fsmworkflow.stream.words import Sink, StreamError, Unwritable
 __all__ = ["Csv", "Into", "JsonLines", "Parquet", "Table", "Text", "sink_of"]
 
 TAIL = 4096
-UNFIT = (ValueError, TypeError, KeyError, RecursionError)
+UNFIT = (ValueError, TypeError, KeyError, RecursionError, csv.Error)
 """What is raised for a record that cannot be written."""
 
 

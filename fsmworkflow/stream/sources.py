@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -88,11 +89,19 @@ class Csv(File):
 
     def begin(self) -> None:
         self._row: list[Line] = []
+        self._until = math.inf
         self._reader = csv.reader(self._texts(), self._dialect, **self._how)
         if not self._given:
-            self.names = [name.removeprefix("\ufeff") for name in next(self._reader, [])]
+            self.names = self._first()
         if len(set(self.names)) < len(self.names):
             raise StreamError(f"the source {self.name} has columns of the same name: {', '.join(self.names)}")
+
+    def _first(self) -> list[str]:
+        """The names in the first row."""
+        try:
+            return [name.removeprefix("\ufeff") for name in next(self._reader, [])]
+        except (ValueError, csv.Error) as error:
+            raise StreamError(f"the source {self.name} has no first row that names its columns: {error}") from error
 
     def _seek(self, at: int) -> None:
         super()._seek(at)
@@ -102,15 +111,15 @@ class Csv(File):
         return _Texts(self)
 
     def _line(self) -> str:
-        """The next line, with its end, for a row of which it is a part."""
-        if not (lines := self._take(1, time.monotonic() + 86_400.0)):
+        """The next line, with its end, for a row of which it is a part: a row that has begun is waited for."""
+        if not (lines := self._take(1, math.inf if self._row else self._until)):
             raise StopIteration
         self._row.append(lines[0])
         return self._text(lines[0]) + "\n"
 
     def _records(self, many: int, until: float) -> tuple[list[Any], int]:
         records: list[Any] = []
-        bad = 0
+        bad, self._until = 0, until
         while len(records) < many and (time.monotonic() < until or not records):
             self._row.clear()
             try:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from fsmworkflow.retry import Duration, seconds
+from fsmworkflow.stream.flow import whole_number
 from fsmworkflow.stream.sources import source_of
 from fsmworkflow.stream.words import Batch, Malformed, Source
 
@@ -24,27 +25,35 @@ def window(source: Any, *, count: int | None = None, every: Duration | None = No
     """
     if count is None and every is None:
         raise ValueError("a window is of count= records, or of what comes every= so long")
-    if count is not None and (type(count) is not int or count < 1):
-        raise ValueError(f"count must be a whole number from 1, not {count!r}")
+    if count is not None:
+        whole_number("count", count)
     return _Windows(source_of(source), count or MANY, FOREVER if every is None else seconds(every))
 
 
 class _Windows(Source):
-    """`_held` is of the window that is not full; `_mark` is where the last full one ended."""
+    """`_held` is of the window that is not full, `_wrong` what was malformed meanwhile, `_read` how many bytes that is.
+
+    `_mark` is where the last full one ended, and nothing from behind it is given before the next one is.
+    """
 
     def __init__(self, source: Source, count: int, every: float) -> None:
         self._source, self._count, self._every = source, count, every
         self.name, self.waits = source.name, source.waits
+        self._begin(None)
+
+    def _begin(self, mark: Any) -> None:
+        """Begin a window after this mark."""
+        self._mark, self._until, self._read = mark, 0.0, 0
         self._held: list[Any] = []
-        self._mark: Any = None
-        self._until = 0.0
+        self._wrong: list[Any] = []
 
     def identity(self) -> dict[str, Any] | None:
         return self._source.identity()
 
     def open(self, known: dict[str, Any] | None, position: Any) -> None:
         self._source.open(known, position)
-        self._mark, self.size = position, self._source.size
+        self.size = self._source.size
+        self._begin(position)
 
     def mark(self) -> Any:
         return self._mark
@@ -74,16 +83,15 @@ class _Windows(Source):
         return max(0.0, min(until, self._until) - now)
 
     def _take(self, batch: Batch, found: Batch) -> None:
-        """Add what was read; what is malformed stands beside the windows."""
+        """Add what was read; what is malformed stands before the window that it was read for."""
         wrong = [record for record in batch.records if type(record) is Malformed] if batch.bad else []
         self._held += batch.records if not wrong else [one for one in batch.records if type(one) is not Malformed]
-        found.records += wrong
-        found.bad += len(wrong)
-        found.read += batch.read
+        self._wrong += wrong
+        self._read += batch.read
         found.ended = batch.ended
-        late = time.monotonic() >= self._until or batch.ended
-        if self._held and (late or len(self._held) >= self._count):
-            found.records.append({"records": self._held})
-            self._held = []
-        if not self._held:
-            self._mark = self._source.mark()
+        full = batch.ended or time.monotonic() >= self._until or len(self._held) >= self._count
+        if full or not self._held:
+            found.records += [*self._wrong, {"records": self._held}] if self._held else self._wrong
+            found.bad += len(self._wrong)
+            found.read += self._read
+            self._begin(self._source.mark())
