@@ -19,6 +19,7 @@ from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 APP = """
+from contextlib import asynccontextmanager
 from fsmworkflow import Engine, Workflow, field
 
 order = Workflow("order")
@@ -29,6 +30,22 @@ def price(ctx):
 
 order.final("output", "error")
 engine = Engine("sqlite:///app.db", workflows=[order])
+
+shared = Workflow("shared")
+
+@shared.step(initial=True, then="over")
+async def use(ctx):
+    async with ctx.use("prices") as prices:
+        ctx.data["price"] = prices[0]
+
+shared.final("over")
+
+@asynccontextmanager
+async def opened():
+    yield [7]
+    print("closed")
+
+sharing = Engine("sqlite:///app.db", workflows=[shared], resources={"prices": opened})
 """
 WAYS = ["--sink", "output=good.jsonl", "--sink", "error=bad.jsonl"]
 
@@ -55,6 +72,13 @@ def test_a_file_is_streamed_and_a_second_start_with_the_key_only_reports_it(targ
     assert Path("good.jsonl").read_text() == '{"items":[1],"total":1}\n{"items":[2],"total":2}\n'
     assert main(words) == 0
     assert capsys.readouterr().out.splitlines()[1:] == ["  error: 1", "  output: 2"]
+
+
+def test_without_a_key_its_steps_have_what_the_engine_shares_and_no_store_is_made(capsys: Any) -> None:
+    assert main(["stream", "stream_app:sharing", "in.jsonl", "--sink", "out.jsonl"]) == 0
+    assert "closed" in capsys.readouterr().out
+    assert json.loads(Path("out.jsonl").read_text().splitlines()[2]) == {"items": [2], "price": 7}
+    assert not Path("app.db").exists()
 
 
 def test_what_fails_goes_where_it_is_told_and_else_stops_it(capsys: Any) -> None:
@@ -97,6 +121,7 @@ def test_whoever_reads_standard_output_may_stop_reading_it() -> None:
         (["--sink", "a.jsonl", "--sink", "error=b.jsonl"], 2, "say of which state a.jsonl is the sink"),
         (["--sink", "output=a.jsonl"], 3, "there is none for error"),
         (["--sink", "a.jsonl", "--key", "k"], 2, "and no Engine"),
+        (["--sink", "a.jsonl", "--every", "often"], 2, "'often' is no duration"),
     ],
 )
 def test_what_is_wrong_with_the_command_is_said(words: list[str], code: int, said: str, capsys: Any) -> None:

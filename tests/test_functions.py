@@ -137,6 +137,11 @@ def test_a_model_of_pydantic_is_a_schema() -> None:
         (normalise("uppercase", a="camel_case"), {"a": "some-name", "b": "x", "c": 3},
          {"a": "someName", "b": "X", "c": 3}),
         (normalise(a=["normalize_spaces", "remove_special"]), {"a": "a   b!"}, {"a": "a b"}),
+        (convert(**{"a.b": "int", "c.1.d": "int", "e.f": "int", "g.h": "int"}),
+         {"a": {"b": "1", "c": "2"}, "c": ["x", {"d": "3"}], "e": {}, "g.h": "4"},
+         {"a": {"b": 1, "c": "2"}, "c": ["x", {"d": 3}], "e": {}, "g.h": 4}),
+        (normalise("uppercase", **{"a.b": "trim"}), {"a": {"b": " x "}, "c": "y"}, {"a": {"b": "x"}, "c": "Y"}),
+        (replace(**{"a.b": {"ok": "done"}}), {"a": {"b": "ok"}}, {"a": {"b": "done"}}),
         (filter_fields(include=["a"]), {"a": 1, "b": 2}, {"a": 1}),
         (filter_fields(exclude=["a"]), {"a": 1, "b": 2}, {"b": 2}),
         (replace(a={"ok": "done", 3: 4}), {"a": "ok", "b": "ok"}, {"a": "done", "b": "ok"}),
@@ -163,6 +168,14 @@ def test_a_change_makes_other_data_and_leaves_what_it_is_given(
     before = copy.deepcopy(data)
     assert change(data) == made
     assert data == before
+
+
+@pytest.mark.parametrize("change", [enrich(tags=[]), enrich({"tags": []}, overwrite=True)])
+def test_what_is_added_is_each_records_own(change: Change) -> None:
+    one, other = change({}), change({})
+    one["tags"].append(1)  # type: ignore[index]
+    assert other == {"tags": []}
+    assert change({}) == {"tags": []}
 
 
 def test_metadata_are_added_to_those_that_are_there() -> None:

@@ -143,6 +143,12 @@ def test_records_of_a_batch_come_back_in_their_order_with_progress(marked: Simpl
     assert marked.process_batch([]) == []
 
 
+@pytest.mark.parametrize("what", ["batch_size", "max_workers"])
+def test_a_batch_of_none_at_a_time_is_refused(what: str, marked: SimpleFSM) -> None:
+    with pytest.raises(ValueError, match=f"{what} must be a whole number from 1"):
+        marked.process_batch([{"n": 1}], **{what: 0})
+
+
 def test_workers_of_a_batch_work_at_once() -> None:
     meeting = threading.Barrier(4)
 
@@ -220,7 +226,9 @@ def test_a_sink_that_is_not_empty_is_left_as_it_is(tmp_path: Path, marked: Simpl
         ("a.csv", "n,m\n1,2\n", {}, [{"n": "1", "m": "2"}]),
         ("a.csv", "1;2\n3;4\n", {"csv_delimiter": ";", "csv_has_header": False},
          [{"col_0": "1", "col_1": "2"}, {"col_0": "3", "col_1": "4"}]),
+        ("a.csv", "1,1\n", {"csv_has_header": False}, [{"col_0": "1", "col_1": "1"}]),
         ("a.tsv", "n\tm\n1\t2\n", {}, [{"n": "1", "m": "2"}]),
+        ("a.TSV", "n\tm\n1\t2\n", {}, [{"n": "1", "m": "2"}]),
         ("a.md", "one\n\ntwo\n", {}, [{"text": "one"}, {"text": "two"}]),
         ("a.txt", "one\n\ntwo", {"text_field_name": "line", "skip_empty_lines": False},
          [{"line": "one"}, {"line": ""}, {"line": "two"}]),
@@ -232,11 +240,10 @@ def test_a_file_is_read_by_its_format(
 ) -> None:
     (tmp_path / name).write_text(text)
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
-    for path in (str(tmp_path / name), tmp_path / f"{name}.gz") if not name.endswith(".json") else (tmp_path / name,):
-        if how.get("csv_has_header", True) or path == str(tmp_path / name):
-            sink: list[Any] = []
-            marked.process_stream(path, sink, **how)
-            assert sink == [{**record, "processed": True} for record in records]
+    for path in (str(tmp_path / name), tmp_path / f"{name}.gz"):
+        sink: list[Any] = []
+        marked.process_stream(path, sink, **how)
+        assert sink == [{**record, "processed": True} for record in records]
 
 
 def test_a_format_that_is_not_there_and_a_file_that_is_no_json_are_told(tmp_path: Path, marked: SimpleFSM) -> None:

@@ -39,6 +39,18 @@ def numbered() -> Workflow:
     return flow
 
 
+def kept() -> Workflow:
+    """Leaves records as they are."""
+    flow = Workflow("kept")
+    flow.step("look", initial=True, then="over")(lambda ctx: None)
+    flow.final("over")
+    return flow
+
+
+def unpacked(path: Path) -> bytes:
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+
+
 def lines(path: Path, records: Any) -> Path:
     text = "".join(json.dumps(record) + "\n" for record in records)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
@@ -46,8 +58,7 @@ def lines(path: Path, records: Any) -> Path:
 
 
 def read(path: Path) -> list[Any]:
-    data = path.read_bytes()
-    return [json.loads(line) for line in (gzip.decompress(data) if path.suffix == ".gz" else data).splitlines()]
+    return [json.loads(line) for line in unpacked(path).splitlines()]
 
 
 def ns(records: list[Any]) -> list[int]:
@@ -114,6 +125,29 @@ async def test_lines_of_text_are_records_and_records_become_lines(tmp_path: Path
     done = await stream(None, flow, tmp_path / "in.log", tmp_path / "out.txt")
     assert (tmp_path / "out.txt").read_text() == "EINS\nZWEI Ü\nDREI\n"
     assert (done.records, done.read) == (3, (tmp_path / "in.log").stat().st_size)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8-sig", "utf-16"])
+async def test_a_file_has_the_mark_of_its_encoding_once(tmp_path: Path, encoding: str, suffix: str) -> None:
+    rows, texts = tmp_path / f"out.csv{suffix}", tmp_path / f"out.txt{suffix}"
+    given = [{"n": n, "line": f"{n} ü"} for n in range(9)]
+    for sink in (sinks.Csv(rows, encoding=encoding), sinks.Text(texts, encoding=encoding)):
+        await stream(None, kept(), given, sink, chunk=2)
+    text = "".join(f"{n} ü\n" for n in range(9))
+    assert unpacked(texts).decode(encoding) == text
+    assert unpacked(rows).decode(encoding) == "n,line\r\n" + "".join(f"{n},{n} ü\r\n" for n in range(9))
+
+
+async def test_a_text_of_several_lines_is_no_line(tmp_path: Path) -> None:
+    with pytest.raises(StreamError, match=r"record 2 of .* cannot be written to .*: its line has several lines"):
+        await stream(None, kept(), [{"line": "one"}, {"line": "two\nthree"}], tmp_path / "out.txt")
+
+
+def test_an_encoding_whose_lines_end_otherwise_is_refused(tmp_path: Path) -> None:
+    for kind in (sources.Text, sources.Csv):
+        with pytest.raises(ValueError, match="utf-16 do not end with the byte 10"):
+            kind(tmp_path / "in.txt", encoding="utf-16")
 
 
 async def test_one_path_for_several_states_is_one_sink_in_the_order_of_the_source(tmp_path: Path) -> None:

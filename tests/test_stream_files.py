@@ -16,7 +16,7 @@ from fsmworkflow import Engine, Workflow
 from fsmworkflow.stream import StreamError, files, sources, stream
 from fsmworkflow.stream.packing import packed
 from fsmworkflow.stream.words import Malformed
-from tests.test_stream import lines, ns, numbered, read
+from tests.test_stream import kept, lines, ns, numbered, read
 
 LIMIT = 40
 QUOTES = '""'
@@ -215,13 +215,6 @@ async def test_elements_of_a_name_are_records(tmp_path: Path, monkeypatch: Any, 
         {"id": "3", "order": {"id": "inner"}},
     ]
     assert done.read == len(data)
-
-
-def kept() -> Workflow:
-    flow = Workflow("kept")
-    flow.step("look", initial=True, then="over")(lambda ctx: None)
-    flow.final("over")
-    return flow
 
 
 BOMB = "<!DOCTYPE x [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;'>]><x><order>&b;</order></x>"

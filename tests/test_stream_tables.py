@@ -44,7 +44,7 @@ async def test_a_table_and_a_query_are_read_in_pages_by_their_key(
     done(durable_url, "CREATE TABLE given (n BIGINT, text TEXT)")
     if many:
         done(durable_url, "INSERT INTO given VALUES " + ", ".join(f"({n}, 'row {n}')" for n in reversed(range(many))))
-    for what in ("given", "SELECT n, text FROM given WHERE n >= 0;"):
+    for what in ("given", "SELECT n, text FROM given WHERE n >= 0;", "SELECT n, text FROM given -- all of them"):
         out: list[Any] = []
         await stream(None, plain(), sources.Rows(durable_url, what, order_by="n"), out, chunk=7)
         assert out == [{"n": n, "text": f"row {n}"} for n in range(many)]

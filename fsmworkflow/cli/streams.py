@@ -10,12 +10,21 @@ from typing import Any, get_args
 import click
 
 from fsmworkflow.cli.answers import answer, share
-from fsmworkflow.cli.targets import Target, engine_of, workflow_in, workflows_of
+from fsmworkflow.cli.targets import Target, engine_of, named, workflow_in, workflows_of
 from fsmworkflow.cli.verbs import target_given, verb
+from fsmworkflow.engine import Engine
+from fsmworkflow.retry import seconds
 from fsmworkflow.stream import Progress, StreamError, sources, stream
 from fsmworkflow.stream.passage import Mode
 
 __all__ = ["COMMANDS"]
+
+
+def _duration(context: click.Context, option: click.Parameter, text: str) -> float:
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @verb("stream")
@@ -37,7 +46,7 @@ __all__ = ["COMMANDS"]
 @click.option("--key", help="Keep where it is under this key, to go on there when it is started again.")
 @click.option("--workflow", metavar="NAME", help="Which workflow, where the engine knows several.")
 @click.option("--chunk", default=10_000, show_default=True, type=click.IntRange(1), help="So many records a commit.")
-@click.option("--every", default="1s", show_default=True, help="Or what came within this time.")
+@click.option("--every", default="1s", show_default=True, callback=_duration, help="Or what came within this time.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="So many records at once.")
 @click.option("--ordered/--unordered", default=True, show_default=True, help="Whether their order is that of SOURCE.")
 @click.option(
@@ -52,11 +61,15 @@ async def run(
     TARGET is a file in YAML or JSON, or MODULE:NAME of a Workflow or an Engine. SOURCE and FILE say by their names what
     is in them: .jsonl, .csv, .txt, .log, each also .gz or .zst, and .parquet; - is standard input.
     """
-    engine = None if key is None else engine_of(target)
-    found = workflow_in(workflows_of(engine or target), workflow)
+    made = named(target) if key is None else engine_of(target)
+    engine = made if isinstance(made, Engine) else None
+    found = workflow_in(workflows_of(made), workflow)
     async with AsyncExitStack() as stack:
-        if engine is not None:
+        if engine is not None and key is not None:
             await stack.enter_async_context(engine)
+        elif engine is not None:  # nothing is kept: what its steps share is all that is needed of it
+            stack.push_async_callback(engine.resources.close)
+            await engine.resources.open()
         with share(found.name) as more, _quiet_pipes():
             done = await stream(
                 engine,

@@ -25,7 +25,7 @@ THEIRS: dict[str, Reader] = {"meta": "pystator", "arcs": "dataknobs", "networks"
 HERE = re.compile(r"(give it in functions|name it in modules)=|@machine\.(guard|action)\('[^']*'\)")
 """What is told to a program, where the command line has --code."""
 
-__all__ = ["Reader", "Target", "engine_of", "knowing", "line", "there", "workflow_in", "workflows_of"]
+__all__ = ["Reader", "Target", "engine_of", "knowing", "line", "named", "there", "workflow_in", "workflows_of"]
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -53,7 +53,7 @@ def line(error: BaseException) -> str:
 
 def engine_of(target: Target) -> Engine:
     """The engine that MODULE:NAME or a URL names; that of a file, or of a Workflow, is made on its --store."""
-    made = Engine(target.name) if target.is_url else _named(target)
+    made = Engine(target.name) if target.is_url else named(target)
     if isinstance(made, Workflow):
         if not (store := target.store or os.environ.get(URL)):
             where = f"say where its runs are kept: --store URL, as sqlite:///runs.db, or {URL} in the environment"
@@ -81,18 +81,18 @@ def knowing(target: Target) -> Engine:
     return engine
 
 
-def workflows_of(target: Target | Engine) -> dict[str, Workflow]:
+def workflows_of(target: Target | Engine | Workflow) -> dict[str, Workflow]:
     """The workflows of a target: one of a file or of MODULE:NAME, or those of an engine, without its schedules.
 
     What a file names is looked up in the modules of `code`. Raises DefinitionError for a file that describes none.
     """
-    made = target if isinstance(target, Engine) else _named(target)
+    made = named(target) if isinstance(target, Target) else target
     if isinstance(made, Workflow):
         return {made.name: made}
     return {name: one for name, one in made.workflows.items() if not name.startswith(PREFIX)}
 
 
-def _named(target: Target) -> Engine | Workflow:
+def named(target: Target) -> Engine | Workflow:
     """What a file describes, or MODULE:NAME is, or makes where it is a function."""
     if target.is_file:
         return _read(target)

@@ -6,8 +6,8 @@
     order.step("clean", initial=True, then=[(known, "sold"), "refused"])(clean)
 
 A check is a condition as it stands, a change is a step, or the `update=` of a transition; either is also called with a
-dict. A field is named as by `field()`: "customer.email" looks inside. One that is missing or None is passed over, save
-by `required`.
+dict. What is checked, converted, normalised, replaced or given another name is named as by `field()`: "customer.email"
+looks inside; other changes are of the fields at the top. What is missing or None is passed over, save by `required`.
 """
 
 from __future__ import annotations

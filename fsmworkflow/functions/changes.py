@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any
 
 from fsmworkflow.conditions import cut
 from fsmworkflow.functions.checks import Check
-from fsmworkflow.functions.words import CONVERSIONS, NORMAL, Invalid, Way, at, data_of, named, there
+from fsmworkflow.functions.words import CONVERSIONS, NORMAL, Invalid, Way, at, data_of, named, put, there
 
 __all__ = [
     "Change", "add_metadata", "chain", "convert", "enrich", "filter_fields", "flatten", "map_fields", "normalise",
@@ -76,11 +77,11 @@ def _changed(text: str, ways: Mapping[str, Way], default: Way | None = None) -> 
     """A change of the values of fields; `default` is for the texts of all others."""
 
     def make(data: dict[str, Any]) -> dict[str, Any]:
-        for name, value in data.items():
-            way = ways.get(name, default)
+        for name in ways if default is None else {**ways, **data}:
+            way, value = ways.get(name, default), at(data, name)
             if way is not None and value is not None:
                 try:
-                    data[name] = way(value)
+                    put(data, name, way(value))
                 except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
                     raise Invalid(f"{text} of {name} = {cut(value)}: {type(error).__name__}: {error}"[:300]) from error
         return data
@@ -181,13 +182,13 @@ def split(field: str, *, at: str | None = None, into: str = "records") -> Change
 
 
 def enrich(fields: Mapping[str, Any] | None = None, *, overwrite: bool = False, **more: Any) -> Change:
-    """Add fields: values, or functions of the data. Those that are there stay, unless `overwrite`."""
+    """Add fields: values, each a copy, or functions of the data. Those that are there stay, unless `overwrite`."""
     added = {**(fields or {}), **more}
 
     def make(data: dict[str, Any]) -> dict[str, Any]:
         for name, value in added.items():
             if overwrite or name not in data:
-                data[name] = value(data) if callable(value) else value
+                data[name] = value(data) if callable(value) else deepcopy(value)
         return data
 
     return Change("enrich", make)
@@ -199,6 +200,7 @@ def add_metadata(**fields: Any) -> Change:
     def make(data: dict[str, Any]) -> dict[str, Any]:
         found = data.get("metadata")
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return {**data, "metadata": {**(found if isinstance(found, Mapping) else {}), "processed_at": now, **fields}}
+        known = found if isinstance(found, Mapping) else {}
+        return {**data, "metadata": {**known, "processed_at": now, **deepcopy(fields)}}
 
     return Change("add_metadata", make)

@@ -13,14 +13,14 @@ from uuid import UUID
 from fsmworkflow.conditions import Operand, View
 from fsmworkflow.errors import FSMWorkflowError, nearest
 
-__all__ = ["CONVERSIONS", "NORMAL", "TYPES", "Data", "Invalid", "Way", "at", "data_of", "named", "there"]
+__all__ = ["CONVERSIONS", "NORMAL", "TYPES", "Data", "Invalid", "Way", "at", "data_of", "named", "put", "there"]
 
 Data = Mapping[str, Any]
 Way = Callable[[Any], Any]
 
 
 class Invalid(FSMWorkflowError, ValueError):
-    """A value cannot be changed as was asked, data is not as it must be, or a run has made too many transitions."""
+    """A value cannot be changed as was asked, or data is not as it must be."""
 
     code = "invalid"
 
@@ -36,6 +36,19 @@ def at(data: Any, path: str) -> Any:
     if isinstance(data, Mapping) and (path in data or "." not in path):
         return data.get(path)
     return Operand("data", path).read(View(data))
+
+
+def put(around: Any, path: str, value: Any) -> None:
+    """Put a value where `at` has found one. Dicts and lists between, which somebody else may hold, are made anew."""
+    exact = isinstance(around, dict) and path in around
+    name, _, inner = (path, "", "") if exact else path.partition(".")
+    place: Any = name if isinstance(around, dict) else int(name)
+    if inner:
+        within = around[place]
+        around[place] = dict(within) if isinstance(within, Mapping) else list(within)
+        put(around[place], inner, value)
+    else:
+        around[place] = value
 
 
 def there(data: Data, path: str) -> bool:

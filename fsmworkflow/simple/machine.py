@@ -17,6 +17,7 @@ from fsmworkflow.simple.places import Dropped, Format, sink_of, source_of
 from fsmworkflow.simple.runner import Runner, synchronous
 from fsmworkflow.simple.walk import Step, Walk
 from fsmworkflow.simple.words import BatchProgress, DataHandlingMode, ExecutionMode, Profile, Result, StreamProgress
+from fsmworkflow.stream.flow import whole_number
 from fsmworkflow.stream.pace import together
 from fsmworkflow.stream.passage import Decided, outlets
 from fsmworkflow.stream.run import checked, stream
@@ -100,8 +101,11 @@ class AsyncSimpleFSM:
     ) -> list[Result]:
         """Let records pass, `max_workers` at once, and return what became of each, in their order.
 
-        `on_progress` is called with a BatchProgress after every `batch_size` records, and at the end.
+        `on_progress` is called with a BatchProgress after every `batch_size` records, and at the end. Raises ValueError
+        for numbers below 1.
         """
+        whole_number("batch_size", batch_size)
+        whole_number("max_workers", max_workers)
         records = list(data)
         results: list[Result] = [{}] * len(records)
         done = wells = 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import msgspec
 
 from fsmworkflow.stream import sinks, sources
 from fsmworkflow.stream.files import each
-from fsmworkflow.stream.packing import bare
+from fsmworkflow.stream.packing import TORN, Unpacked, bare, is_packed
 from fsmworkflow.stream.words import Sink, StreamError
 
 __all__ = ["Calls", "Dropped", "Format", "sink_of", "source_of"]
@@ -43,7 +43,8 @@ def source_of(given: Any, how: Format) -> Any:
     if kind == "text":
         return _Lines(given, how)
     if kind == "csv":
-        return _csv(given, "\t" if bare(given).suffix == ".tsv" else how.csv_delimiter, how.csv_has_header)
+        delimiter = "\t" if bare(given).suffix.lower() == ".tsv" else how.csv_delimiter
+        return sources.Csv(given, delimiter=delimiter) if how.csv_has_header else _Columns(given, delimiter)
     if kind == "parquet":
         return sources.source_of(given)
     if kind == "json":
@@ -51,20 +52,23 @@ def source_of(given: Any, how: Format) -> Any:
     raise ValueError(f"there is no format {kind!r}: auto, jsonl, json, csv, text")
 
 
-def _csv(path: str | Path, delimiter: str, header: bool) -> sources.Csv:
-    """A file of rows; without a header the columns are called col_0, col_1 and so on, as many as the first row has."""
-    if header:
-        return sources.Csv(path, delimiter=delimiter)
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        first = next(csv.reader(file, delimiter=delimiter), [])
-    return sources.Csv(path, names=[f"col_{number}" for number, _ in enumerate(first)], delimiter=delimiter)
+class _Columns(sources.Csv):
+    """A file of rows without names: its columns are col_0, col_1 and so on, as many as the first row has."""
+
+    def __init__(self, path: str | Path, delimiter: str) -> None:
+        super().__init__(path, names=(), delimiter=delimiter)
+
+    def _named(self, row: list[str]) -> dict[str, str]:
+        self.names = self.names or [f"col_{number}" for number, _ in enumerate(row)]
+        return super()._named(row)
 
 
 def _whole(path: str | Path) -> list[Any]:
     """A file that is one JSON value: the records of a list, or one record."""
     try:
-        found = msgspec.json.decode(Path(path).read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
+        with closing(Unpacked(str(path)) if is_packed(path) else Path(path).open("rb")) as file:
+            found = msgspec.json.decode(file.read(-1))
+    except (*TORN, msgspec.DecodeError) as error:
         raise StreamError(f"{path} cannot be read: {error}") from error
     return found if isinstance(found, list) else [found]
 

@@ -41,10 +41,13 @@ Line = bytes | Long
 class File(Source):
     """A file of lines. `path` "-" is standard input; a name that ends with ".gz" or ".zst" is unpacked.
 
-    A line over `limit` bytes is malformed, and is not held in memory.
+    A line over `limit` bytes is malformed, and is not held in memory. Raises ValueError for an encoding such as UTF-16,
+    in which the byte 10 does not end a line.
     """
 
     def __init__(self, path: str | Path, *, encoding: str = "utf-8", limit: int = LINE) -> None:
+        if not "a\n".encode(encoding).endswith(b"a\n"):
+            raise ValueError(f"the lines of a file that is {encoding} do not end with the byte 10: make it UTF-8 first")
         self.path, self.encoding, self.limit = str(path), encoding, limit
         self.name = "standard input" if self.path == "-" else self.path
         self.packed = is_packed(self.path)

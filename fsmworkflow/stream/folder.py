@@ -18,7 +18,8 @@ class Folder(Source):
     """The files that a pattern names, such as "logs/*.log.gz" or "in/**/*.csv", one after the other by their paths.
 
     `kind` makes the source of each, where its name does not say what is in it. A stream goes on by key within the file
-    that it was at. A file that comes meanwhile is read where its path is behind that one, and is else not seen.
+    that it was at. A file that comes meanwhile is read where its path is behind all others; one between them only by a
+    stream that goes on later, and one before them not at all.
     """
 
     def __init__(self, pattern: str | Path, kind: Callable[[str], Source]) -> None:

@@ -37,8 +37,8 @@ UNFIT = (ValueError, TypeError, KeyError, RecursionError, csv.Error)
 class _File(Sink):
     """A file that grows. `path` "-" is standard output; ".gz" or ".zst" at its end: a member or frame a checkpoint."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
+    def __init__(self, path: str | Path, encoding: str = "utf-8") -> None:
+        self.path, self.encoding = str(path), encoding
         self.name = "standard output" if self.path == "-" else self.path
         self.packed = is_packed(self.path)
         self.keeps = self.path != "-" and (not os.path.exists(self.path) or os.path.isfile(self.path))
@@ -133,6 +133,11 @@ class _File(Sink):
     def _text(self, records: list[Any]) -> bytes:
         raise NotImplementedError
 
+    def _encoded(self, text: str) -> bytes:
+        """Text as bytes; the mark with which some encodings begin stands where the file does, and there alone."""
+        begun = self._length or self._written
+        return text.encode(self.encoding)[len("".encode(self.encoding)) if begun else 0 :]
+
     def checkpoint(self, *, sync: bool) -> Any:
         data = b"".join(self._written)
         self._written.clear()
@@ -208,14 +213,17 @@ _lines = msgspec.json.Encoder().encode_lines
 
 
 class Text(_File):
-    """A file of lines: what each record has in `field`."""
+    """A file of lines: what each record has in `field`, which is one line."""
 
     def __init__(self, path: str | Path, *, field: str = "line", encoding: str = "utf-8") -> None:
-        super().__init__(path)
-        self.field, self.encoding = field, encoding
+        super().__init__(path, encoding)
+        self.field = field
 
     def _text(self, records: list[Any]) -> bytes:
-        return "".join([f"{record[self.field]}\n" for record in records]).encode(self.encoding)
+        text = "".join([f"{record[self.field]}\n" for record in records])
+        if text.count("\n") > len(records):
+            raise ValueError(f"its {self.field} has several lines")
+        return self._encoded(text)
 
 
 class Csv(_File):
@@ -229,8 +237,8 @@ class Csv(_File):
         self, path: str | Path, *, names: Sequence[str] | None = None, encoding: str = "utf-8",
         dialect: str = "excel", **how: Any,
     ) -> None:  # fmt: skip
-        super().__init__(path)
-        self.names, self.encoding, self._dialect, self._how = list(names or ()), encoding, dialect, how
+        super().__init__(path, encoding)
+        self.names, self._dialect, self._how = list(names or ()), dialect, how
 
     def open(self, mark: Any) -> None:
         super().open(mark)
@@ -249,7 +257,7 @@ class Csv(_File):
                 other = ", ".join(sorted(record.keys() - known))
                 raise ValueError(f"there is no column for {other}: give sinks.Csv(path, names=[...])")
             writer.writerow([record.get(name) for name in self.names])
-        return text.getvalue().encode(self.encoding)
+        return self._encoded(text.getvalue())
 
     def _mark(self) -> dict[str, Any]:
         return {**super()._mark(), "names": self.names}

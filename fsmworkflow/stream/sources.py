@@ -27,7 +27,10 @@ __all__ = ["Csv", "Errors", "JsonLines", "Parquet", "Records", "Rows", "Source",
 
 
 class JsonLines(File):
-    """A file with a JSON object in each line: https://jsonlines.org. Empty lines are passed over."""
+    """A file with a JSON object in each line, in UTF-8: https://jsonlines.org. Empty lines are passed over."""
+
+    def __init__(self, path: str | Path, *, limit: int = LINE) -> None:
+        super().__init__(path, limit=limit)
 
     def begin(self) -> None:
         self._one = msgspec.json.Decoder(dict[str, Any])

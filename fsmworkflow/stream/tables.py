@@ -42,7 +42,7 @@ class Rows(Source):
         self._database = _database(url)
         self.name = f"{rows!r} in {self._database.shown}"
         self._order_by, self._rows = order_by, rows
-        self._from = f"({rows.rstrip().rstrip(';')}) AS records" if re.search(r"\s", rows.strip()) else _quoted(rows)
+        self._from = f"({rows.rstrip().rstrip(';')}\n) AS records" if re.search(r"\s", rows.strip()) else _quoted(rows)
         self._page: list[Row] = []
         self._at = 0
         self._last: Any = None
@@ -102,6 +102,8 @@ class Rows(Source):
 class Table(Sink):
     """A table, each record a row of it, by the names of its columns; what a record lacks is null.
 
+    `columns` are those that are written, else all: leave out what the database fills in, such as a `serial` one.
+
     Without a `url` it is one of the run's own database, and its rows are committed with the stream's move: once. With
     one the rows are written first, and so perhaps twice: one of the same `key`, a unique column, is replaced.
     Lists and dicts are written as JSON text.
@@ -115,9 +117,9 @@ class Table(Sink):
         if (url is None) != (key is None):
             raise StreamError(f"table {name!r} needs url= and key= where it is of another database, else neither")
         self.table, self.key = name, key
-        self.name = f"the table {name!r}"
         self.within = url is None
         self._database = None if url is None else _database(url)
+        self.name = f"the table {name!r}" + ("" if self._database is None else f" in {self._database.shown}")
         self._columns = None if columns is None else tuple(columns)
 
     async def put(self, connection: Any, records: list[Any]) -> None:
@@ -268,7 +270,7 @@ class _SQLite:
         try:
             return await self._threads.call(work)
         except sqlite3.Error as error:
-            raise StreamError(f"{what} in {self.shown}: {error}") from error
+            raise StreamError(f"{what}: {error}") from error
 
     def close(self) -> None:
         if self._db is not None:
@@ -315,7 +317,7 @@ class _Postgres:
         try:
             return await work
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise StreamError(f"{what} in {self.shown}: {error}") from error
+            raise StreamError(f"{what}: {error}") from error
 
     def close(self) -> None:
         if self._db is not None:
