@@ -165,10 +165,36 @@ async def test_a_folder_that_grows_while_it_is_read_is_read_to_its_end(tmp_path:
 async def test_the_share_that_is_done_grows_to_the_whole_and_says_what_time_is_left(
     tmp_path: Path, suffix: str
 ) -> None:
-    text = "".join(f'{{"n": {n}, "pad": "{hash(str(n))}"}}\n' for n in range(100_000)).encode()
     path, told = tmp_path / f"in.{suffix}", []
-    path.write_bytes(packed(str(path), text) if suffix != "jsonl" else text)
+    _padded(path, range(100_000))
     await stream(None, numbered(), path, [], chunk=20_000, on_progress=told.append)
+    _grows(told)
+
+
+@pytest.mark.parametrize("suffixes", [["jsonl"], ["jsonl.gz"], ["jsonl.zst", "jsonl.gz", "jsonl"]])
+async def test_the_share_of_files_is_that_of_all_of_them(tmp_path: Path, suffixes: list[str]) -> None:
+    for number, suffix in enumerate(suffixes * 6):
+        _padded(tmp_path / f"in-{number:02}.{suffix}", range(10_000 * number, 10_000 * (number + 1)))
+    told: list[Any] = []
+    await stream(None, numbered(), sources.files(tmp_path / "*"), [], chunk=5_000, on_progress=told.append)
+    _grows(told)
+
+
+@pytest.mark.parametrize("name", ["in.xml", "in.xml.gz"])
+async def test_the_share_of_xml_is_that_of_its_bytes(tmp_path: Path, name: str) -> None:
+    text = "<all>" + "".join(f'<one n="{n}" pad="{hash(str(n))}"/>' for n in range(20_000)) + "</all>"
+    (tmp_path / name).write_bytes(packed(name, text.encode()) if name.endswith(".gz") else text.encode())
+    told: list[Any] = []
+    await stream(None, numbered(), sources.Xml(tmp_path / name, "one"), [], chunk=4_000, on_progress=told.append)
+    _grows(told)
+
+
+def _padded(path: Path, numbers: range) -> None:
+    text = "".join(f'{{"n": {n}, "pad": "{hash(str(n))}"}}\n' for n in numbers).encode()
+    path.write_bytes(packed(str(path), text) if path.suffix != ".jsonl" else text)
+
+
+def _grows(told: list[Any]) -> None:
     shares = [one.share for one in told]
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[2] < shares[-1] == 1.0

@@ -26,6 +26,8 @@ class Folder(Source):
         self.name = self._pattern = str(pattern)
         self._kind = kind
         self._left: list[str] = []
+        self._sizes: dict[str, int] = {}
+        self._packed = False
         self._path = ""
         self._known: dict[str, Any] | None = None
         self._source: Source | None = None
@@ -42,7 +44,8 @@ class Folder(Source):
 
     def open(self, known: dict[str, Any] | None, position: Any) -> None:
         paths = self._paths()
-        self.size = sum(map(os.path.getsize, paths)) if not any(map(is_packed, paths)) else None
+        self._sizes = {path: os.path.getsize(path) for path in paths}
+        self.size, self._packed = sum(self._sizes.values()), any(map(is_packed, paths))
         if position is None:
             self._left = paths
             self._next(None, None)
@@ -72,6 +75,14 @@ class Folder(Source):
             batch.ended = False
             self._next(None, None)
         return batch
+
+    def share(self, read: int, records: int) -> float | None:
+        """Where some are packed, by their sizes as they stand there: how long they are unpacked nobody knows."""
+        if self._source is None or not self.size or not self._packed:
+            return super().share(read, records)
+        within = self._source.share(read, records) if is_packed(self._path) else None
+        done = sum(size for path, size in self._sizes.items() if path < self._path)
+        return min(1.0, (done + (within or 0.0) * self._sizes.get(self._path, 0)) / self.size)
 
     def stop(self) -> None:
         if self._source is not None:

@@ -126,7 +126,8 @@ class Source:
 
 
 class Sink:
-    """Where records go. It is called in a thread, one call at a time.
+    """Where records go, one call at a time. `write`, which may be called in the event loop, only takes records up; in
+    `checkpoint`, which is called in a thread, they reach their place.
 
     `keeps` says that it can be cut back to a mark, as a key asks for, or takes what is written twice as once. `awaited`
     says that its records are written by `put` in the event loop, `within` that this is in the stream's own move. `late`

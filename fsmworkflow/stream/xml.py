@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +40,7 @@ class Xml(Source):
         try:
             # Open until `close`.
             self._file = Unpacked(self._path) if is_packed(self._path) else open(self._path, "rb")  # noqa: SIM115
+            self.size = None if is_packed(self._path) else os.fstat(self._file.fileno()).st_size
         except OSError as error:
             raise StreamError(f"the source {self.name} cannot be read: {error}") from error
         self._parser = expat.ParserCreate()
@@ -47,6 +49,9 @@ class Xml(Source):
         self._parser.EndElementHandler = self._ends
         self._parser.CharacterDataHandler = self._says
         self._parser.StartDoctypeDeclHandler = self._doctype
+
+    def share(self, read: int, records: int) -> float | None:
+        return float(self._file.share) if isinstance(self._file, Unpacked) else super().share(read, records)
 
     def close(self) -> None:
         if self._file is not None:
