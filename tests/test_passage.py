@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -82,7 +84,17 @@ def _wrong(ctx: Any, name: str, value: Any) -> Any:
     return 7
 
 
-ACTS = [_set, _remove, _deep, _around, _fail, _strict, _trigger, _unknown, _both, _other, _wrong]
+def _spoil(ctx: Any, name: str, value: Any) -> Any:
+    ctx.data = value
+
+
+def _nested(ctx: Any, name: str, value: Any) -> Any:
+    return ctx, None
+
+
+ACTS = [
+    _set, _remove, _deep, _around, _fail, _strict, _trigger, _unknown, _both, _other, _wrong, _spoil, _nested,
+]  # fmt: skip
 acts = st.tuples(st.sampled_from(ACTS), st.sampled_from(NAMES), plain)
 
 
@@ -122,7 +134,15 @@ guards = st.recursive(
 
 
 def _updated(data: Any, event: Any) -> Any:
-    data["by"] = event.name
+    data["by"] = [event.name, event.state, event.trigger]
+
+
+def _instead(data: Any, event: Any) -> Any:
+    return {"instead": data.get("a")}
+
+
+def _nothing(data: Any, event: Any) -> Any:
+    return [data]
 
 
 @st.composite
@@ -133,7 +153,8 @@ def workflows(draw: Any) -> Workflow:
     names = [f"s{n}" for n in range(many)]
     for number, name in enumerate(names):
         onward = st.sampled_from([*names[number + 1 :], "good", "bad"])
-        way = onward | st.builds(lambda to: To(to, update=_updated), onward)
+        updates = st.sampled_from([_updated, _instead, _nothing])
+        way = onward | st.builds(lambda to, update: To(to, update=update), onward, updates)
         ways = [(draw(guards), draw(way)) for _ in range(draw(st.integers(0, 2)))]
         then: Any = [*ways, draw(way)] if draw(st.booleans()) or not ways else ways
         if number < many - 1 and draw(st.integers(0, 3)) == 0:
@@ -216,6 +237,68 @@ def test_a_step_that_fails_after_a_choice_has_changed_nothing() -> None:
     flow.final("good", "bad")
     state, data = passage(flow.check(), "copy").straight({"a": 1}, True)
     assert (state, data["a"]) == ("bad", 1)
+
+
+ASKED: list[Any] = [
+    dict, dict.copy, copy.copy, copy.deepcopy, lambda data: {**data}, lambda data: data | {}, lambda data: {} | data,
+    lambda data: {name: data[name] for name in data}, lambda data: dict(data.items()),
+    lambda data: dict(zip(data.keys(), data.values(), strict=True)), lambda data: pickle.loads(pickle.dumps(data)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", range(len(ASKED)))
+async def test_a_reference_is_the_records_own_in_whatever_way_it_is_asked(asked: int) -> None:
+    flow = Workflow("flow")
+
+    @flow.step(initial=True, then="over")
+    def look(ctx: Any) -> None:
+        mine = ASKED[asked](ctx.data) if asked != 1 else ctx.data.copy()
+        mine["tags"].append("new")
+        mine["deep"]["tags"].append("new")
+        ctx.data = mine
+
+    flow.final("over")
+    record, out = {"tags": [], "deep": {"tags": []}}, []
+    await stream(None, flow, [record], out, mode="reference")
+    assert record == {"tags": [], "deep": {"tags": []}}
+    assert out == [{"tags": ["new"], "deep": {"tags": ["new"]}}]
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_what_a_step_keeps_and_gives_again_is_not_that_of_another_record(awaited: bool) -> None:
+    flow, kept = Workflow("flow"), {"tags": []}
+
+    def keep(ctx: Any) -> Any:
+        kept["n"] = ctx.data["n"]
+        kept["tags"].append(ctx.data["n"])
+        return WorkflowContext(data=kept)
+
+    async def awaits(ctx: Any) -> Any:
+        return keep(ctx)
+
+    flow.step("keep", initial=True, then="over")(awaits if awaited else keep)
+    flow.final("over")
+    out: list[Any] = []
+    await stream(None, flow, [{"n": n} for n in range(3)], out)
+    assert out == [{"n": n, "tags": list(range(n + 1))} for n in range(3)]
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("value", [[1, 2], None, "text", 5])
+def test_a_step_whose_data_is_no_dict_fails_as_by_decide(value: Any, awaited: bool) -> None:
+    flow = Workflow("flow")
+
+    def spoil(ctx: Any) -> None:
+        ctx.data = value
+
+    async def awaits(ctx: Any) -> None:
+        spoil(ctx)
+
+    flow.step("spoil", initial=True, then="good", on_error={TypeError: "good"})(awaits if awaited else spoil)
+    flow.final("good")
+    for mode in MODES:
+        short = passage(flow, mode)  # type: ignore[arg-type]
+        assert told(asyncio.run(short.go({"a": 1}))) == told(asyncio.run(Decided(flow).go({"a": 1})))
 
 
 @given(plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import gc
 import gzip
@@ -25,6 +26,7 @@ import pytest
 from fsmworkflow import Engine, Workflow, field
 from fsmworkflow.stream import Progress, StreamError, sinks, sources, stream
 from fsmworkflow.stream.packing import packed
+from tests.waiting import PATIENCE
 
 
 def numbered() -> Workflow:
@@ -179,6 +181,50 @@ async def test_what_a_slow_source_gives_is_passed_on_after_every_so_long(tmp_pat
     await stream(None, numbered(), slow(), [], every="20ms", on_progress=told)
     assert seen[0] == 1
     assert seen[-1] == 2
+
+
+async def test_what_comes_through_a_pipe_is_read_also_where_the_program_has_many_files(tmp_path: Path) -> None:
+    path, out = tmp_path / "in.jsonl", []
+    os.mkfifo(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2000)), hard))
+    many = [os.dup(0) for _ in range(1100)]
+    try:
+        writing = asyncio.create_task(asyncio.to_thread(path.write_text, '{"n": 1}\n'))
+        await stream(None, numbered(), path, out)
+        await writing
+    finally:
+        for one in many:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert ns(out) == [1]
+
+
+@pytest.mark.parametrize("stopped", ["failed", "cancelled"])
+async def test_an_async_generator_of_a_stream_that_stops_may_be_closed_by_whoever_made_it(stopped: str) -> None:
+    ended: list[str] = []
+    waits = asyncio.Event()
+
+    async def slow() -> AsyncIterator[dict[str, Any]]:
+        try:
+            yield {"n": "no number" if stopped == "failed" else 1}
+            waits.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append("ended")
+
+    async def use() -> None:
+        async with contextlib.aclosing(slow()) as records:
+            await stream(None, numbered(), records, [], every="20ms")
+
+    task = asyncio.create_task(use())
+    if stopped == "cancelled":
+        await asyncio.wait_for(waits.wait(), PATIENCE)
+        task.cancel()
+    with pytest.raises(StreamError if stopped == "failed" else asyncio.CancelledError):
+        await asyncio.wait_for(task, PATIENCE)
+    assert ended == ["ended"]
 
 
 @pytest.mark.parametrize(

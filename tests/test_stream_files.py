@@ -27,7 +27,20 @@ content = st.lists(
             lambda record: json.dumps(record, ensure_ascii=False).encode()
         ),
         st.sampled_from(
-            [b"", b" ", b"\r", b"[]", b"nothing", b"\xff\xfe", b"x" * LIMIT, b"y" * (LIMIT + 1), b"z" * 300]
+            [
+                b"",
+                b" ",
+                b"\r",
+                b"[]",
+                b"nothing",
+                b"{} {}",
+                b'{"a":',
+                b"1}",
+                b"\xff\xfe",
+                b"x" * LIMIT,
+                b"y" * (LIMIT + 1),
+                b"z" * 300,
+            ]
         ),
     ),
     max_size=12,
@@ -217,6 +230,32 @@ async def test_a_mark_of_byte_order_at_the_beginning_is_no_part_of_the_first_rec
         done = await stream(engine, numbered(), tmp_path / name, tmp_path / "out.jsonl", key="k", chunk=1)
     assert ns(read(tmp_path / "out.jsonl")) == [1, 2]
     assert name == "in.csv" or done.read == (tmp_path / name).stat().st_size
+
+
+async def test_two_records_on_a_line_are_malformed_whatever_lines_are_empty_or_half(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('\n{"n": 1} {"n": 2}\n{"n": 3}{"n": 4}\n{"n":\n5}\n{"n": 6}\n')
+    out, wrong = [], []
+    done = await stream(None, numbered(), tmp_path / "in.jsonl", out, errors=wrong)
+    assert (ns(out), done.malformed) == ([6], 4)
+    assert [entry["text"] for entry in wrong] == ['{"n": 1} {"n": 2}', '{"n": 3}{"n": 4}', '{"n":', "5}"]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv.gz", "out.parquet"])
+@pytest.mark.parametrize("link", [False, True])
+async def test_a_stream_does_not_read_what_it_writes(tmp_path: Path, name: str, link: bool) -> None:
+    """It would go round for ever."""
+    place, kind = tmp_path / "all", name.partition(".")[2]
+    place.mkdir()
+    lines(place / "in.jsonl", ({"n": n, "even": n % 2 == 0} for n in range(300)))
+    if kind != "jsonl":
+        await stream(None, numbered(), place / "in.jsonl", place / f"in.{kind}")
+    out = place / name
+    if link:
+        (tmp_path / "elsewhere").symlink_to(place, target_is_directory=True)
+        out = tmp_path / "elsewhere" / name
+    pattern = place / "**" / ("*.parquet" if kind == "parquet" else f"*.{kind}")
+    with pytest.raises(StreamError, match="is written by this stream, and is among the files"):
+        await stream(None, numbered(), sources.files(pattern), out, chunk=10)
 
 
 XML = """<?xml version="1.0" encoding="latin-1"?>

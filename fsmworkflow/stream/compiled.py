@@ -16,7 +16,7 @@ from fsmworkflow.decide import by_hand
 from fsmworkflow.due import LOOP
 from fsmworkflow.errors import CodecError, EndlessLoop
 from fsmworkflow.expressions import Expression
-from fsmworkflow.records import DONE, ERROR, Event
+from fsmworkflow.records import DONE, ERROR, Event, replace
 from fsmworkflow.resources import Resources
 from fsmworkflow.statechart import AUTOMATIC, Arc
 from fsmworkflow.stream.passage import (
@@ -154,15 +154,17 @@ class Compiled(Passage):
                 ctx._state, before = node.name, data
                 try:
                     if held:
-                        ctx.data = copied(data)
+                        data = ctx.data = copied(data)
                     held = copying
                     if (result := fn(ctx)) is not None:
                         trigger = by_hand(_ended(result, ctx), StreamError, AWAITS)
+                    if (made := ctx.data) is not data:
+                        data = self._taken(made)
                 except StreamError:
                     raise
                 except Exception as error:
                     return by_hand(self._raised(node, before, error), StreamError, AWAITS)
-                data, idle = ctx.data, 0
+                idle = 0
             elif (idle := idle + 1) > LOOP:
                 return self._endless(node)
             if trigger is None and node.always is not None:
@@ -196,14 +198,16 @@ class Compiled(Passage):
                 ctx._state, before = node.name, data
                 try:
                     if self.copying:
-                        ctx.data = copied(data)
+                        data = ctx.data = copied(data)
                     if (result := await acted(node.name, node.fn, node.timeout, ctx)) is not None:
                         trigger = await _ended(result, ctx)
+                    if ctx.data is not data:
+                        data = self._taken(ctx.data)
                 except StreamError:
                     raise
                 except Exception as error:
                     return await self._raised(node, before, error)
-                data, idle = ctx.data, 0
+                idle = 0
             elif (idle := idle + 1) > LOOP:
                 return self._endless(node)
             try:
@@ -214,6 +218,12 @@ class Compiled(Passage):
                 return await self._decide(node, data, Event(name=DONE, state=node.name, trigger=trigger))
             ctx.data = data
         return node.name, data
+
+    def _taken(self, data: Any) -> Any:
+        """Other data than was given, which somebody may hold. Raises CodecError, as `decide`, for what is no dict."""
+        if not isinstance(data, dict):
+            self.workflow.codec.encode(data)
+        return copied(data) if self.copying else data
 
     def _no_dict(self, record: Any) -> End:
         return "", Failed(self.first.name, TypeError(f"a record is a dict, not a {type(record).__name__}"))
@@ -227,8 +237,8 @@ class Compiled(Passage):
                 if update is None:
                     return target, data
                 data = copied(data) if self.copying else data
-                new = update(data, node.done)
-                return target, data if new is None else new
+                new = update(data, node.done if trigger is None else replace(node.done, trigger=trigger))
+                return target, data if new is None or new is data else self._taken(new)
         raise LookupError(node.name)
 
     async def _raised(self, node: Node, data: Any, error: Exception) -> End:

@@ -162,9 +162,11 @@ class File(Source):
 
     def _waited(self, until: float) -> bool:
         """Wait until something has come through a pipe."""
+        come = select.poll()
+        come.register(self._file, select.POLLIN)
         while not self._halted:
             left = until - time.monotonic()
-            if select.select([self._file], [], [], max(0.0, min(left, GLANCE)))[0]:
+            if come.poll(1000 * max(0.0, min(left, GLANCE))):
                 return True
             if left <= GLANCE:
                 break

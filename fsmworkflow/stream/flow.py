@@ -138,6 +138,7 @@ class Flow:
         position, known = cursor["position"], cursor["source"] if marks else None
         for name, sink in self._named():
             await self._in_thread(sink.open, marks.get(name))
+        self.source.spare([sink.path for sink in self.sinks if sink.path not in ("", "-")])
         await self._in_thread(self.source.open, known, position)
         self.opened = True
 
@@ -153,6 +154,7 @@ class Flow:
         """Close what is open."""
         for sink in self.sinks:
             sink.close()
+        await self.source.leave()
         self.source.close()
 
     async def _in_thread(self, fn: Callable[..., T], *args: Any) -> T:

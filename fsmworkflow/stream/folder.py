@@ -31,12 +31,22 @@ class Folder(Source):
         self._path = ""
         self._known: dict[str, Any] | None = None
         self._source: Source | None = None
+        self._spared: list[str] = []
 
     def _paths(self) -> list[str]:
         found = sorted(path for path in glob.glob(self._pattern, recursive=True) if os.path.isfile(path))
         if not found:
             raise StreamError(f"there is no file {self._pattern}")
         return found
+
+    def _to_read(self, paths: list[str]) -> list[str]:
+        """These paths. Raises StreamError for one that is a sink, whose records would come round for ever."""
+        if ours := [path for path in paths if any(_within(path, sink) for sink in self._spared)]:
+            raise StreamError(
+                f"{ours[0]} is written by this stream, and is among the files {self._pattern} that it reads: give a "
+                "sink elsewhere"
+            )
+        return paths
 
     def identity(self) -> dict[str, Any] | None:
         self._paths()
@@ -47,7 +57,7 @@ class Folder(Source):
         self._sizes = {path: os.path.getsize(path) for path in paths}
         self.size, self._packed = sum(self._sizes.values()), any(map(is_packed, paths))
         if position is None:
-            self._left = paths
+            self._left = self._to_read(paths)
             self._next(None, None)
             return
         if position["path"] not in paths or (known or {}).get("pattern") != self._pattern:
@@ -55,7 +65,7 @@ class Folder(Source):
                 f"this stream was at {position['path']}, which is not among the files {self._pattern}: put it back, or "
                 "begin another stream under another key"
             )
-        self._left = paths[paths.index(position["path"]) :]
+        self._left = self._to_read(paths[paths.index(position["path"]) :])
         self._next(position["known"], position["at"])
 
     def _next(self, known: dict[str, Any] | None, at: Any) -> None:
@@ -70,7 +80,8 @@ class Folder(Source):
         assert self._source is not None
         batch = self._source.read(many, seconds)
         if batch.ended:
-            self._left = self._left or [path for path in self._paths() if path > self._path]  # what has come meanwhile
+            come = [] if self._left else [path for path in self._paths() if path > self._path]  # meanwhile
+            self._left += self._to_read(come)
         if batch.ended and self._left:
             batch.ended = False
             self._next(None, None)
@@ -84,6 +95,9 @@ class Folder(Source):
         done = sum(size for path, size in self._sizes.items() if path < self._path)
         return min(1.0, (done + (within or 0.0) * self._sizes.get(self._path, 0)) / self.size)
 
+    def spare(self, paths: list[str]) -> None:
+        self._spared = paths
+
     def stop(self) -> None:
         if self._source is not None:
             self._source.stop()
@@ -96,3 +110,9 @@ class Folder(Source):
         if self._source is not None:
             self._source.close()
         self._source = None
+
+
+def _within(path: str, sink: str) -> bool:
+    """Whether a file is this sink, by whatever name, or in that folder."""
+    same = os.path.exists(sink) and os.path.samefile(path, sink)
+    return same or os.path.realpath(path).startswith(os.path.realpath(sink) + os.sep)

@@ -161,7 +161,10 @@ class Borrowed(dict[str, Any]):
         return self._owned().values()
 
     def copy(self) -> dict[str, Any]:
-        return dict(self.items())
+        return dict(self)
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
 
     def _owned(self) -> Any:
         for key in self:

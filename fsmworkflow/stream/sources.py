@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from fsmworkflow.errors import log
 from fsmworkflow.stream.files import LINE, File, Line, Long, each, malformed
 from fsmworkflow.stream.folder import Folder
 from fsmworkflow.stream.packing import bare
@@ -24,6 +25,10 @@ from fsmworkflow.stream.words import Batch, Source, StreamError
 from fsmworkflow.stream.xml import Xml
 
 __all__ = ["Csv", "Errors", "JsonLines", "Parquet", "Records", "Rows", "Source", "Text", "Xml", "files", "source_of"]
+
+
+LEAVE = 10.0
+"""So many seconds an async generator may take to stop."""
 
 
 class JsonLines(File):
@@ -38,13 +43,21 @@ class JsonLines(File):
     def _records(self, many: int, until: float) -> tuple[list[Any], int]:
         lines = self._take(many, until)
         try:
-            records: list[Any] = self._one.decode_lines(b"\n".join(lines))  # type: ignore[arg-type]
+            whole: Any = b"\n".join(lines) if self._whole(lines) else b""  # type: ignore[arg-type]
+            records: list[Any] = self._one.decode_lines(whole)
             if len(records) == len(lines):
                 self._again = lambda place: self._record(lines[place])
                 return records, 0
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, IndexError, RecursionError):
             pass
         return each(lines, self._record)
+
+    def _whole(self, lines: list[Any]) -> bool:
+        """Whether each is from brace to brace, so that as many records as lines are one on each, none on two."""
+        ends = {line[-1] for line in lines}
+        if ends == {ord("\r")}:
+            ends = {line[-2] for line in lines}
+        return ends == {ord("}")} and {line[0] for line in lines} == {ord("{")}
 
     def _record(self, line: Line) -> Any:
         return self._one.decode(self._text(line) if isinstance(line, Long) else line)
@@ -216,9 +229,15 @@ class Records(Source):
                 return self._batch(records, True)
         return self._batch(records, False)
 
-    def close(self) -> None:
-        if self._coming is not None:
-            self._coming.cancel()
+    async def leave(self) -> None:
+        """Wait for an async generator that was asked for a record, so that whoever made it may close it."""
+        if self._coming is None:
+            return
+        self._coming.cancel()
+        await asyncio.wait([self._coming], timeout=LEAVE)
+        error = self._coming.exception() if self._coming.done() and not self._coming.cancelled() else None
+        if error is not None and not isinstance(error, StopAsyncIteration):
+            log.warning("%s, asked to stop, raised %r", self.name, error)
 
 
 FORMATS: dict[str, Callable[..., Source]] = {

@@ -58,8 +58,14 @@ class _Windows(Source):
     def mark(self) -> Any:
         return self._mark
 
+    def spare(self, paths: list[str]) -> None:
+        self._source.spare(paths)
+
     def stop(self) -> None:
         self._source.stop()
+
+    async def leave(self) -> None:
+        await self._source.leave()
 
     def close(self) -> None:
         self._source.close()

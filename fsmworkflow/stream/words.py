@@ -118,8 +118,14 @@ class Source:
         """Which part of it is done once so many bytes and records were read, None where nobody knows."""
         return min(1.0, read / self.size) if self.size else None
 
+    def spare(self, paths: list[str]) -> None:
+        """Called before `open`: these files and folders are the stream's own sinks, of which nothing is to be read."""
+
     def stop(self) -> None:
         """Called from elsewhere: who waits in a thread for what may never come is to give up. Then comes `close`."""
+
+    async def leave(self) -> None:
+        """Wait until nothing that was begun in the event loop is under way. Then comes `close`."""
 
     def close(self) -> None:
         """Let go of what is open."""
@@ -131,10 +137,11 @@ class Sink:
 
     `keeps` says that it can be cut back to a mark, as a key asks for, or takes what is written twice as once. `awaited`
     says that its records are written by `put` in the event loop, `within` that this is in the stream's own move. `late`
-    says that it may refuse a record only at the checkpoint.
+    says that it may refuse a record only at the checkpoint. `path` is its file or folder, if any.
     """
 
     name = "the sink"
+    path = ""
     keeps = True
     awaited = False
     within = False
