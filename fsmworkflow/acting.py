@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fsmworkflow.drive import Drive
     from fsmworkflow.workflow import State
 
-__all__ = ["act", "failed", "outcome", "undo"]
+__all__ = ["act", "failed", "outcome", "undo", "within"]
 
 
 def act(
@@ -72,7 +72,8 @@ async def _acted(
         data, run=run, state=name, stay=stay, calls=calls, event=event, undoing=undoing
     )
     try:
-        result = await (_called(drive, place, fn, ctx) if timeout is None else _within(drive, place, fn, ctx, timeout))
+        asked = _called(drive, place, fn, ctx)
+        result = await (asked if timeout is None else within(timeout, place, asked, workflow.asynchronous[place]))
         trigger, data = (None, ctx.data) if result is None else outcome(result, ctx)
         if trigger is not None:
             encode(trigger, "trigger")
@@ -106,17 +107,16 @@ async def _raised(error: BaseException, calls: Calls, name: str, began: float) -
     return failed(calls.broken or said, calls.run, name, began, calls.used, calls.progress)
 
 
-async def _within(drive: Drive, place: str, fn: Callable[..., Any], ctx: WorkflowContext[Any], timeout: Any) -> Any:
-    """The step's result, within its timeout."""
-    limit = seconds(timeout)
-    scope = asyncio.timeout(limit)
+async def within(timeout: Any, place: str, result: Awaitable[Any], asynchronous: bool) -> Any:
+    """The result of a step, within its timeout. Raises StepTimeout, which says what becomes of one that is late."""
+    scope = asyncio.timeout(limit := seconds(timeout))
     try:
         async with scope:
-            return await _called(drive, place, fn, ctx)
+            return await result
     except TimeoutError as error:
         if not scope.expired():
             raise
-        what = "was cancelled" if drive.workflow.asynchronous[place] else "its thread is left behind"
+        what = "was cancelled" if asynchronous else "its thread is left behind"
         raise StepTimeout(f"state {place!r} took longer than {limit:g} s: {what}") from error
 
 

@@ -15,7 +15,7 @@ from fsmworkflow.cli.verbs import target_given, verb
 from fsmworkflow.engine import Engine
 from fsmworkflow.retry import seconds
 from fsmworkflow.stream import Progress, StreamError, sources, stream
-from fsmworkflow.stream.passage import Mode
+from fsmworkflow.stream.words import Mode
 
 __all__ = ["COMMANDS"]
 

@@ -17,11 +17,10 @@ from fsmworkflow.simple.places import Dropped, Format, sink_of, source_of
 from fsmworkflow.simple.runner import Runner, synchronous
 from fsmworkflow.simple.walk import Step, Walk
 from fsmworkflow.simple.words import BatchProgress, DataHandlingMode, ExecutionMode, Profile, Result, StreamProgress
-from fsmworkflow.stream.flow import whole_number
 from fsmworkflow.stream.pace import together
 from fsmworkflow.stream.passage import Decided, outlets
 from fsmworkflow.stream.run import checked, stream
-from fsmworkflow.stream.words import Progress
+from fsmworkflow.stream.words import Progress, whole_number
 from fsmworkflow.workflow import Workflow
 
 __all__ = ["AdvancedFSM", "AsyncSimpleFSM", "SimpleFSM"]

@@ -10,12 +10,11 @@ import msgspec
 from fsmworkflow.engine import Engine
 from fsmworkflow.errors import CodecError, InputDiffers, InvalidKey, Poisoned, RunFailed
 from fsmworkflow.records import Run, Status
-from fsmworkflow.stream.flow import Flow, whole_number
+from fsmworkflow.stream.flow import Flow
 from fsmworkflow.stream.pace import together
-from fsmworkflow.stream.passage import Mode
 from fsmworkflow.stream.run import checked
 from fsmworkflow.stream.sources import source_of
-from fsmworkflow.stream.words import Failed, Malformed, Source, StreamError
+from fsmworkflow.stream.words import Failed, How, Malformed, Mode, Source, StreamError, whole_number
 from fsmworkflow.threads import Threads
 from fsmworkflow.workflow import Workflow
 
@@ -77,7 +76,7 @@ async def batch(
     source = source_of(records)
     if not durable or engine is None:
         resources = None if engine is None else engine.resources
-        flow = Flow(workflow, source, {}, None, mode, 1, 1.0, concurrency, None, resources=resources)
+        flow = Flow(workflow, source, {}, How(workers=concurrency, mode=mode), resources=resources)
         flow.check(None)
         given = await _all(source)
         ends = enumerate(zip(given, await flow.passed(given, concurrency), strict=True))

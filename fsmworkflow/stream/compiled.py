@@ -25,13 +25,12 @@ from fsmworkflow.stream.passage import (
     Decided,
     End,
     Glance,
-    Mode,
     Passage,
     Passing,
     acted,
     copied,
 )  # fmt: skip
-from fsmworkflow.stream.words import Failed, StreamError
+from fsmworkflow.stream.words import Failed, Mode, StreamError
 from fsmworkflow.threads import is_async
 from fsmworkflow.workflow import Workflow
 

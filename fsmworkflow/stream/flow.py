@@ -12,13 +12,13 @@ from fsmworkflow.context import WorkflowContext
 from fsmworkflow.resources import Resources
 from fsmworkflow.stream.compiled import passage
 from fsmworkflow.stream.pace import Pace, together
-from fsmworkflow.stream.passage import End, Mode, Passage
+from fsmworkflow.stream.passage import End, Passage
 from fsmworkflow.stream.sinks import sink_of
-from fsmworkflow.stream.words import Batch, Failed, Malformed, Sink, Source, StreamError, Unwritable
+from fsmworkflow.stream.words import Batch, Failed, How, Malformed, Sink, Source, StreamError, Unwritable
 from fsmworkflow.threads import Threads
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["Cursor", "Flow", "whole_number"]
+__all__ = ["Cursor", "Flow"]
 
 T = TypeVar("T")
 Cursor = dict[str, Any]
@@ -79,17 +79,21 @@ class Flow:
     """One life of a stream: its source and sinks, once they are open, and the way through."""
 
     def __init__(
-        self, workflow: Workflow, source: Source, sinks: dict[str, Any], errors: Any, mode: Mode,
-        many: int, every: float, workers: int, limit: float | None, ordered: bool = True,
+        self,
+        workflow: Workflow,
+        source: Source,
+        sinks: dict[str, Any],
+        how: How,
+        *,
+        errors: Any = None,
         resources: Resources | None = None,
-    ) -> None:  # fmt: skip
-        self.workflow, self.source, self.mode = workflow, source, mode
-        self.many, self.every, self.workers, self.limit = many, every, workers, limit
-        self.passage: Passage = passage(workflow, mode, resources)
-        self.ordered = ordered or workers == 1
-        alone = self.passage.sync and (workers == 1 or not self.ordered)
-        least = workers if self.ordered else 1
-        self.pace = Pace(1, 64, every / 8) if alone else Pace(least, max(workers, 1000), every / 4)
+    ) -> None:
+        self.workflow, self.source, self.how = workflow, source, how
+        self.passage: Passage = passage(workflow, how.mode, resources)
+        self.ordered = how.ordered or how.workers == 1
+        alone = self.passage.sync and (how.workers == 1 or not self.ordered)
+        least = how.workers if self.ordered else 1
+        self.pace = Pace(1, 64, how.every / 8) if alone else Pace(least, max(how.workers, 1000), how.every / 4)
         self.opened = self._stopped = False
         self._threads = Threads()
         self.outlets = _each_once({**sinks, **({} if errors is None else {ERRORS: errors})})
@@ -98,15 +102,8 @@ class Flow:
         self._last: Done | None = None
 
     def check(self, key: str | None) -> None:
-        """Raise for numbers that say nothing, and for what cannot be gone on with by a key."""
-        for name, number in (("chunk", self.many), ("workers", self.workers)):
-            whole_number(name, number)
-        if not self.every > 0:
-            raise ValueError(f"every is a time over 0, not {self.every:g} s")
-        if self.limit is not None and not 0 <= self.limit <= 1:
-            raise ValueError(f"limit is a share from 0 to 1, not {self.limit!r}")
-        if self.mode not in ("copy", "reference", "direct"):
-            raise ValueError(f"mode is 'copy', 'reference' or 'direct', not {self.mode!r}")
+        """Raise ValueError for what says nothing, StreamError for what a key cannot go on with, or what needs one."""
+        self.how.check()
         if key is None:
             if any(sink.within for sink in self.sinks):
                 raise StreamError("a table in the run's own database is written by a stream with a key: give key=")
@@ -200,8 +197,8 @@ class Flow:
 
     async def _next(self, cursor: Cursor, *, sync: bool) -> Done:
         while True:
-            done, until = Done(cursor), time.monotonic() + self.every
-            if self.passage.sync and self.workers == 1 and not self.source.waits:
+            done, until = Done(cursor), time.monotonic() + self.how.every
+            if self.passage.sync and self.how.workers == 1 and not self.source.waits:
                 await self._in_thread(self._whole, done, until, sync)
             else:
                 await (self._shared if self.ordered else self._apart)(done, until)
@@ -211,7 +208,7 @@ class Flow:
 
     def _whole(self, done: Done, until: float, sync: bool) -> None:
         """All of a chunk in one thread, few records at a time, so that Python looks for no garbage among many."""
-        while (many := min(self.pace.many, self.many - done.many)) > 0 and not done.cursor["ended"]:
+        while (many := min(self.pace.many, self.how.chunk - done.many)) > 0 and not done.cursor["ended"]:
             if (left := until - time.monotonic()) <= 0:
                 break
             batch = self.source.read(many, left)
@@ -224,11 +221,11 @@ class Flow:
 
     async def _shared(self, done: Done, until: float) -> None:
         """A chunk that several work at, or whose steps are awaited."""
-        while (many := min(self.pace.many, self.many - done.many)) > 0 and not done.cursor["ended"]:
+        while (many := min(self.pace.many, self.how.chunk - done.many)) > 0 and not done.cursor["ended"]:
             if (left := until - time.monotonic()) <= 0:
                 break
             batch = await self._read(many, left)
-            began, ends = time.monotonic(), await self.passed(batch.records, self.workers)
+            began, ends = time.monotonic(), await self.passed(batch.records, self.how.workers)
             self._write(done, batch, ends, done.cursor["records"])
             self.pace.took(len(ends), time.monotonic() - began)
 
@@ -240,7 +237,7 @@ class Flow:
             nonlocal taken, ended
             while True:
                 async with turn:
-                    many, left = min(self.pace.many, self.many - taken), until - time.monotonic()
+                    many, left = min(self.pace.many, self.how.chunk - taken), until - time.monotonic()
                     if ended or many < 1 or left <= 0:
                         return
                     batch, before = await self._read(many, left), done.before + taken
@@ -249,7 +246,7 @@ class Flow:
                 self._write(done, batch, ends, before)
                 self.pace.took(len(ends), time.monotonic() - began)
 
-        await together([work() for _ in range(self.workers)])
+        await together([work() for _ in range(self.how.workers)])
 
     async def _read(self, many: int, left: float) -> Batch:
         if self.source.waits:
@@ -353,18 +350,12 @@ class Flow:
         return error
 
     def _bound(self, cursor: Cursor) -> None:
-        wrong = cursor["errors"] + cursor["malformed"]
-        if self.limit is not None and wrong > self.limit * cursor["records"]:
+        wrong, limit = cursor["errors"] + cursor["malformed"], self.how.limit
+        if limit is not None and wrong > limit * cursor["records"]:
             raise StreamError(
-                f"{wrong:,} of {cursor['records']:,} records went wrong, which is above the limit of {self.limit:.1%}: "
+                f"{wrong:,} of {cursor['records']:,} records went wrong, which is above the limit of {limit:.1%}: "
                 "what was committed before is kept, and it goes on from there"
             )
-
-
-def whole_number(name: str, number: Any) -> None:
-    """Raise ValueError for what is no whole number from 1."""
-    if type(number) is not int or number < 1:
-        raise ValueError(f"{name} must be a whole number from 1, not {number!r}")
 
 
 def _entry(record: Any, what: Failed | Malformed, number: int) -> dict[str, Any]:

@@ -8,18 +8,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextlib import AbstractAsyncContextManager
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import msgspec
 
-from fsmworkflow.acting import outcome
+from fsmworkflow.acting import outcome, within
 from fsmworkflow.beginning import begin
 from fsmworkflow.codec import Data, text_of
 from fsmworkflow.conditions import Function, Guard
 from fsmworkflow.context import WorkflowContext
 from fsmworkflow.decide import by_hand, decide
 from fsmworkflow.due import LOOP, due_next
-from fsmworkflow.errors import EndlessLoop, FSMWorkflowError, StepTimeout
+from fsmworkflow.errors import EndlessLoop, FSMWorkflowError
 from fsmworkflow.records import DONE, ERROR, OPEN, Event, Move, Run
 from fsmworkflow.resources import Resources
 from fsmworkflow.retry import seconds
@@ -33,7 +33,6 @@ __all__ = [
     "Decided",
     "End",
     "Glance",
-    "Mode",
     "Passage",
     "Passing",
     "acted",
@@ -42,7 +41,6 @@ __all__ = [
     "refused",
 ]
 
-Mode = Literal["copy", "reference", "direct"]
 End = tuple[str, Any]
 """A final state and the record there; of a record that came to none "" and a Failed."""
 _ATOMS = frozenset({str, int, float, bool, type(None), bytes})
@@ -320,17 +318,10 @@ class Decided(Passage):
 
 async def acted(name: str, fn: Any, timeout: float | str | None, ctx: Passing) -> Any:
     """What a step returns, within its time-out."""
-    if timeout is None:
-        result = fn(ctx)
-        return await result if inspect.isawaitable(result) else result
-    scope = asyncio.timeout(seconds(timeout))
-    try:
-        async with scope:
-            return await fn(ctx)
-    except TimeoutError as error:
-        if not scope.expired():
-            raise
-        raise StepTimeout(f"state {name!r} took longer than {seconds(timeout):g} s: was cancelled") from error
+    result = fn(ctx)
+    if timeout is not None:
+        return await within(timeout, name, result, True)
+    return await result if inspect.isawaitable(result) else result
 
 
 def _awaits(workflow: Workflow) -> bool:

@@ -15,9 +15,9 @@ from fsmworkflow.machine import PersistentWorkflowStateMachine
 from fsmworkflow.records import RETRY, Event, Run
 from fsmworkflow.retry import Duration, seconds
 from fsmworkflow.stream.flow import Cursor, Flow
-from fsmworkflow.stream.passage import Mode, outlets, refused
+from fsmworkflow.stream.passage import outlets, refused
 from fsmworkflow.stream.sources import source_of
-from fsmworkflow.stream.words import Progress, StreamError
+from fsmworkflow.stream.words import How, Mode, Progress, StreamError
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
@@ -67,19 +67,9 @@ async def stream(
     children, compensation, remembered calls, transactions), a source or sink that cannot be gone on with, or has been
     changed by somebody else; for a record that failed. All that was committed stays, and it may be started again.
     """
-    flow = Flow(
-        workflow,
-        source_of(source),
-        _sinks(workflow, sink),
-        errors,
-        mode,
-        chunk,
-        seconds(every),
-        workers,
-        limit,
-        ordered,
-        None if engine is None else engine.resources,
-    )
+    how = How(chunk=chunk, every=seconds(every), workers=workers, ordered=ordered, limit=limit, mode=mode)
+    resources = None if engine is None else engine.resources
+    flow = Flow(workflow, source_of(source), _sinks(workflow, sink), how, errors=errors, resources=resources)
     telling = Telling(flow, key, on_progress)
     try:
         flow.check(key)

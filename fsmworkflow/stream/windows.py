@@ -6,9 +6,8 @@ import time
 from typing import Any
 
 from fsmworkflow.retry import Duration, seconds
-from fsmworkflow.stream.flow import whole_number
 from fsmworkflow.stream.sources import source_of
-from fsmworkflow.stream.words import Batch, Malformed, Source
+from fsmworkflow.stream.words import Batch, Malformed, Source, whole_number
 
 __all__ = ["window"]
 

@@ -1,15 +1,30 @@
-"""What is said of a stream: how far it is, what was malformed, what went wrong with it."""
+"""What is said of a stream: how records flow, how far it is, what was malformed, what went wrong with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 
 from fsmworkflow.errors import FSMWorkflowError
 
-__all__ = ["Batch", "Failed", "Malformed", "Progress", "Sink", "Source", "StreamError", "Unwritable"]
+__all__ = [
+    "Batch",
+    "Failed",
+    "How",
+    "Malformed",
+    "Mode",
+    "Progress",
+    "Sink",
+    "Source",
+    "StreamError",
+    "Unwritable",
+    "whole_number",
+]
+
+
+Mode = Literal["copy", "reference", "direct"]
 
 
 class StreamError(FSMWorkflowError):
@@ -41,6 +56,34 @@ class Failed(msgspec.Struct, frozen=True):
 
     state: str
     error: BaseException
+
+
+class How(msgspec.Struct, frozen=True, kw_only=True):
+    """How records flow, in the words of `stream`; `every` in seconds."""
+
+    chunk: int = 1
+    every: float = 1.0
+    workers: int = 1
+    ordered: bool = True
+    limit: float | None = None
+    mode: Mode = "copy"
+
+    def check(self) -> None:
+        """Raise ValueError for what says nothing."""
+        whole_number("chunk", self.chunk)
+        whole_number("workers", self.workers)
+        if not self.every > 0:
+            raise ValueError(f"every is a time over 0, not {self.every:g} s")
+        if self.limit is not None and not 0 <= self.limit <= 1:
+            raise ValueError(f"limit is a share from 0 to 1, not {self.limit!r}")
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode is 'copy', 'reference' or 'direct', not {self.mode!r}")
+
+
+def whole_number(name: str, number: Any) -> None:
+    """Raise ValueError for what is no whole number from 1."""
+    if type(number) is not int or number < 1:
+        raise ValueError(f"{name} must be a whole number from 1, not {number!r}")
 
 
 class Batch(msgspec.Struct):
