@@ -87,9 +87,8 @@ async def children_joined(case: Case) -> Move:
 
 
 async def _failed(case: Case, error: BaseException) -> Move:
-    return await failed(
-        replace(case, event=replace(case.event, error=error)), failure(error, case.run, case.event.state)
-    )
+    found = failure(error, case.run, case.event.state)
+    return await failed(replace(case, event=replace(case.event, error=error, failure=found)), found)
 
 
 def _inputs(workflow: Workflow, children: Children, run: Run) -> list[Any]:

@@ -12,7 +12,7 @@ import msgspec
 
 from fsmworkflow.codec import Fields, encode
 from fsmworkflow.decide import begin
-from fsmworkflow.records import ERROR, MOVING, STUCK, Active, Entry, Event, Run, replace
+from fsmworkflow.records import MOVING, STUCK, Active, Entry, Event, Run, replace
 from fsmworkflow.versions import known, outlook, seen, shifted
 from fsmworkflow.workflow import Workflow
 
@@ -42,11 +42,7 @@ def explained(
     for one in last.asked:
         asked = f"{one.condition} -> {'no answer' if one.answer is None else one.answer}{one.saw}"
         lines.append(f"  asked: {one.error if one.error and run.error is None else asked}")
-    told = last.changes.get("error") if last.event == ERROR and last.source != last.dest else None
-    if run.error is None and isinstance(told, dict):  # as `on_error` leaves it
-        lines.append(f"The error, attempt {told.get('attempt')}: {told.get('type')}: {told.get('message')}")
-    if run.error is not None:
-        error = run.error
+    if (error := run.error or last.error) is not None:
         lines.append(f"Its last error, in state {error.state}, attempt {error.attempt}: {error.type}: {error.message}")
     if run.definition != workflow.version and not run.over:
         there = outlook(workflow, run)
@@ -57,7 +53,9 @@ def explained(
     if inbox:
         lines.append(f"In its inbox: {_waiting(inbox, workflow.accepts(run), now)}.")
     if run.undo.lost:
-        lines.append("Could not be undone: " + ", ".join(f"{u.state} (visit {u.visit})" for u in run.undo.lost) + ".")
+        why = {(e.error.state, e.error.visit): f": {e.error.type}: {e.error.message}" for e in history if e.error}
+        lost = (f"{u.state} (visit {u.visit}){why.get((u.state, u.visit), '')}" for u in run.undo.lost)
+        lines.append(f"Could not be undone: {', '.join(lost)}.")
     return "\n".join(lines)
 
 

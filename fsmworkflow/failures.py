@@ -24,7 +24,8 @@ def asked_to_stop(error: BaseException) -> bool:
 
 def failure(error: BaseException, run: Run, state: str) -> Failure:
     """An error as the row keeps it: its type, message and traceback, the message and trace cut to a bearable length."""
-    stay = run.active.get(state, Active(run.version))
+    undoing = {undo.state: undo for undo in run.undo.left[-1:] if run.status == "compensating"}
+    stay = undoing.get(state) or run.active.get(state, Active(run.version))
     trace = "".join(traceback.format_exception(error))
     return Failure(
         type=type(error).__qualname__,

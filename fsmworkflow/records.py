@@ -339,8 +339,8 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """A move as history keeps it. `began` is when the step began, `at` when it was decided; `owner` who did it.
 
-    `detail` says of a run that went on in another definition from which to which, "2 -> 3", and of an undoing which
-    step it was.
+    `error` is what a step, its undoing or its children brought, also where it led on. `detail` says of a run that went
+    on in another definition from which to which, "2 -> 3", and of an undoing which step it was.
     """
 
     version: int

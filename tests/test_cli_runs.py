@@ -285,6 +285,40 @@ def test_history_tells_each_move_with_what_it_changed(capsys: Any) -> None:
     assert re.search(r'^ +text = "About ink" *$', capsys.readouterr().out, re.MULTILINE)
 
 
+TRIP = """
+import asyncio
+from fsmworkflow import Engine, Retry, Workflow
+
+trip = Workflow("trip")
+
+async def no_refund(ctx):
+    raise OSError("no refund")
+
+@trip.step(initial=True, then="pay", compensate=no_refund, undo=Retry(attempts=1))
+async def book(ctx): ...
+
+@trip.step(then="done", retry=Retry(attempts=2, first_delay=0))
+async def pay(ctx):
+    raise LookupError("no card")
+
+trip.final("done")
+engine = Engine("sqlite:///trip.db", workflows=[trip])
+"""
+
+
+def test_what_could_not_be_undone_is_shown_with_its_error_and_no_attempt_that_will_never_come(capsys: Any) -> None:
+    Path("trips.py").write_text(TRIP)
+    assert main(["run", "trips:engine", "--key", "t-1"]) == 1
+    assert main(["show", "sqlite:///trip.db", "trip", "t-1"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^not undone +book \(visit 0\)$", shown, re.MULTILINE), shown
+    assert "next attempt" not in shown
+    assert main(["history", "sqlite:///trip.db", "trip", "t-1"]) == 0
+    assert re.search(r"^ +OSError: no refund\n +step book could not be undone$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["show", "sqlite:///trip.db", "trip", "t-1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["undo"]["lost"] == [{"state": "book", "visit": 0}]
+
+
 def test_migrate_plans_and_exits_with_1_where_a_run_is_stuck(capsys: Any) -> None:
     assert told(capsys, "migrate", "--plan") == {"stuck": 0, "plan": []}
     say("run", "article", "--key", "a-1", *data(topic="ink"))

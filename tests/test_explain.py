@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from fsmworkflow import Engine, RunFailed, To, Workflow, field, payload
+from fsmworkflow import ChildFailed, Engine, Retry, RunFailed, To, Workflow, field, payload
 
 
 async def nothing(ctx: Any) -> None:
     pass
+
+
+def raising(why: str) -> Callable[[Any], Awaitable[None]]:
+    async def fn(ctx: Any) -> None:
+        raise OSError(why)
+
+    return fn
 
 
 def trip() -> Workflow:
@@ -140,8 +148,36 @@ async def test_of_an_error_that_led_on_its_text_is_told(store_url: str) -> None:
         await engine.run(flow, {}, key="a")
         assert (await told(engine, flow, "a"))[1:3] == [
             "Last, an error led from work to help, at THEN.",
-            "The error, attempt 1: OSError: no bed",
+            "Its last error, in state work, attempt 1: OSError: no bed",
         ]
+
+
+async def test_history_has_each_error_also_what_led_on_and_what_an_undoing_raised(store_url: str) -> None:
+    """Of an error that `on_error` led on from, of a child's too, and of an undoing the row keeps nothing."""
+    flow, inner = Workflow("trip"), Workflow("visa")
+    inner.step("ask", initial=True, then="given")(raising("no stamp"))
+    inner.final("given")
+
+    @flow.step(initial=True, then="visa", compensate=raising("no refund"), undo=Retry(attempts=2, first_delay=0))
+    async def book(ctx: Any) -> None:
+        pass
+
+    flow.child("visa", inner, then="paid", on_error={ChildFailed: "pay"})
+    again = Retry(attempts=2, first_delay=0)
+    flow.step("pay", then="paid", retry=again, on_error={OSError: "off"})(raising("no card"))
+    flow.final("paid")
+    flow.final("off", outcome="failed")
+    async with Engine(store_url, workflows=[flow]) as engine:
+        with pytest.raises(RunFailed):
+            await engine.run(flow, {}, key="a")
+        moves = await engine.history(flow, "a")
+        told_of = [(e.error.state, e.error.visit, e.error.attempt, e.error.message) for e in moves if e.error]
+        visa = "child visa/a/visa/1/0 failed in state 'ask': OSError: no stamp"
+        assert told_of == [
+            ("visa", 1, 1, visa), ("pay", 2, 1, "no card"), ("pay", 2, 2, "no card"),
+            ("book", 0, 1, "no refund"), ("book", 0, 2, "no refund"),
+        ]  # fmt: skip
+        assert (await told(engine, flow, "a"))[-1] == "Could not be undone: book (visit 0): OSError: no refund."
 
 
 async def test_of_a_run_that_has_just_begun_its_start_is_told(store_url: str) -> None:

@@ -19,7 +19,7 @@ from fsmworkflow.codec import encode
 from fsmworkflow.engine import Different, Engine
 from fsmworkflow.errors import InvalidKey, RunFailed, name_problem
 from fsmworkflow.hooks import Hook, Hooks
-from fsmworkflow.records import Entry, Event, Move, Run, Status
+from fsmworkflow.records import UNFINISHED, Entry, Event, Move, Run, Status, Undo
 from fsmworkflow.workflow import id_of, known_event
 
 __all__ = ["COMMANDS"]
@@ -158,8 +158,8 @@ def _shown(found: Run, as_json: bool, inbox: list[Event] | None = None) -> int:
 
 
 def _value(found: Run) -> dict[str, Any]:
-    active = msgspec.to_builtins(found.active)
-    return {"id": found.id, **found.to_dict(), "active": active, "deadline": found.deadline}
+    stays, undo = msgspec.to_builtins(found.active), msgspec.to_builtins(found.undo)
+    return {"id": found.id, **found.to_dict(), "active": stays, "deadline": found.deadline, "undo": undo}
 
 
 def _draw(console: Any, found: Run, inbox: list[Event]) -> None:
@@ -173,15 +173,22 @@ def _draw(console: Any, found: Run, inbox: list[Event]) -> None:
     ]  # fmt: skip
     if found.attempt > 1:
         rows.append(("attempt", found.attempt))
-    for state, stay in found.active.items():
+    for state, stay in found.active.items() if found.status in UNFINISHED else ():
         rows += [("timer", f"{clock(due)}, of {state}") for due in sorted(stay.timers.values())]
         rows += [] if stay.again is None else [("next attempt", clock(stay.again))]
+    rows += [("to be undone", _undone(undo)) for undo in reversed(found.undo.left) if found.undo.ends]
+    rows += [("not undone", _undone(undo)) for undo in found.undo.lost]
     rows += [] if found.deadline is None else [("deadline", clock(found.deadline))]
     if found.error is not None:
         rows.append(("error", f"{found.error.type}: {found.error.message}"))
     rows += [(f"data.{name}", _cut(value)) for name, value in found.to_dict()["data"].items()]
     rows += [("in the inbox", f"{event.name}, due {clock(event.due)}") for event in inbox]
     table(console, ("", ""), rows)
+
+
+def _undone(undo: Undo) -> str:
+    later = "" if undo.again is None or undo.attempt == 1 else f", attempt {undo.attempt} at {clock(undo.again)}"
+    return f"{undo.state} (visit {undo.visit}){later}"
 
 
 def _cut(value: Any) -> str:

@@ -334,7 +334,7 @@ def _entry(move: Move) -> Entry:
         changes={k: read_back(v) for k, v in move.changes.items()},
         removed=move.removed,
         asked=move.asked,
-        error=after.error if after.error is not before.error else None,
+        error=event.failure or (after.error if after.error is not before.error else None),
         trigger=event.trigger,
         detail=move.detail,
     )

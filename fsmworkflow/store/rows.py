@@ -97,7 +97,7 @@ def move_values(move: Move) -> tuple[Value, ...]:
     """The parameters of the block `move`."""
     run, before, event = move.after, move.before, move.event
     stay = before.active.get(event.state)
-    error = run.error if run.error is not None and run.error is not before.error else None
+    error = event.failure or (run.error if run.error is not before.error else None)
     return (
         run.id, run.version, move.at, event.began, event.name, event.trigger, before.state, run.state, run.status,
         before.attempt if stay is None else stay.attempt, before.owner, before.epoch,
@@ -120,6 +120,7 @@ def step_values(move: Move) -> tuple[Value, ...]:
     # Posting may have made a row due earlier than `before` knows: one that was posted to is told when it is due.
     keeps = run.owner == before.owner and run.due == before.due and not before.posted
     error = None if run.error is None else text(run.error)
+    failure = text(event.failure) if event.failure else error if run.error is not before.error else None
     return (
         run.id, run.status, run.state, text(run.active), stored(run.fields, run.hashes), run.version, run.definition,
         run.structure, before.posted, keeps, move.at, run.deaths, before.owner or "", before.epoch, event.name,
@@ -127,7 +128,7 @@ def step_values(move: Move) -> tuple[Value, ...]:
         None if keeps else run.owner, error, text(run.actions) if run.actions else None, _undo(run),
         None if run.updated == move.at else run.updated, event.began, event.trigger,
         stored(move.changes, run.hashes) if move.changes else None, text(move.removed) if move.removed else None,
-        text(move.asked) if move.asked else None, error if run.error is not before.error else None, run.deadline,
+        text(move.asked) if move.asked else None, failure, run.deadline,
     )  # fmt: skip
 
 
