@@ -328,7 +328,7 @@ class Model:
         del self.on[place]
         self.version += 1
         if self.status == "compensating":
-            self._not_undone(place[0], place[2])
+            self._not_undone(place[0], place[2], error)
         else:
             self._raised(place[0], error)
         self.settle()
@@ -522,7 +522,7 @@ class Model:
                 failed = self.status == "failed"
                 self.error = error if failed else None
                 self.ends = "failed" if failed else self.ends
-                self._tell("$error", source, changes, [], attempt, error=error if failed else None)
+                self._tell("$error", source, changes, [], attempt, error=error)
                 return
         self._failed(error)
         self._tell("$error", source, {}, [], attempt, error=error)
@@ -642,14 +642,14 @@ class Model:
             self.status = self.ends or "failed"
             self._drop()
 
-    def _not_undone(self, place: str, attempt: int) -> None:
+    def _not_undone(self, place: str, attempt: int, error: str) -> None:
         if attempt < 2:
             self.tried, self.again = attempt + 1, self.now + 10
         else:
             self.lost.append(self.left.pop())
             self.tried, self.again = 1, None
             self._undone()
-        self._tell("$error", self.state, {}, [], self._attempt(place))
+        self._tell("$error", self.state, {}, [], self._attempt(place), error=error)
 
     # -- what is left and entered -----------------------------------------------------------------------------------
 
