@@ -1,4 +1,4 @@
-"""Packing: files whose names end with .gz or .zst, a gzip member or a zstd frame for each checkpoint."""
+"""Packing: what the end of a file's name says; with .gz or .zst it is a gzip member or zstd frame a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 import stat
 import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fsmworkflow.stream.words import StreamError
 
-__all__ = ["TORN", "Unpacked", "bare", "is_packed", "packed"]
+__all__ = ["TORN", "Unpacked", "bare", "is_packed", "named", "packed"]
 
+T = TypeVar("T")
 SUFFIXES = (".gz", ".zst")
 TORN = (OSError, EOFError, zlib.error)
 """What reading a file raises that is cut off, or not packed as its name says."""
@@ -27,6 +29,17 @@ def is_packed(path: str | Path) -> bool:
 def bare(path: str | Path) -> Path:
     """The name that the file has once it is unpacked."""
     return Path(path).with_suffix("") if is_packed(path) else Path(path)
+
+
+def named(path: str | Path, formats: Mapping[str, T], where: str) -> T:
+    """What a file is by the end of its name; "-" is JSON lines. Raises StreamError for a name that says no format."""
+    kind = formats.get(".jsonl" if str(path) == "-" else bare(path).suffix.lower())
+    if kind is None:
+        raise StreamError(
+            f"the name {str(path)!r} does not say what is in it ({', '.join(formats)}): give {where}.JsonLines(path), "
+            f"{where}.Csv(path) or {where}.Text(path)"
+        )
+    return kind
 
 
 def packed(path: str, data: bytes) -> bytes:

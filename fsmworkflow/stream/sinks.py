@@ -22,7 +22,7 @@ import msgspec
 
 from fsmworkflow.conditions import cut
 from fsmworkflow.stream.files import GLANCE, hash_of, sync_name
-from fsmworkflow.stream.packing import bare, is_packed, packed
+from fsmworkflow.stream.packing import is_packed, named, packed
 from fsmworkflow.stream.parquet import Parts as Parquet
 from fsmworkflow.stream.tables import Table
 from fsmworkflow.stream.words import Sink, StreamError, Unwritable
@@ -293,10 +293,4 @@ def sink_of(given: Any) -> Sink:
         return Into(given)
     if not isinstance(given, (str, Path)):
         raise StreamError(f"{cut(given)} is no sink: give a path, a Sink of sinks.py, or a list")
-    suffix = bare(given).suffix.lower()
-    if (kind := JsonLines if str(given) == "-" else FORMATS.get(suffix)) is None:
-        raise StreamError(
-            f"the name {str(given)!r} does not say what is in it ({', '.join(FORMATS)}): give sinks.JsonLines(path), "
-            "sinks.Csv(path) or sinks.Text(path)"
-        )
-    return kind(given)
+    return named(given, FORMATS, "sinks")(given)

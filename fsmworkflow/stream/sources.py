@@ -18,7 +18,7 @@ import msgspec
 from fsmworkflow.errors import log
 from fsmworkflow.stream.files import LINE, File, Line, Long, each, malformed
 from fsmworkflow.stream.folder import Folder
-from fsmworkflow.stream.packing import bare
+from fsmworkflow.stream.packing import named
 from fsmworkflow.stream.parquet import Parquet
 from fsmworkflow.stream.tables import Rows
 from fsmworkflow.stream.words import Batch, Source, StreamError
@@ -255,13 +255,7 @@ def source_of(given: Any) -> Source:
         return given
     if not isinstance(given, (str, Path)):
         return Records(given)
-    suffix = bare(given).suffix.lower()
-    if (kind := JsonLines if str(given) == "-" else FORMATS.get(suffix)) is None:
-        raise StreamError(
-            f"the name {str(given)!r} does not say what is in it ({', '.join(FORMATS)}): give sources.JsonLines(path), "
-            "sources.Csv(path) or sources.Text(path)"
-        )
-    return kind(given)
+    return named(given, FORMATS, "sources")(given)
 
 
 def files(pattern: str | Path, kind: Callable[[str], Source] | None = None) -> Source:
