@@ -17,6 +17,8 @@ from fsmworkflow.records import UNFINISHED, Owner, Run
 from fsmworkflow.schedule import PREFIX
 from fsmworkflow.store import Store
 from fsmworkflow.store.sql import queries
+from fsmworkflow.stream.run import PREFIX as STREAMS
+from fsmworkflow.stream.run import RETRIED
 from fsmworkflow.versions import Planned
 from fsmworkflow.workflow import Workflow
 
@@ -236,7 +238,8 @@ def parked(runs: list[Run]) -> list[Finding]:
     reason = "" if first.error is None else f": {first.error.type}: {first.error.message:.200}"
     many = f"{len(runs)}{' or more' if len(runs) == MANY else ''}"
     what = f"{many} runs are parked, the oldest is {first.workflow}/{first.key}{reason}"
-    return [Finding("parked", "warning", what, "mend the cause, then engine.retry(workflow, key) lets it go on")]
+    how = RETRIED if first.workflow.startswith(STREAMS) else "engine.retry(workflow, key) lets it go on"
+    return [Finding("parked", "warning", what, f"mend the cause, then {how}")]
 
 
 def definitions(known: Mapping[str, Workflow], groups: Iterable[Group]) -> list[Finding]:
@@ -286,4 +289,6 @@ def outlook(plan: Iterable[Planned]) -> list[Finding]:
 def _unknown(name: str) -> str:
     if name.startswith(PREFIX):
         return f"it is the schedules of {name.removeprefix(PREFIX)!r}: give the engine that one, and install the extra"
+    if name.startswith(STREAMS):
+        return "a stream goes on when it is started again with its key"
     return "this engine does not know it: pass it in Engine(workflows=[...]), or cancel them where it is known"

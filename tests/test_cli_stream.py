@@ -115,11 +115,60 @@ def test_whoever_reads_standard_output_may_stop_reading_it() -> None:
         assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
 
 
+STOPPED = """
+import os, signal
+from stream_app import Engine, Workflow
+
+order = Workflow("order")
+
+@order.step(initial=True, then="output")
+def price(ctx):
+    if ctx.data["items"] == [25] and not os.path.exists("again"):
+        open("again", "w").close()
+        os.kill(os.getpid(), signal.SIGINT)
+
+order.final("output")
+"""
+
+
+def test_whoever_stops_a_stream_with_a_key_is_told_that_it_goes_on_and_it_does() -> None:
+    Path("stopped.py").write_text(STOPPED)
+    Path("in.jsonl").write_text("".join(f'{{"items": [{n}]}}\n' for n in range(50)))
+    words = ["stream", "stopped:order", "in.jsonl", "--sink", "out.jsonl", "--chunk", "10"]
+    words = [sys.executable, "-m", "fsmworkflow", *words, "--key", "k", "--store", "sqlite:///app.db"]
+    ended, again = (subprocess.run(words, capture_output=True, text=True, check=False) for _ in range(2))
+    assert ended.returncode == 128 + signal.SIGINT
+    assert ended.stderr == "stopped: what was committed is kept, and the same command goes on with 'k'\n"
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.startswith("50 records, 20 of them before")
+    assert [json.loads(line)["items"] for line in Path("out.jsonl").read_text().splitlines()] == [
+        [n] for n in range(50)
+    ]
+
+
+def test_a_stream_is_steered_by_the_verbs_that_steer_runs(capsys: Any) -> None:
+    Path("in.jsonl").write_text('{"items": [1]}\n{"items": 2}\n')
+    words = ["stream", "stream_app:engine", "in.jsonl", *WAYS, "--key", "k"]
+    assert main(words) == 3
+    capsys.readouterr()
+    assert main(["retry", "stream_app:engine", "$stream:order", "k"]) == 0
+    assert capsys.readouterr().out == "$stream:order/k will be retried as soon as it is started again\n"
+    assert main(words) == 3  # where its record is as bad as before
+    assert "record 2 of in.jsonl failed in state 'price'" in capsys.readouterr().err
+    assert main(["doctor", "stream_app:engine"]) == 0
+    assert main(["cancel", "stream_app:engine", "$stream:order", "k"]) == 0
+    capsys.readouterr()
+    assert main(words) == 3
+    assert "stream 'k' is cancelled, and does not go on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (["--sink", "a.jsonl", "--sink", "error=b.jsonl"], 2, "say of which state a.jsonl is the sink"),
         (["--sink", "output=a.jsonl"], 3, "there is none for error"),
+        (["--sink", "output=a.jsonl", "--sink", "output=b.jsonl"], 2, "--sink output=FILE was given more than once"),
+        (["--sink", "a.jsonl", "--every", "often"], 2, "for '--every': 'often' is no duration"),
         (["--sink", "a.jsonl", "--key", "k"], 2, "and no Engine"),
         (["--sink", "a.jsonl", "--every", "often"], 2, "'often' is no duration"),
     ],

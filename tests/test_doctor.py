@@ -152,6 +152,14 @@ async def test_runs_that_are_parked_are_told_with_the_reason_of_the_oldest(store
     assert "engine.retry" in found.todo
 
 
+async def test_of_a_stream_that_is_parked_it_is_told_what_lets_it_go_on(store_url: str) -> None:
+    async with Engine(store_url) as engine:
+        run = await made(engine.store, "a", workflow="$stream:w")
+        await engine.store.commit(moved(run, status="parked", due=None, owner=None))
+        found = bad(await examine(engine))["parked"]
+    assert "`retry(engine, workflow, key)` of fsmworkflow.stream, or `fsmworkflow retry`" in found.todo
+
+
 async def test_runs_that_no_workflow_fits_are_told_by_name_and_version(store_url: str) -> None:
     async with Engine(store_url, workflows=[resting(2)]) as engine:
         store = engine.store
@@ -162,6 +170,7 @@ async def test_runs_that_no_workflow_fits_are_told_by_name_and_version(store_url
         await made(store, "c", structure=fits, definition=3, **parts)
         await made(store, "e", workflow="gone", **parts)
         await made(store, "f", workflow="$schedule:gone", **parts)
+        await made(store, "h", workflow="$stream:w", **parts)
         await made(store, "g", workflow="over", **{**parts, "status": "done"})
         found = [one for one in await examine(engine) if one.check == "workflows"]
     assert {one.level for one in found} == {"warning"}
@@ -170,9 +179,10 @@ async def test_runs_that_no_workflow_fits_are_told_by_name_and_version(store_url
         "of version 3, this engine has 2: they are left to newer processes",
         "workflow 'gone': this engine does not know it",
         "it is the schedules of 'gone'",
+        "workflow '$stream:w': a stream goes on when it is started again with its key",
     ):
         assert part in text
-    assert len(found) == 3
+    assert len(found) == 4
 
 
 async def test_runs_of_a_definition_that_changed_go_on_or_are_told_to_be_stuck_with_the_reason(store_url: str) -> None:

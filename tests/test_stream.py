@@ -414,8 +414,10 @@ async def test_a_record_that_a_sink_cannot_write_is_named_and_once_it_is_mended_
 async def test_above_the_limit_it_stops(tmp_path: Path) -> None:
     records = [{"n": n if n % 3 else "x"} for n in range(90)]
     assert (await stream(None, numbered(), records, [], errors=[], limit=0.34)).errors == 30
-    with pytest.raises(StreamError, match=r"of 45 records went wrong, which is above the limit of 25\.0%"):
+    with pytest.raises(StreamError, match=r"of 45 records went wrong, which is above the limit of 25%"):
         await stream(None, numbered(), records, [], errors=[], limit=0.25, chunk=45)
+    with pytest.raises(StreamError, match=r"above the limit of 0\.01%"):
+        await stream(None, numbered(), records, [], errors=[], limit=0.0001)
 
 
 # -- with a key -------------------------------------------------------------------------------------------------------
@@ -434,6 +436,23 @@ async def test_a_stream_that_has_ended_is_reported_and_writes_nothing(store_url:
     assert seen == [30, 60, 90, 100]
     assert (again.records, again.states, again.chunks) == (done.records, done.states, 4)
     assert (done.resumed, again.resumed, again.rate) == (0, 100, 0.0)
+
+
+async def test_a_stream_that_has_ended_says_so_where_it_is_given_another_source(
+    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, other = (lines(tmp_path / f"{name}.jsonl", [{"n": 1}]) for name in ("in", "other"))
+    async with Engine(store_url) as engine:
+        await stream(engine, numbered(), source, tmp_path / "out.jsonl", key="k")
+        await stream(engine, numbered(), source, tmp_path / "out.jsonl", key="k")
+        assert caplog.messages == []
+        await stream(engine, numbered(), other, tmp_path / "out.jsonl", key="k")
+        assert "nothing was read of" in caplog.text
+        assert f"path {source}, now {other}" in caplog.text
+        caplog.clear()
+        lines(source, [{"n": 1}, {"n": 2}])
+        await stream(engine, numbered(), source, tmp_path / "out.jsonl", key="k")
+        assert "size 9, now 18" in caplog.text
 
 
 async def test_a_chunk_is_one_move_of_a_run_that_everybody_can_see(store_url: str, tmp_path: Path) -> None:
@@ -936,6 +955,9 @@ async def test_four_workers_on_steps_that_wait_are_nearly_four_times_one() -> No
         ({"sink": "out.dat"}, "does not say what is in it"),
         ({"sink": 7}, "7 is no sink"),
         ({"source": "in.dat"}, "does not say what is in it"),
+        ({"source": _counted}, "is no source: call it, and give what it returns"),
+        ({"source": 7}, "7 is no source: give a path, a Source, or records"),
+        ({"source": {"n": 1}}, "is no source"),
         ({"source": "not there.jsonl"}, "No such file"),
         ({"key": "k"}, "needs an engine"),
     ],

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsmworkflow import Engine, Workflow
-from fsmworkflow.stream import StreamError, files, sources, stream
+from fsmworkflow.stream import StreamError, files, sinks, sources, stream
 from fsmworkflow.stream.packing import packed
 from fsmworkflow.stream.words import Malformed
 from tests.test_stream import kept, lines, ns, numbered, read
@@ -21,6 +21,16 @@ from tests.test_stream import kept, lines, ns, numbered, read
 LIMIT = 40
 QUOTES = '""'
 SOON = 10.0
+
+
+def everything() -> Workflow:
+    """All that comes, as it comes."""
+    flow = Workflow("everything")
+    flow.step("pass", initial=True, then="out")(lambda ctx: None)
+    flow.final("out")
+    return flow
+
+
 content = st.lists(
     st.one_of(
         st.dictionaries(st.sampled_from("ab"), st.text("xyü\u2028\r", max_size=8), max_size=2).map(
@@ -42,6 +52,7 @@ content = st.lists(
                 b"z" * 300,
             ]
         ),
+        st.sampled_from([b'{"a":1} {"b":2}', b'{"a":1}{"b":2}\r', b'{"a":', b'1}{"b":2}', b'{"a":[{},\r', b"{}]}{}"]),
     ),
     max_size=12,
 )
@@ -134,6 +145,63 @@ def test_rows_over_several_lines_are_rows_and_any_mark_is_a_place_to_go_on_from(
                 rest += batch.records
             again.close()
             assert rest + batch.records == [*chain.from_iterable(whole[number:])]
+
+
+@pytest.mark.parametrize("many", [1, 9])
+def test_a_value_in_quotes_that_the_file_ends_within_is_malformed(tmp_path: Path, many: int) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text('n,t\n1,one\n2,"two\nthree\n')
+    source = sources.Csv(path)
+    source.open(None, None)
+    found: list[Any] = []
+    while not (batch := source.read(many, SOON)).ended:
+        found += batch.records
+    source.close()
+    whole, cut = found + batch.records
+    assert whole == {"n": "1", "t": "one"}
+    assert (cut.text, cut.why) == ('2,"two\nthree', "the file ends within a value in quotes")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: sources.Csv(path, dialect="exel"), "unknown dialect: a dialect is one of excel, "),
+        (lambda path: sources.Csv(path, sep=";"), "'sep' is an invalid keyword argument"),
+        (lambda path: sinks.Csv(path, delimiter=";;"), "1-character string"),
+    ],
+)
+def test_what_csv_does_not_know_is_said_where_it_is_given(tmp_path: Path, make: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make(tmp_path / "in.csv")
+
+
+async def test_a_first_row_in_another_encoding_names_the_file_and_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_bytes("Größe\nü\n".encode("latin-1"))
+    said = r"in\.csv has no first row that names its columns: .*sources\.Csv\(path, encoding="
+    with pytest.raises(StreamError, match=said) as told:
+        await stream(None, everything(), tmp_path / "in.csv", [])
+    assert isinstance(told.value.__cause__, UnicodeDecodeError)
+    out: list[Any] = []
+    await stream(None, everything(), sources.Csv(tmp_path / "in.csv", encoding="latin-1"), out)
+    assert out == [{"Größe": "ü"}]
+
+
+async def test_a_list_or_dict_in_csv_is_json(tmp_path: Path) -> None:
+    record = {"a": {"x": [True, None]}, "b": ["ü"], "c": None, "d": 1.5}
+    await stream(None, everything(), [record, {**record, "a": 7}], tmp_path / "out.csv")
+    rows: list[Any] = []
+    await stream(None, everything(), tmp_path / "out.csv", rows)
+    assert [json.loads(rows[0][name]) for name in "ab"] == [{"x": [True, None]}, ["ü"]]
+    assert [(row["c"], row["d"]) for row in rows] == [("", "1.5")] * 2
+    assert rows[1]["a"] == "7"
+
+
+async def test_tab_separated_values_are_known_by_their_name(tmp_path: Path) -> None:
+    records = [{"a": "one, two", "b": "three\tfour"}, {"a": "", "b": "ü"}]
+    await stream(None, everything(), records, tmp_path / "out.tsv.gz")
+    again: list[Any] = []
+    await stream(None, everything(), tmp_path / "out.tsv.gz", again)
+    assert again == records
 
 
 async def test_files_by_pattern_are_one_source_and_gone_on_with_within_one(store_url: str, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from fsmworkflow.engine import Engine
 from fsmworkflow.errors import RunOver, UnknownState, nearest
 from fsmworkflow.explain import forked
 from fsmworkflow.records import CANCEL, PAUSE, RERUN, RETRY, UNPAUSE, Event, replace
+from fsmworkflow.stream.run import PREFIX as STREAMS
+from fsmworkflow.stream.run import outline
 
 __all__ = ["COMMANDS", "REJECTED", "posted"]
 
@@ -63,12 +65,14 @@ async def _steer(
     engine: Target, workflow: str, key: str, name: str, done: str, as_json: bool, payload: Any = None
 ) -> int:  # fmt: skip
     async with knowing(engine) as opened:
-        address = opened.known(workflow).check().name, key
-        if payload is not None and payload not in opened.known(workflow).states:
-            hint = nearest(payload, opened.known(workflow).states)
+        streams = workflow.startswith(STREAMS)  # which no engine knows: they are driven by their own call
+        known = outline(workflow) if streams else opened.known(workflow)
+        address = known.check().name, key
+        if payload is not None and payload not in known.states:
+            hint = nearest(payload, known.states)
             raise UnknownState(f"workflow {workflow!r} has no state {payload!r}{hint}")
         event, run = Event(name=name, payload=payload, id=uuid.uuid4().hex), await opened.get(*address)
-        move = await decide(opened.known(workflow), run, event, now=opened.store.now())
+        move = await decide(known, run, event, now=opened.store.now())
         if not run.over and move.answer == REJECTED and not (await opened.store.inbox(run))[1]:
             event = replace(event, status=REJECTED)  # it would wait for an engine, and come to nothing
         else:
@@ -76,7 +80,7 @@ async def _steer(
             run = await opened.get(*address)
     told = {
         "accepted": f"was {done}, and is {run.status} in {run.state}",
-        "waiting": f"will be {done} as soon as an engine works",
+        "waiting": f"will be {done} as soon as {'it is started again' if streams else 'an engine works'}",
     }.get(event.status, f"is {run.status} in {run.state}: it cannot be {done}")
     said = {"done": event.status == "accepted", "answer": event.status, "status": run.status, "state": run.state}
     said = {"workflow": workflow, "key": key, **said}

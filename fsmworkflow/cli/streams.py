@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
@@ -59,7 +60,8 @@ async def run(
     """Let every record of SOURCE pass through a workflow.
 
     TARGET is a file in YAML or JSON, or MODULE:NAME of a Workflow or an Engine. SOURCE and FILE say by their names what
-    is in them: .jsonl, .csv, .txt, .log, each also .gz or .zst, and .parquet; - is standard input.
+    is in them: .jsonl, .csv, .tsv, .txt, .log, each also .gz or .zst, and .parquet; - is standard input. Stopped
+    by Ctrl-C or killed, the same command with the same --key goes on after the last commit.
     """
     made = named(target) if key is None else engine_of(target)
     engine = made if isinstance(made, Engine) else None
@@ -70,7 +72,7 @@ async def run(
         elif engine is not None:  # nothing is kept: what its steps share is all that is needed of it
             stack.push_async_callback(engine.resources.close)
             await engine.resources.open()
-        with share(found.name) as more, _quiet_pipes():
+        with _told_how_to_go_on(key), share(found.name) as more, _quiet_pipes():
             done = await stream(
                 engine,
                 found,
@@ -98,14 +100,28 @@ def _quiet_pipes() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _told_how_to_go_on(key: str | None) -> Iterator[None]:
+    """Whoever ends a stream that has a key is told that nothing is lost."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        if key is not None:
+            click.echo(f"stopped: what was committed is kept, and the same command goes on with {key!r}", err=True)
+        raise
+
+
 def _outlets(sinks: tuple[str, ...]) -> Any:
     """The sink of all, or of each state."""
     if len(sinks) == 1 and "=" not in sinks[0]:
         return sinks[0]
     if unnamed := [sink for sink in sinks if "=" not in sink]:
         raise click.UsageError(f"say of which state {unnamed[0]} is the sink: --sink STATE={unnamed[0]}")
-    pairs = (sink.partition("=") for sink in sinks)
-    return {state: file or None for state, _, file in pairs}
+    pairs = [sink.partition("=") for sink in sinks]
+    if len(found := {state: file or None for state, _, file in pairs}) < len(pairs):
+        twice = next(state for state in found if sum(state == one for one, _, _ in pairs) > 1)
+        raise click.UsageError(f"state {twice!r} has one sink: --sink {twice}=FILE was given more than once")
+    return found
 
 
 def _files(sinks: tuple[str, ...]) -> list[str]:

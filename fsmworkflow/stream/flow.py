@@ -110,7 +110,7 @@ class Flow:
             return
         if self.source.identity() is None:
             raise StreamError(f"{self.source.name} cannot be read again from where a crash left it: leave out key=")
-        if lost := [sink.name for sink in self.sinks if not sink.keeps]:
+        if lost := dict.fromkeys(sink.name for sink in self.sinks if not sink.keeps):
             raise StreamError(f"{', '.join(lost)} cannot be cut back to what was committed: leave out key=")
 
     # -- its life -----------------------------------------------------------------------------------------------------
@@ -352,8 +352,9 @@ class Flow:
     def _bound(self, cursor: Cursor) -> None:
         wrong, limit = cursor["errors"] + cursor["malformed"], self.how.limit
         if limit is not None and wrong > limit * cursor["records"]:
+            share = f"{100 * limit:.6g}%"
             raise StreamError(
-                f"{wrong:,} of {cursor['records']:,} records went wrong, which is above the limit of {limit:.1%}: "
+                f"{wrong:,} of {cursor['records']:,} records went wrong, which is above the limit of {share}: "
                 "what was committed before is kept, and it goes on from there"
             )
 

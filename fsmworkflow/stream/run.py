@@ -11,22 +11,24 @@ from typing import Any
 from fsmworkflow.conditions import field
 from fsmworkflow.context import WorkflowContext
 from fsmworkflow.engine import Engine
+from fsmworkflow.errors import log
 from fsmworkflow.machine import PersistentWorkflowStateMachine
 from fsmworkflow.records import RETRY, Event, Run
 from fsmworkflow.retry import Duration, seconds
 from fsmworkflow.stream.flow import Cursor, Flow
 from fsmworkflow.stream.passage import outlets, refused
 from fsmworkflow.stream.sources import source_of
-from fsmworkflow.stream.words import How, Mode, Progress, StreamError
+from fsmworkflow.stream.words import How, Mode, Progress, Source, StreamError
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["PREFIX", "checked", "retry", "stream"]
+__all__ = ["PREFIX", "RETRIED", "checked", "outline", "retry", "stream"]
 
 Told = Callable[[Progress], Awaitable[None] | None]
 
 PREFIX = "$stream:"
 """Before the name of a workflow, that of the workflow whose runs are its streams."""
+RETRIED = "`retry(engine, workflow, key)` of fsmworkflow.stream, or `fsmworkflow retry`, lets it go on"
 
 
 async def stream(
@@ -47,13 +49,14 @@ async def stream(
 ) -> Progress:
     """Let every record of a source pass through a workflow, into a sink, or one for each final state.
 
-    `source` is a path whose name says what is in it (.jsonl, .csv, .txt, .log, each also .gz or .zst, and .parquet),
+    `source` is a path whose name says what is in it (.jsonl, .csv, .tsv, .txt, .log, each also .gz or .zst; .parquet),
     "-", a Source, or anything that gives dicts one by one, awaited or not. `sink` is a path, "-", a Sink or a list; or
     `{state: sink}` with an entry for each final state, None for what is only counted.
 
     With a `key` it survives a crash: up to `chunk` records, or what came within `every` of a slow source, are one
     commit, made once the sinks are on disk. Started again with that key it goes on after the last commit, and cuts the
-    sinks back to it, so that each record is in them once, in the order of the source; one that has ended is reported.
+    sinks back to it, so that each record is in them once, in the order of the source; one that has ended is reported,
+    and the log says so where it is given another source than it had.
     A sink must be empty at first. Without a key nothing is kept, and `engine` may be None.
 
     `workers` records are under way at once; with `ordered=False` what is done sooner is written sooner, and the order
@@ -119,14 +122,27 @@ async def _kept(engine: Engine, flow: Flow, key: str, telling: Telling) -> Progr
     machine = PersistentWorkflowStateMachine(_Use(engine.worker), _built_in(flow, telling), key, hooks=hooks)
     run = await machine.run_workflow()
     if run.status != "done":
-        hint = " `retry(engine, workflow, key)` of fsmworkflow.stream lets it go on" if run.status == "parked" else ""
-        raise StreamError(f"stream {key!r} is {run.status}, and does not go on: {_why(run)}.{hint}")
+        hint = f". {RETRIED}" if run.status == "parked" else ""
+        raise StreamError(f"stream {key!r} is {run.status}, and does not go on: {_why(run)}{hint}")
     cursor = dict(run.data)
     if flow.opened:
         await telling.tell(cursor)
     else:
         telling.resumed = cursor["records"]
+        _tell_other(flow.source, key, cursor["source"])
     return telling.progress(cursor)
+
+
+def _tell_other(source: Source, key: str, read: Cursor) -> None:
+    """Say in the log that a stream which has ended had read something else than it is given now."""
+    now = source.identity() or {}
+    other = [name for name in read if name != "time" and read[name] != now.get(name)]
+    if other:
+        there = ", ".join(f"{name} {read[name]}, now {now.get(name)}" for name in other)
+        log.error(
+            "stream %r has ended with another source (%s): nothing was read of %s. For that take another key",
+            key, there, source.name,
+        )  # fmt: skip
 
 
 def _why(run: Run) -> str:
@@ -148,13 +164,10 @@ class _Use:
 
 def _built_in(flow: Flow, telling: Telling) -> Workflow:
     """The workflow whose run is this stream. It begins with a commit, so that what is in a sink later is its own."""
-    made = Workflow(PREFIX + flow.workflow.name)
 
-    @made.step("begin", initial=True, then="flow")
     async def begin(ctx: WorkflowContext) -> None:
         ctx.data.update(await flow.begin())
 
-    @made.step("flow", then=[(field("ended") == True, "done"), "flow"])  # noqa: E712 (a condition)
     async def go_on(ctx: WorkflowContext) -> None:
         cursor = dict(ctx.data)
         if not flow.opened:
@@ -164,6 +177,18 @@ def _built_in(flow: Flow, telling: Telling) -> Workflow:
             await telling.tell(cursor)
         ctx.data.update(await flow.chunk(cursor, ctx))
 
+    return outline(PREFIX + flow.workflow.name, begin, go_on)
+
+
+async def _nothing(ctx: WorkflowContext) -> None:
+    """What a step does for those who only steer."""
+
+
+def outline(name: str, begin: Any = _nothing, go_on: Any = _nothing) -> Workflow:
+    """The workflow of this name, whose runs are streams. For those who steer them, its steps may be left out."""
+    made = Workflow(name)
+    made.step("begin", initial=True, then="flow")(begin)
+    made.step("flow", then=[(field("ended") == True, "done"), "flow"])(go_on)  # noqa: E712 (a condition)
     made.final("done")
     return made
 

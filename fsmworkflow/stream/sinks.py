@@ -15,6 +15,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fsmworkflow.conditions import cut
 from fsmworkflow.stream.files import GLANCE, hash_of, sync_name
 from fsmworkflow.stream.packing import is_packed, named, packed
 from fsmworkflow.stream.parquet import Parts as Parquet
+from fsmworkflow.stream.sources import understood
 from fsmworkflow.stream.tables import Table
 from fsmworkflow.stream.words import Sink, StreamError, Unwritable
 
@@ -32,6 +34,7 @@ __all__ = ["Csv", "Into", "JsonLines", "Parquet", "Table", "Text", "sink_of"]
 TAIL = 4096
 UNFIT = (ValueError, TypeError, KeyError, RecursionError, csv.Error)
 """What is raised for a record that cannot be written."""
+NESTED = {list, dict}
 
 
 class _File(Sink):
@@ -198,6 +201,11 @@ class _File(Sink):
         self._descriptor = -1
 
 
+def _cell(value: Any) -> Any:
+    """A value as CSV has it: lists and dicts as JSON text."""
+    return msgspec.json.encode(value).decode() if type(value) in NESTED else value
+
+
 def _why(error: BaseException) -> str:
     return f"it has no field {error}" if isinstance(error, KeyError) else str(error)
 
@@ -229,8 +237,8 @@ class Text(_File):
 class Csv(_File):
     """A file of comma-separated values, as RFC 4180 has it, its first row being `names`, or those of the first record.
 
-    A record with another name is refused; one that lacks a name has nothing there. `dialect` and what else Python's
-    csv.writer takes say how it is written.
+    A record with another name is refused; one that lacks a name has nothing there. Lists and dicts are JSON text.
+    `dialect` and what else Python's csv.writer takes say how it is written.
     """
 
     def __init__(
@@ -239,6 +247,7 @@ class Csv(_File):
     ) -> None:  # fmt: skip
         super().__init__(path, encoding)
         self.names, self._dialect, self._how = list(names or ()), dialect, how
+        understood(csv.writer, io.StringIO(), dialect, how)
 
     def open(self, mark: Any) -> None:
         super().open(mark)
@@ -256,7 +265,8 @@ class Csv(_File):
             if not record.keys() <= known:
                 other = ", ".join(sorted(record.keys() - known))
                 raise ValueError(f"there is no column for {other}: give sinks.Csv(path, names=[...])")
-            writer.writerow([record.get(name) for name in self.names])
+            row = [record.get(name) for name in self.names]
+            writer.writerow(row if NESTED.isdisjoint(map(type, row)) else map(_cell, row))
         return self._encoded(text.getvalue())
 
     def _mark(self) -> dict[str, Any]:
@@ -277,8 +287,8 @@ class Into(Sink):
 
 
 FORMATS: dict[str, Callable[[str | Path], Sink]] = {
-    ".jsonl": JsonLines, ".ndjson": JsonLines, ".csv": Csv, ".txt": Text, ".log": Text,
-    ".parquet": Parquet,
+    ".jsonl": JsonLines, ".ndjson": JsonLines, ".csv": Csv, ".tsv": partial(Csv, dialect="excel-tab"),
+    ".txt": Text, ".log": Text, ".parquet": Parquet,
 }  # fmt: skip
 
 

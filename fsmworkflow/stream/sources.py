@@ -9,12 +9,14 @@ import asyncio
 import csv
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from fsmworkflow.conditions import cut
 from fsmworkflow.errors import log
 from fsmworkflow.stream.files import LINE, File, Line, Long, each, malformed
 from fsmworkflow.stream.folder import Folder
@@ -72,7 +74,8 @@ class Errors(JsonLines):
     def _record(self, line: Line) -> Any:
         entry = super()._record(line)
         if not isinstance(entry.get("record"), dict):
-            raise ValueError("it holds no record, only what was malformed")
+            what = "it holds no record, only what was malformed" if "text" in entry else "no stream wrote it to errors="
+            raise ValueError(what)
         return entry["record"]
 
 
@@ -102,6 +105,7 @@ class Csv(File):
     ) -> None:
         super().__init__(path, encoding=encoding, limit=limit)
         self.names, self._given, self._dialect, self._how = list(names or ()), names is not None, dialect, how
+        understood(csv.reader, (), dialect, how)
 
     def begin(self) -> None:
         self._row: list[Line] = []
@@ -117,7 +121,9 @@ class Csv(File):
         try:
             return [name.removeprefix("\ufeff") for name in next(self._reader, [])]
         except (ValueError, csv.Error) as error:
-            raise StreamError(f"the source {self.name} has no first row that names its columns: {error}") from error
+            hint = "say how it is written: sources.Csv(path, encoding=, delimiter=)"
+            what = f"the source {self.name} has no first row that names its columns: {error}"
+            raise StreamError(f"{what}: {hint}") from error
 
     def _seek(self, at: int) -> None:
         super()._seek(at)
@@ -129,6 +135,8 @@ class Csv(File):
     def _line(self) -> str:
         """The next line, with its end, for a row of which it is a part: a row that has begun is waited for."""
         if not (lines := self._take(1, math.inf if self._row else self._until)):
+            if self._row:
+                raise ValueError("the file ends within a value in quotes")
             raise StopIteration
         self._row.append(lines[0])
         return self._text(lines[0]) + "\n"
@@ -166,6 +174,15 @@ class _Texts(Iterator[str]):
 
     def __next__(self) -> str:
         return self._source._line()
+
+
+def understood(made: Any, given: Any, dialect: str, how: dict[str, Any]) -> None:
+    """Raise ValueError for what Python's csv does not take."""
+    try:
+        made(given, dialect, **how)
+    except (csv.Error, TypeError) as error:
+        known = ", ".join(csv.list_dialects())
+        raise ValueError(f"{error}: a dialect is one of {known}, and the rest as Python's csv module has it") from error
 
 
 class Records(Source):
@@ -241,8 +258,8 @@ class Records(Source):
 
 
 FORMATS: dict[str, Callable[..., Source]] = {
-    ".jsonl": JsonLines, ".ndjson": JsonLines, ".csv": Csv, ".txt": Text, ".log": Text,
-    ".parquet": Parquet,
+    ".jsonl": JsonLines, ".ndjson": JsonLines, ".csv": Csv, ".tsv": partial(Csv, dialect="excel-tab"),
+    ".txt": Text, ".log": Text, ".parquet": Parquet,
 }  # fmt: skip
 
 
@@ -254,6 +271,9 @@ def source_of(given: Any) -> Source:
     if isinstance(given, Source):
         return given
     if not isinstance(given, (str, Path)):
+        if isinstance(given, Mapping) or not (hasattr(given, "__iter__") or hasattr(given, "__aiter__")):
+            hint = "call it, and give what it returns" if callable(given) else "give a path, a Source, or records"
+            raise StreamError(f"{cut(given)} is no source: {hint}")
         return Records(given)
     return named(given, FORMATS, "sources")(given)
 

@@ -79,7 +79,7 @@ class Rows(Source):
         else:
             await self._no_nulls(key)
         rows = await self._database.fetch(
-            f"SELECT * FROM {self._from} {where} ORDER BY {key} LIMIT {PAGE + 1}", given, self.name
+            f"SELECT * FROM {self._from} {where} ORDER BY {key} LIMIT {PAGE + 1}", given, repr(self._rows)
         )
         if rows and self._order_by not in rows[0]:
             raise StreamError(f"{self.name} has no column {self._order_by!r} to be read by")
@@ -90,7 +90,7 @@ class Rows(Source):
 
     async def _no_nulls(self, key: str) -> None:
         found = await self._database.fetch(
-            f"SELECT 1 AS one FROM {self._from} WHERE {key} IS NULL LIMIT 1", [], self.name
+            f"SELECT 1 AS one FROM {self._from} WHERE {key} IS NULL LIMIT 1", [], repr(self._rows)
         )
         if found:
             raise StreamError(f"{self.name} has rows without {self._order_by!r}: order_by must never be null")
