@@ -15,6 +15,7 @@ import pytest
 
 from fsmworkflow import Engine
 from fsmworkflow.worker import Worker
+from tests import stopwatch as stopwatches
 from tests.postgres_server import ADVICE, Databases, Server, execute
 
 
@@ -29,6 +30,13 @@ def long_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """No lease ends while a test waits, save where one is given: a run that nobody gave back shows on any machine."""
     for owner in (Engine, Worker):
         monkeypatch.setitem(owner.__init__.__kwdefaults__, "lease", 600.0)
+
+
+@pytest.fixture
+def stopwatch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stopwatches.Stopwatch]:
+    """Bounds what is promised in seconds, on a machine that stands still for some, too."""
+    with stopwatches.stopwatch(tmp_path_factory.mktemp("stopwatch")) as watch:
+        yield watch
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.children import launched
+from tests.stopwatch import Stopwatch
 from tests.waiting import PATIENCE, until_now
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -458,7 +459,7 @@ def test_a_large_folder_is_cut_off_and_counted(tmp_path: Path, monkeypatch: pyte
 # -- the demonstration
 
 
-def test_the_digest_killed_twice_repeats_no_finished_step(start: Start) -> None:
+def test_the_digest_killed_twice_repeats_no_finished_step(start: Start, stopwatch: Stopwatch) -> None:
     began = time.monotonic()
     output = start("digest_demo.py")
     assert "No finished step ran again, and no remembered batch was read again." in output
@@ -466,7 +467,7 @@ def test_the_digest_killed_twice_repeats_no_finished_step(start: Start) -> None:
     assert re.findall(r"^(read|duplicates) .* killed", output, re.MULTILINE) == ["read", "duplicates"]
     assert len(set(re.findall(r"^[a-z]+ +([0-9]+) .* s  finished", output, re.MULTILINE))) == 3
     assert all(len(line) <= 80 for line in output.splitlines() if "/" not in line)
-    assert time.monotonic() - began < 60
+    assert stopwatch.since(began) < 60
 
 
 def notes_of(*told: tuple[str, str, int]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from fsmworkflow import Engine, EngineClosed, StoreUnavailable, Workflow, open_s
 from fsmworkflow.records import Owner
 from fsmworkflow.testing import Clock
 from tests.postgres_server import Server
+from tests.stopwatch import Stopwatch
 from tests.test_store import made
 from tests.waiting import PATIENCE
 
@@ -139,12 +140,14 @@ async def test_a_store_that_takes_no_writes_makes_an_engine_not_ready_but_live(m
         assert (await engine.health()).ok
 
 
-async def test_a_server_that_is_away_is_told_within_the_time_and_its_return_too(private_postgres: Server) -> None:
+async def test_a_server_that_is_away_is_told_within_the_time_and_its_return_too(
+    private_postgres: Server, stopwatch: Stopwatch
+) -> None:
     async with Engine(private_postgres.url, workflows=[resting()]) as engine:
         private_postgres.stop()
         began = time.monotonic()
         health = await engine.health(within=0.3)
-        assert time.monotonic() - began < 3
+        assert stopwatch.since(began) < 3
         assert (health.live, health.ready) == (True, False)
         assert health.problems == ("the store takes no writes: no answer within 0.3 s",)
         private_postgres.start()

@@ -14,6 +14,7 @@ import pytest
 from fsmworkflow import Engine, Workflow
 from fsmworkflow.store.writer import PART, Done, Write, Writer
 from tests.children import ROOT
+from tests.stopwatch import Stopwatch
 
 
 def told(job: str, url: str, many: int) -> dict[str, Any]:
@@ -26,15 +27,18 @@ def told(job: str, url: str, many: int) -> dict[str, Any]:
     return found
 
 
-def test_10_000_runs_at_once_take_less_than_a_gigabyte_and_the_loop_turns(durable_url: str) -> None:
+def test_10_000_runs_at_once_take_less_than_a_gigabyte_and_the_loop_turns(
+    durable_url: str, stopwatch: Stopwatch
+) -> None:
     found = told("at_once", durable_url, 10_000)
     assert found["rss"] < 1_000_000_000
     # The longest of the loop's turns is Python's full search for garbage, which takes 0.2 s of the CPU; no other takes
     # 50 ms. How long it takes goes by the number of objects, and by the machine: so another search is beside it.
-    assert found["p99"] < 1.0
+    late = sorted(stopwatch.between(due, turned) for due, turned in found["late"])
+    assert late[int(len(late) * 0.99)] < 1.0
     assert found["search"] < 0.3
     assert found["search"] < 6 * found["unit"]
-    assert found["looks"] > 50
+    assert len(late) > 50
 
 
 async def test_a_run_at_work_is_few_objects_to_pythons_search_for_garbage(durable_url: str) -> None:

@@ -16,6 +16,7 @@ from fsmworkflow import Engine, Workflow, open_store
 from fsmworkflow.store import postgres_lent, postgres_watch
 from tests.children import Child, Children
 from tests.network import Network
+from tests.stopwatch import Stopwatch
 from tests.test_outages import nothing_was_lost, walking
 from tests.waiting import PATIENCE
 
@@ -35,7 +36,7 @@ def network(postgres_url: str) -> Iterator[Network]:
         yield one
 
 
-def went_on(children: Children, child: Child, since: float) -> float:
+def went_on(children: Children, child: Child, since: float, stopwatch: Stopwatch) -> float:
     """After how many seconds the first step ended that began since then."""
 
     def ended() -> float | None:
@@ -43,7 +44,7 @@ def went_on(children: Children, child: Child, since: float) -> float:
         return next((x["at"] for x in children.ledger.lines("end") if x["at"] > since and x["run"] in begun), None)
 
     found: float = child.until(ended)
-    return found - since
+    return stopwatch.between(since, found)
 
 
 def test_connections_that_are_reset_again_and_again_cost_nobody_a_step(network: Network, children: Children) -> None:
@@ -82,7 +83,7 @@ def test_a_network_that_is_slow_only_takes_longer(network: Network, children: Ch
     nothing_was_lost(children, network.server)
 
 
-def black_hole(network: Network, children: Children, seconds: float) -> None:
+def black_hole(network: Network, children: Children, stopwatch: Stopwatch, seconds: float) -> None:
     child = walking(children, network.url, STEPS)
     network.swallow()
     struck = time.monotonic()
@@ -91,20 +92,22 @@ def black_hole(network: Network, children: Children, seconds: float) -> None:
     since = Counter(x["run"] for x in children.ledger.lines("end") if x["at"] > struck)
     assert set(since.values()) <= {1}, "a run went on to a second step: something still passed"
     network.heal()
-    assert went_on(children, child, time.monotonic()) < BACK
+    assert went_on(children, child, time.monotonic(), stopwatch) < BACK
     child.succeeded()
     nothing_was_lost(children, network.server, STEPS)
 
 
-def test_runs_go_on_soon_after_a_network_that_swallowed_everything(network: Network, children: Children) -> None:
-    black_hole(network, children, 3)
+def test_runs_go_on_soon_after_a_network_that_swallowed_everything(
+    network: Network, children: Children, stopwatch: Stopwatch
+) -> None:
+    black_hole(network, children, stopwatch, 3)
 
 
 @pytest.mark.soak
 def test_runs_go_on_soon_after_a_network_that_swallowed_everything_for_a_minute(
-    network: Network, children: Children
+    network: Network, children: Children, stopwatch: Stopwatch
 ) -> None:
-    black_hole(network, children, 60)
+    black_hole(network, children, stopwatch, 60)
 
 
 async def test_a_statement_that_takes_long_is_left_alone(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:

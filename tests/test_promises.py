@@ -12,9 +12,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from decimal import Decimal
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from fsmworkflow.records import Call, Event, Move, Owner, replace
 from fsmworkflow.testing import Clock
 from fsmworkflow.worker import Worker
 from tests.children import launched
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 
 
 class World:
@@ -310,12 +311,12 @@ async def test_P6_a_process_of_another_machine_is_given_up_when_its_lease_ends()
 
 
 async def test_P6_a_step_that_blocks_the_event_loop_does_not_lose_its_run(durable_url: str) -> None:
-    lease, tries = 2.0, list[Run | None]()
+    lease, tries, ends = 2.0, list[Run | None](), list[float]()
     flow = Workflow("blocking")
 
     @flow.step(initial=True, then="end")
     async def block(ctx: Any) -> None:
-        other = threading.Thread(target=lambda: asyncio.run(claiming(durable_url, 2 * lease, tries)))
+        other = threading.Thread(target=lambda: asyncio.run(claiming(durable_url, lease, tries, ends)))
         other.start()
         other.join()  # nothing else happens in this event loop, for two leases
 
@@ -325,18 +326,29 @@ async def test_P6_a_step_that_blocks_the_event_loop_does_not_lose_its_run(durabl
     assert (run.status, run.epoch) == ("done", 1)
     assert len(tries) > 3
     assert set(tries) == {None}, "nobody could claim it meanwhile"
+    assert median(later - earlier for earlier, later in pairwise(ends)) < lease / 2, "it is renewed long before it ends"
 
 
-async def claiming(url: str, seconds: float, tries: list[Run | None]) -> None:
-    """Try to claim the run `one` as an owner of another machine would, for so long."""
+async def claiming(url: str, length: float, tries: list[Run | None], ends: list[float]) -> None:
+    """Try to claim the run `one` as an owner of another machine would, whenever its owner's lease has got another end.
+
+    For two leases: of a machine that stands still, no claim comes when the lease would have to be renewed.
+    """
     store = store_of(url)
     await store.open()
+
+    async def renewed() -> bool:
+        (end,) = [one.lease for one in await store.owners() if one.token != token]
+        if ends and end == ends[-1]:
+            return False
+        ends.append(end)
+        return True
+
     try:
         token = await owner(store, "other")
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
+        while len(ends) < 2 or ends[-1] < ends[0] + 2 * length:
+            await until(renewed)
             tries.append(await store.claim_one(token, "blocking", "one"))
-            await asyncio.sleep(0.05)
     finally:
         await store.close()
 

@@ -15,6 +15,7 @@ import pytest
 from fsmworkflow import Engine, Workflow, open_store
 from fsmworkflow.decide import begin
 from fsmworkflow.store import Store
+from tests.stopwatch import Stopwatch
 from tests.waiting import PATIENCE, loads, until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +35,9 @@ async def unowned(store: Store, flow: Workflow, *keys: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["close", "work"])
-async def test_P3_a_step_is_told_that_its_process_ends_and_loses_nothing(store: Store, way: str) -> None:
+async def test_P3_a_step_is_told_that_its_process_ends_and_loses_nothing(
+    store: Store, way: str, stopwatch: Stopwatch
+) -> None:
     begun, rounds = asyncio.Event(), []
     flow = Workflow("patient")
 
@@ -63,7 +66,7 @@ async def test_P3_a_step_is_told_that_its_process_ends_and_loses_nothing(store: 
         else:
             await engine.close()
             await working
-        assert time.monotonic() - began < 3
+        assert stopwatch.since(began) < 3
     await store.open()
     run = await store.load("patient", "a")
     assert run is not None
@@ -93,7 +96,7 @@ async def test_a_step_in_a_thread_is_told_too(store: Store) -> None:
     assert (run.state, run.data["told"]) == ("over", True)
 
 
-async def test_a_second_close_forces_what_the_first_one_waits_for(store: Store) -> None:
+async def test_a_second_close_forces_what_the_first_one_waits_for(store: Store, stopwatch: Stopwatch) -> None:
     begun = asyncio.Event()
     flow = Workflow("stubborn")
 
@@ -112,7 +115,7 @@ async def test_a_second_close_forces_what_the_first_one_waits_for(store: Store) 
     began = time.monotonic()
     await engine.close(grace=0)
     await closing
-    assert time.monotonic() - began < 3
+    assert stopwatch.since(began) < 3
     await store.open()
     run = await store.load("stubborn", "a")
     assert run is not None

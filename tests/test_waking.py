@@ -16,6 +16,7 @@ from fsmworkflow.store import Store, open_store
 from fsmworkflow.store.bell import CHANNEL
 from fsmworkflow.store.postgres import PostgresStore
 from tests.postgres_server import execute
+from tests.stopwatch import Stopwatch
 from tests.waiting import until
 
 SELDOM = 3_600.0  # seconds between two looks: what comes sooner was heard
@@ -176,7 +177,7 @@ async def test_plain_moves_never_ring(postgres_url: str) -> None:
     await ear.close()
 
 
-async def test_without_a_bell_the_next_look_finds_it(sqlite_url: str) -> None:
+async def test_without_a_bell_the_next_look_finds_it(sqlite_url: str, stopwatch: Stopwatch) -> None:
     flow = letter()
     async with Engine(sqlite_url, workflows=[flow]) as one, Engine(sqlite_url, workflows=[letter()]) as two:
         await one.run(flow, key="a")
@@ -191,7 +192,7 @@ async def test_without_a_bell_the_next_look_finds_it(sqlite_url: str) -> None:
         began = time.monotonic()
         await two.store.post("letter", "a", Event(name="read", id="1"))
         await until(over(one, flow, "a"))
-    assert time.monotonic() - began < 1.5  # half a second between two looks, on a busy machine
+    assert stopwatch.since(began) < 1.5  # half a second between two looks, on a busy machine
     assert True in found[:2]  # the look that was under way may have been too early
 
 
