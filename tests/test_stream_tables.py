@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import sqlite3
+import sys
+import time
+import types
+import urllib.parse
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +208,92 @@ async def test_a_key_may_be_text_or_a_uuid(postgres_url: str, tmp_path: Path, mo
     out: list[Any] = []
     await stream(None, plain(), tmp_path / "out.jsonl", out)
     assert [record["id"] for record in out] == ids
+
+
+async def test_a_path_may_hold_what_means_something_in_an_address(tmp_path: Path) -> None:
+    place = tmp_path / "50%20 #1?.db"
+    with contextlib.closing(sqlite3.connect(place)) as db, db:
+        db.execute("CREATE TABLE kept (n INTEGER PRIMARY KEY, text TEXT)")
+    source = [{"n": 1, "text": "one"}]
+    table = sinks.Table("kept", url=f"sqlite:///{urllib.parse.quote(str(place))}", key="n")
+    await stream(None, plain(), source, table)
+    with contextlib.closing(sqlite3.connect(place)) as db:
+        assert db.execute("SELECT * FROM kept").fetchall() == [(1, "one")]
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+async def test_a_stream_that_waits_for_a_locked_file_is_cancelled_at_once_and_writes_nothing_more(
+    tmp_path: Path, journal: str
+) -> None:
+    """And whoever has it for less long than 30 s holds it up, and nothing is lost."""
+    place, source = tmp_path / "other.db", [{"n": n, "text": "row"} for n in range(100)]
+    with contextlib.closing(sqlite3.connect(place)) as db:
+        db.execute(f"PRAGMA journal_mode = {journal}")
+        db.execute("CREATE TABLE kept (n INTEGER PRIMARY KEY, text TEXT)")
+        url = f"sqlite:///{place}"
+        db.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(stream(None, plain(), source, sinks.Table("kept", url=url, key="n")))
+        await begun("_SQLite.write")
+        looped = asyncio.create_task(asyncio.sleep(0))
+        waiting.cancel()
+        began = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert time.monotonic() - began < 15, "it was waited for"
+        await looped
+        db.rollback()
+        assert db.execute("SELECT count(*) FROM kept").fetchone() == (0,)
+        db.execute("BEGIN IMMEDIATE")
+        held = asyncio.create_task(stream(None, plain(), source, sinks.Table("kept", url=url, key="n")))
+        await begun("_SQLite.write")
+        db.rollback()
+        assert (await held).records == 100
+        assert db.execute("SELECT count(*) FROM kept").fetchone() == (100,)
+
+
+async def begun(name: str) -> None:
+    """Wait until a thread is in such a function."""
+    while not any(name in frame.f_code.co_qualname for top in sys._current_frames().values() for frame in _up(top)):
+        await asyncio.sleep(0.001)
+
+
+def _up(frame: types.FrameType | None) -> Iterator[types.FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+async def test_a_connection_to_postgres_that_was_lost_is_made_again_once(
+    postgres_url: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(tables, "PAGE", 10)
+    rows(postgres_url, 50)
+    others = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+    async def told(progress: Any) -> None:
+        await asyncio.to_thread(done, postgres_url, others)
+
+    source = sources.Rows(postgres_url, "given", order_by="n")
+    sink = sinks.Table("kept", url=postgres_url, key="n")
+    assert (await stream(None, plain(), source, sink, chunk=7, on_progress=told)).records == 50
+    assert await kept(postgres_url) == list(range(50))
+
+
+async def test_a_key_may_be_a_list_and_two_columns_of_one_name_are_refused(
+    postgres_url: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(tables, "PAGE", 2)
+    done(postgres_url, "CREATE TABLE given (n INT, key INT[] UNIQUE)")
+    done(postgres_url, *(f"INSERT INTO given VALUES ({n}, ARRAY[{n}, 1])" for n in range(7)))
+    async with Engine(postgres_url) as engine:
+        source = sources.Rows(postgres_url, "given", order_by="key")
+        await stream(engine, plain(), source, tmp_path / "out.jsonl", key="k", chunk=2)
+        out: list[Any] = []
+        await stream(None, plain(), tmp_path / "out.jsonl", out)
+        assert [record["n"] for record in out] == list(range(7))
+        twice = sources.Rows(postgres_url, "SELECT n, key[1] AS text, key[2] AS text FROM given", order_by="n")
+        with pytest.raises(StreamError, match="columns of the same name: give them others with AS"):
+            await stream(None, plain(), twice, [])

@@ -822,6 +822,26 @@ async def test_a_connection_that_is_lost_inside_costs_the_run_nothing(postgres_u
     assert await mine(postgres_url) == [1]
 
 
+async def test_a_connection_that_is_lost_after_the_commit_costs_the_run_nothing(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncpg says it with an error of its own kind, where the server's last word comes while it is given back."""
+
+    async def lost(self: Any, **_: Any) -> None:
+        raise asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
+
+    monkeypatch.setattr(asyncpg.Connection, "reset", lost)
+
+    async def write(ctx: Any) -> None:
+        async with ctx.transaction() as db:
+            await db.execute(INSERT)
+
+    await asked(postgres_url, "CREATE TABLE mine (n bigint)")
+    assert (await run(postgres_url, write)).status == "done"
+    assert await mine(postgres_url) == [1]
+    assert "a connection could not be given back" in caplog.text
+
+
 async def test_what_a_step_sets_on_the_connection_is_gone_for_the_next_one(postgres_url: str) -> None:
     seen = []
 

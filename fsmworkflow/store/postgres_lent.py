@@ -185,7 +185,7 @@ class PostgresLent(Lent):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if not self._own.is_closed() and self._own.is_in_transaction():
                     await self._transaction.rollback()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except (asyncpg.PostgresError, *PASSING):
             self._own.terminate()
 
     async def _give_back(self) -> None:
@@ -194,5 +194,5 @@ class PostgresLent(Lent):
             self._own.terminate()
         try:
             await self._pool.release(self.connection, timeout=CLOSE_SECONDS)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (asyncpg.PostgresError, *PASSING) as error:
             log.warning("%s: a connection could not be given back: %r", self._store.url, error)

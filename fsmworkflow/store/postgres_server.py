@@ -72,7 +72,7 @@ async def closed(one: asyncpg.Connection[asyncpg.Record] | asyncpg.Pool[asyncpg.
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
             await one.close()
-    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except (TimeoutError, asyncpg.PostgresError, *PASSING):
         one.terminate()
     except BaseException:
         one.terminate()

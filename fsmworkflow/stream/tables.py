@@ -5,16 +5,22 @@ The names of tables and columns are the user's, and quoted; values are always pa
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
+import threading
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import pairwise
 from operator import length_hint
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
 from fsmworkflow.store import open_store
+from fsmworkflow.stream.files import GLANCE
 from fsmworkflow.stream.words import Batch, Sink, Source, StreamError, Unwritable
 from fsmworkflow.threads import Threads
 
@@ -23,6 +29,9 @@ __all__ = ["Rows", "Table"]
 PAGE = 2000
 """How many rows one query reads."""
 PLAIN = (str, int, float, bytes, type(None))
+PATIENCE = 30
+"""Seconds for which a file of SQLite is waited for that somebody else has locked."""
+T = TypeVar("T")
 Row = dict[str, Any]
 
 
@@ -83,7 +92,7 @@ class Rows(Source):
         )
         if rows and self._order_by not in rows[0]:
             raise StreamError(f"{self.name} has no column {self._order_by!r} to be read by")
-        if len({row[self._order_by] for row in rows}) < len(rows):
+        if any(row[self._order_by] == other[self._order_by] for row, other in pairwise(rows)):
             raise StreamError(f"{self.name} has several rows with one {self._order_by!r}: order_by must be unique")
         self._over = len(rows) <= PAGE
         return rows[:PAGE]
@@ -221,6 +230,14 @@ POSTGRES_COLUMNS = (
 )
 
 
+def _rows(found: list[Any], what: str) -> list[Row]:
+    """Rows by name. Raises StreamError where two columns have the same one."""
+    rows = [dict(row) for row in found]
+    if rows and len(rows[0]) < len(found[0]):
+        raise StreamError(f"{what} has columns of the same name: give them others with AS")
+    return rows
+
+
 def _database(url: str) -> _Database:
     """Raises StoreError for what is no URL of one of the two."""
     store = open_store(url)  # which reads the address, and opens nothing
@@ -236,7 +253,7 @@ class _SQLite:
 
     def __init__(self, path: str, shown: str) -> None:
         self.shown, self._path = shown, path
-        self._threads = Threads()
+        self._threads, self._one, self._over = Threads(), threading.Lock(), False
         self._db: sqlite3.Connection | None = None
 
     def place(self, number: int) -> str:
@@ -247,35 +264,62 @@ class _SQLite:
 
     def _opened(self) -> sqlite3.Connection:
         if self._db is None:
-            self._db = sqlite3.connect(f"file:{self._path}?mode=rw", uri=True, check_same_thread=False, timeout=30.0)
+            address = f"file:{quote(self._path)}?mode=rw"
+            self._db = sqlite3.connect(address, uri=True, check_same_thread=False, timeout=GLANCE)
             self._db.row_factory = sqlite3.Row
         return self._db
 
     async def fetch(self, sql: str, given: list[Any], what: str) -> list[Row]:
-        def work() -> list[Row]:
-            return [dict(row) for row in self._opened().execute(sql, given)]
+        def work(db: sqlite3.Connection) -> list[Row]:
+            return self._patient(lambda: _rows(db.execute(sql, given).fetchall(), what))
 
-        rows: list[Row] = await self._said(work, what)
-        return rows
+        return await self._said(work, what)
 
     async def write(self, sql: str, rows: Iterator[tuple[Any, ...]], what: str) -> None:
-        def work() -> None:
-            with self._opened() as db:
-                db.execute("BEGIN IMMEDIATE")
+        def work(db: sqlite3.Connection) -> None:
+            self._patient(lambda: db.execute("BEGIN IMMEDIATE"))
+            with db:
+                db.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE}")
                 db.executemany(sql, rows)
+            db.execute(f"PRAGMA busy_timeout = {int(1000 * GLANCE)}")
 
         await self._said(work, what)
 
-    async def _said(self, work: Any, what: str) -> Any:
+    def _patient(self, do: Callable[[], T]) -> T:
+        """Do it once nobody else has the file locked, and give up where nobody waits for it any more."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return do()
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or self._over or time.monotonic() > until:
+                    raise
+
+    async def _said(self, work: Callable[[sqlite3.Connection], T], what: str) -> T:
+        """Whoever is cancelled waits until it has ended, so that nothing is written afterwards."""
+        self._over = False
+        task = asyncio.ensure_future(self._threads.call(self._alone, work))
         try:
-            return await self._threads.call(work)
+            return await asyncio.shield(task)
         except sqlite3.Error as error:
             raise StreamError(f"{what}: {error}") from error
+        except asyncio.CancelledError:
+            self._over = True
+            if self._db is not None:
+                self._db.interrupt()
+            await asyncio.wait([task])
+            task.cancelled() or task.exception()  # which nobody asks for any more
+            raise
+
+    def _alone(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._one:
+            return work(self._opened())
 
     def close(self) -> None:
-        if self._db is not None:
+        if self._db is not None and self._one.acquire(blocking=False):  # else a thread is at it, that was left behind
             self._db.close()
-        self._db = None
+            self._db = None
+            self._one.release()
 
 
 class _Postgres:
@@ -299,25 +343,25 @@ class _Postgres:
         return self._db
 
     async def fetch(self, sql: str, given: list[Any], what: str) -> list[Row]:
-        rows: list[Row] = await self._said(self._fetch(sql, given), what)
-        return rows
-
-    async def _fetch(self, sql: str, given: list[Any]) -> list[Row]:
-        return [dict(row) for row in await (await self._opened()).fetch(sql, *given)]
+        return _rows(await self._said(lambda db: db.fetch(sql, *given), what), what)
 
     async def write(self, sql: str, rows: Iterator[tuple[Any, ...]], what: str) -> None:
-        await self._said(self._write(sql, rows), what)
+        all_of_them = list(rows)
+        await self._said(lambda db: db.executemany(sql, all_of_them), what)  # or none
 
-    async def _write(self, sql: str, rows: Iterator[tuple[Any, ...]]) -> None:
-        await (await self._opened()).executemany(sql, rows)  # all of them, or none
-
-    async def _said(self, work: Any, what: str) -> Any:
+    async def _said(self, do: Callable[[Any], Awaitable[T]], what: str) -> T:
+        """Ask the database, once more where the connection was lost: what is read or replaced may be so twice."""
         import asyncpg
 
-        try:
-            return await work
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise StreamError(f"{what}: {error}") from error
+        lost = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+        for left in (1, 0):
+            try:
+                return await do(await self._opened())
+            except (asyncpg.PostgresError, *lost) as error:
+                if not left or not (isinstance(error, lost) or (self._db is not None and self._db.is_closed())):
+                    raise StreamError(f"{what}: {error}") from error
+                self.close()
+        raise AssertionError
 
     def close(self) -> None:
         if self._db is not None:
