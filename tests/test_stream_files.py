@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
+from datetime import date
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -374,3 +377,81 @@ async def test_xml_cannot_be_gone_on_with(tmp_path: Path) -> None:
     async with Engine("memory://") as engine:
         with pytest.raises(StreamError, match="cannot be read again from where a crash left it"):
             await stream(engine, kept(), sources.Xml(tmp_path / "in.xml", "order"), tmp_path / "out.jsonl", key="k")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8).map(str.strip)
+inner = st.dictionaries(
+    st.sampled_from(["a", "b", "ü", "c-d.e"]), texts | st.lists(texts, min_size=2, max_size=3), max_size=3
+)
+elements = st.lists(
+    st.dictionaries(st.sampled_from("xyz"), texts | st.lists(texts, min_size=2, max_size=3) | inner, min_size=1),
+    max_size=4,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(elements, st.sampled_from(["", ".gz", ".zst"]), st.integers(1, 3))
+def test_what_is_written_as_xml_is_read_as_it_was(records: list[Any], suffix: str, chunk: int) -> None:
+    async def there_and_back(path: str) -> list[Any]:
+        again: list[Any] = []
+        await stream(None, everything(), records, sinks.Xml(path, "one", root="all"), chunk=chunk)
+        await stream(None, everything(), sources.Xml(path, "one"), again)
+        return again
+
+    with tempfile.TemporaryDirectory() as directory:
+        again = asyncio.run(there_and_back(f"{directory}/out.xml{suffix}"))
+    assert again == [{name: value or "" for name, value in record.items()} for record in records]
+
+
+async def test_xml_is_well_formed_and_says_what_there_is_no_text_for(tmp_path: Path) -> None:
+    record = {
+        "n": 7,
+        "ok": True,
+        "at": date(2026, 1, 2),
+        "none": None,
+        "of": {"#text": "a & <b>\r", "kind": "x"},
+        "no": [],
+    }
+    await stream(None, everything(), [record] * 2, sinks.Xml(tmp_path / "out.xml", "one"))
+    root = ElementTree.parse(tmp_path / "out.xml").getroot()
+    assert (root.tag, [one.tag for one in root]) == ("records", ["one", "one"])
+    assert [(field.tag, field.text) for field in root[0]] == [
+        ("n", "7"), ("ok", "true"), ("at", "2026-01-02"), ("of", "a & <b>\r"),
+    ]  # fmt: skip
+    await stream(None, everything(), [], sinks.Xml(tmp_path / "none.xml", "one"))
+    assert list(ElementTree.parse(tmp_path / "none.xml").getroot()) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"a b": 1}, "'a b' cannot be the name of an element"),
+        ({"a/": 1}, "'a/' cannot be the name"),
+        ({"n:a": 1}, "'n:a' cannot be the name"),
+        ({"": 1}, "'' cannot be the name"),
+        ({"a": "\x00"}, r"XML has no sign for '\\x00'"),
+        ({"a": [[1]]}, "a list in a list has no element of its own"),
+        ({"a": object()}, "Encoding objects of type object is unsupported"),
+    ],
+)
+async def test_a_record_that_xml_cannot_hold_is_named(tmp_path: Path, record: Any, said: str) -> None:
+    with pytest.raises(StreamError, match=f"record 2 of the list of records cannot be written to .*: {said}"):
+        await stream(None, everything(), [{"a": 1}, record], sinks.Xml(tmp_path / "out.xml", "one"), mode="direct")
+
+
+async def test_an_xml_file_has_an_end_and_so_no_key(tmp_path: Path) -> None:
+    async with Engine("memory://") as engine:
+        with pytest.raises(StreamError, match=r"out\.xml cannot be cut back"):
+            await stream(engine, everything(), [{"n": 1}], sinks.Xml(tmp_path / "out.xml", "one"), key="k")
+    with pytest.raises(ValueError, match="'one two' cannot be the name of an element"):
+        sinks.Xml(tmp_path / "out.xml", "one two")
+
+
+async def test_a_file_without_the_element_that_is_asked_for_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in.xml").write_text("<orders><order/></orders>")
+    assert (await stream(None, everything(), sources.Xml(tmp_path / "in.xml", "order"), [])).records == 1
+    assert caplog.messages == []
+    assert (await stream(None, everything(), sources.Xml(tmp_path / "in.xml", "odrer"), [])).records == 0
+    assert "in.xml has no element 'odrer', only within 'orders' others" in caplog.text

@@ -28,8 +28,9 @@ from fsmworkflow.stream.parquet import Parts as Parquet
 from fsmworkflow.stream.sources import understood
 from fsmworkflow.stream.tables import Table
 from fsmworkflow.stream.words import Sink, StreamError, Unwritable
+from fsmworkflow.stream.xml import element, element_name
 
-__all__ = ["Csv", "Into", "JsonLines", "Parquet", "Table", "Text", "sink_of"]
+__all__ = ["Csv", "Into", "JsonLines", "Parquet", "Table", "Text", "Xml", "sink_of"]
 
 TAIL = 4096
 UNFIT = (ValueError, TypeError, KeyError, RecursionError, csv.Error)
@@ -44,7 +45,7 @@ class _File(Sink):
         self.path, self.encoding = str(path), encoding
         self.name = "standard output" if self.path == "-" else self.path
         self.packed = is_packed(self.path)
-        self.keeps = self.path != "-" and (not os.path.exists(self.path) or os.path.isfile(self.path))
+        self.keeps = self._stays = self.path != "-" and (not os.path.exists(self.path) or os.path.isfile(self.path))
         self._descriptor = -1
         self._length, self._tail, self._halted = 0, b"", False
         self._written: list[bytes] = []
@@ -57,8 +58,8 @@ class _File(Sink):
         if self.packed:
             packed(self.path, b"")  # which says that an extra is missing, before anything is there
         try:
-            self._descriptor = self._opened() if self.keeps else self._opened_pipe()
-            if self.keeps:
+            self._descriptor = self._opened() if self._stays else self._opened_pipe()
+            if self._stays:
                 self._lock()
                 self._length, self._tail = self._checked(mark)
                 self._cut()
@@ -146,7 +147,7 @@ class _File(Sink):
         self._written.clear()
         if data:
             self._put(packed(self.path, data) if self.packed else data)
-        if self.keeps and data:
+        if self._stays and data:
             self._there()
         if sync and data:
             self._flush()
@@ -177,7 +178,7 @@ class _File(Sink):
         left = memoryview(data)
         try:
             while left:
-                left = left[os.write(self._descriptor, left if self.keeps else self._room(left)) :]
+                left = left[os.write(self._descriptor, left if self._stays else self._room(left)) :]
         except OSError as error:
             raise self._full(error) from error
         self._length += len(data)
@@ -271,6 +272,26 @@ class Csv(_File):
 
     def _mark(self) -> dict[str, Any]:
         return {**super()._mark(), "names": self.names}
+
+
+class Xml(_File):
+    """A file of elements of one name, one for each record, within a root: what `sources.Xml` reads.
+
+    A field is an element in it, a list one for each item, a dict one that holds others; None is left out. It has an
+    end, and so cannot be cut back: no key. Raises ValueError for a name that XML does not have.
+    """
+
+    def __init__(self, path: str | Path, element: str, *, root: str = "records") -> None:
+        super().__init__(path)
+        self.keeps, self._element, self._root = False, element_name(element), element_name(root)
+
+    def _text(self, records: list[Any]) -> bytes:
+        head = "" if self._length or self._written else f'<?xml version="1.0" encoding="utf-8"?>\n<{self._root}>\n'
+        return self._encoded(head + "".join([f"{element(self._element, record)}\n" for record in records]))
+
+    async def end(self) -> None:
+        self._written.append(self._text([]) + f"</{self._root}>\n".encode())
+        self.checkpoint(sync=False)
 
 
 class Into(Sink):

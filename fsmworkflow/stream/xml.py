@@ -1,21 +1,30 @@
-"""XML as a source: each element of a name is a record. Nothing else of the file is held, and nothing is expanded."""
+"""XML: each element of a name is a record, and the other way round. Nothing else of a file is held or expanded."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.parsers import expat
 
+import msgspec
+
+from fsmworkflow.errors import log
 from fsmworkflow.stream.files import LINE
 from fsmworkflow.stream.packing import TORN, Unpacked, is_packed
 from fsmworkflow.stream.words import Batch, Source, StreamError
 
-__all__ = ["Xml"]
+__all__ = ["Xml", "element", "element_name"]
 
 BLOCK = 2**16
 TEXT = "#text"
+SIGNS = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"}
+ESCAPED = re.compile("[&<>\r]")
+FOREIGN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML has no sign for: https://www.w3.org/TR/xml/#charsets."""
 
 
 class Xml(Source):
@@ -24,7 +33,7 @@ class Xml(Source):
     An inner element with neither attributes nor elements of its own is its text; several of one name are a list; text
     beside others is `#text`. All values are text. A name that ends with ".gz" or ".zst" is unpacked. It cannot be gone
     on with by a key. Raises StreamError for a file that is not well formed, has a DOCTYPE, or an element over `limit`
-    bytes.
+    bytes. One without such an element has no records, and the log says so.
     """
 
     def __init__(self, path: str | Path, element: str, *, limit: int = LINE) -> None:
@@ -35,6 +44,7 @@ class Xml(Source):
         self._stack: list[tuple[str, dict[str, Any], list[str]]] = []
         self._began = 0
         self._over = False
+        self._root, self._found = "", False
 
     def open(self, known: dict[str, Any] | None, position: Any) -> None:
         try:
@@ -71,6 +81,8 @@ class Xml(Source):
             block = self._file.read(BLOCK)
             self._over = not block
             self._parser.Parse(block, self._over)
+            if self._over and not self._found:
+                log.warning("%s has no element %r, only within %r others", self.name, self._element, self._root)
         except (*TORN, expat.ExpatError) as error:
             raise StreamError(f"the source {self.name} cannot be read on: {error}") from error
         if self._stack and self._parser.CurrentByteIndex - self._began > self._limit:
@@ -81,8 +93,10 @@ class Xml(Source):
 
     def _begins(self, name: str, attributes: dict[str, str]) -> None:
         if not self._stack:
+            self._root = self._root or name
             if name != self._element:
                 return
+            self._found = True
             self._began = self._parser.CurrentByteIndex
         self._stack.append((name, dict(attributes), []))
 
@@ -109,3 +123,56 @@ class Xml(Source):
 
     def _doctype(self, *_: Any) -> NoReturn:
         raise StreamError(f"the source {self.name} has a DOCTYPE, of which nothing is expanded here: take it out")
+
+
+def element(name: str, record: dict[str, Any]) -> str:
+    """A record as an element, as Xml reads it: a field is an element in it, a list one for each item, None is none.
+
+    Raises ValueError or TypeError for what XML cannot hold.
+    """
+    return "".join(_parts(name, msgspec.to_builtins(record)))
+
+
+def element_name(name: Any) -> str:
+    """A name, which may be that of an element. Raises ValueError for another one."""
+    if not isinstance(name, str) or not _is_name(name):
+        raise ValueError(f"{name!r} cannot be the name of an element")
+    return name
+
+
+def _parts(name: str, value: Any) -> list[str]:
+    if value is None:
+        return []
+    element_name(name)
+    if not isinstance(value, dict):
+        return [f"<{name}>{_text(value)}</{name}>"]
+    parts = [f"<{name}>"]
+    for field, inner in value.items():
+        if field == TEXT:
+            parts.append(_text(inner))
+            continue
+        for one in inner if isinstance(inner, list) else [inner]:
+            parts += _parts(field, one)
+    return [*parts, f"</{name}>"]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        raise TypeError("a list in a list has no element of its own")
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    if (sign := FOREIGN.search(text)) is not None:
+        raise ValueError(f"XML has no sign for {sign[0]!r}")
+    return ESCAPED.sub(lambda found: SIGNS[found[0]], text)
+
+
+@lru_cache(1000)
+def _is_name(name: str) -> bool:
+    """Whether the parser takes it for one."""
+    found: list[Any] = []
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = lambda *one: found.append(one)
+    try:
+        parser.Parse(f"<{name}/>".encode("utf-8", "surrogatepass"), True)
+    except expat.ExpatError:
+        return False
+    return found == [(name, {})] and ":" not in name
