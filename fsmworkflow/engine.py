@@ -54,11 +54,11 @@ class Engine:
             run = await engine.run(article, {"topic": "databases"}, key="article-1")
 
     `store` is a URL or a Store; one that is open already stays open. Nothing is opened before `async with`. `lease` is
-    for how many seconds other machines take this engine for alive without hearing of it; `poll` how often it looks for
-    events that other processes sent and for times that have come; `grace` how long leaving waits for running steps;
-    `deaths` (3 or more) how many processes a run may end, in one visit of its state, before it is parked.
-    `hooks` are told of moves and steps, beside the log. `resources` are opened with the engine, in this order, and lent
-    to steps by `ctx.use(name)`: pools, clients, any async context manager.
+    for how many seconds other machines take this engine for alive without hearing of it (FSMWORKFLOW_LEASE, else 10);
+    `poll` how often it looks for events that other processes sent and for times that have come; `grace` how long
+    leaving waits for running steps; `deaths` (3 or more) how many processes a run may end, in one visit of its state,
+    before it is parked. `hooks` are told of moves and steps, beside the log. `resources` are opened with the engine,
+    in this order, and lent to steps by `ctx.use(name)`: pools, clients, any async context manager.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Engine:
         store: str | Store,
         *,
         workflows: Iterable[Workflow] = (),
-        lease: float = 10.0,
+        lease: float | None = None,
         poll: float = 0.5,
         grace: float = 10.0,
         deaths: int = 3,

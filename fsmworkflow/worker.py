@@ -46,14 +46,18 @@ FORGOTTEN = 86_400.0
 class Worker:
     """An owner, from `open` to `close`: a random token, a lease of `lease` seconds, and the runs that it drives.
 
+    Without `lease` it is FSMWORKFLOW_LEASE, or 10. Raises ValueError for one that is not above zero.
+
     `driven` holds, by workflow and key, a future for each run that is driven or held in this process; `workflows` are
     those known by name; `told` is called with the events that steps have emitted, once they are durable; `stuck` holds,
     by id, the version of each run that does not fit its workflow, and is claimed only by key for as long as it is so.
     """
 
-    def __init__(self, store: Store, *, lease: float = 10.0, deaths: int | None = None) -> None:
-        if not lease > 0:
-            raise ValueError(f"a lease must be above zero seconds, not {lease!r}")
+    def __init__(self, store: Store, *, lease: float | None = None, deaths: int | None = None) -> None:
+        given = os.environ.get("FSMWORKFLOW_LEASE") or "10" if lease is None else lease
+        self.lease = float(given) if given is lease or str(given).replace(".", "", 1).isdecimal() else math.nan
+        if not self.lease > 0:
+            raise ValueError(f"a lease, or FSMWORKFLOW_LEASE, must be above zero seconds, not {given!r}")
         if deaths is not None and deaths <= SUSPECT:
             raise ValueError(f"deaths must be 3 or more, as two do not tell which run was at fault, not {deaths!r}")
         self.deaths = DEATHS if deaths is None else deaths
@@ -63,7 +67,6 @@ class Worker:
         self._looked = 0.0
         self._pid = 0
         self.store = store
-        self.lease = lease
         self.token = ""
         self.stopping = False
         self.threads = Threads()

@@ -723,6 +723,23 @@ def test_a_lease_must_be_above_zero(lease: float) -> None:
         Engine("memory://", lease=lease)
 
 
+@pytest.mark.parametrize(("said", "given", "length"), [("3.5", None, 3.5), ("3.5", 7.0, 7.0), ("", None, 10.0)])
+async def test_the_environment_says_how_long_a_lease_is_where_the_program_does_not(
+    store_url: str, monkeypatch: Any, said: str, given: float | None, length: float
+) -> None:
+    monkeypatch.setenv("FSMWORKFLOW_LEASE", said)
+    async with Engine(store_url, lease=given) as engine:
+        (owner,) = await engine.store.owners()
+        assert owner.lease - owner.started == pytest.approx(length, abs=0.001)
+
+
+@pytest.mark.parametrize("said", ["soon", "0", "-1", "nan", "1.2.3", "3s"])
+def test_a_lease_of_the_environment_that_is_none_is_refused_by_its_name(monkeypatch: Any, said: str) -> None:
+    monkeypatch.setenv("FSMWORKFLOW_LEASE", said)
+    with pytest.raises(ValueError, match=f"FSMWORKFLOW_LEASE, must be above zero seconds, not '{said}'"):
+        Engine("memory://", lease=None)
+
+
 # -- after the commit ------------------------------------------------------------------------------------------------
 
 
