@@ -643,7 +643,7 @@ async def test_a_step_that_fails_while_nobody_sends_leaves_the_entity_failed_and
 ) -> None:
     works = asyncio.Event()
     flow = Workflow("order")
-    flow.wait("open", initial=True, after={"0.05s": "closing"})
+    flow.wait("open", initial=True, on={"close": "closing"})
 
     @flow.step("closing", then="closed")
     async def closing(ctx: Any) -> None:
@@ -652,6 +652,7 @@ async def test_a_step_that_fails_while_nobody_sends_leaves_the_entity_failed_and
 
     flow.final("closed")
     async with PersistentWorkflowStateMachine(store, flow, key="o", data={}) as machine:
+        await store.post("order", "o", Event(name="close", id="e"))
         await until(lambda: asyncio.sleep(0, machine.run is not None and machine.run.status == "failed"))
         assert machine.state == "closing"
     works.set()

@@ -257,7 +257,7 @@ async def test_a_suspect_flies_beside_no_run_that_one_death_has_marked(
     for key in (first, other):
         await died_with(store, await made(store, flow, key), {"once": 1, "suspect": 3}[key])
     await made(store, flow, "healthy")
-    async with asyncio.timeout(10), Engine(store, workflows=[flow], poll=0.02) as engine, engine.working():
+    async with asyncio.timeout(PATIENCE), Engine(store, workflows=[flow], poll=0.02) as engine, engine.working():
         try:
             while (await engine.get(flow, "healthy")).status != "done" or first not in flying:
                 await asyncio.sleep(0.005)

@@ -1105,12 +1105,13 @@ async def test_P5_a_claim_that_was_held_up_finds_no_lease_lapsed_that_held_when_
     postgres_store: Any, postgres_url: str, by: str
 ) -> None:
     """What held the claim up may have held up the owner's renewal, too."""
-    await enrol(postgres_store, ME, lease=1.0)
+    await enrol(postgres_store, ME)
     await made(postgres_store)
     third = await asyncpg.connect(postgres_url)
     holding = third.transaction()
     await holding.start()
     await third.execute("LOCK TABLE fsm_runs IN ACCESS EXCLUSIVE MODE")
+    await enrol(postgres_store, ME, lease=1.0)
     now = postgres_store.now()
     claim = postgres_store.claim(OTHER, {"w": 1}, 10, now) if by == "claim" else None
     claiming = asyncio.ensure_future(claim or postgres_store.claim_one(OTHER, "w", "a"))

@@ -35,9 +35,11 @@ from fsmworkflow.joint import take_after
 from fsmworkflow.records import replace
 from fsmworkflow.store import sqlite_lent
 from fsmworkflow.store.lent import Lent
+from fsmworkflow.store.postgres_server import SQL
 from fsmworkflow.store.sql import ends_transaction
 from tests.children import Children
-from tests.waiting import PATIENCE
+from tests.stopwatch import Stopwatch
+from tests.waiting import PATIENCE, until
 
 QUICK = Retry(attempts=3, first_delay=0, max_delay=0)
 INSERT = "INSERT INTO mine VALUES (1)"
@@ -93,8 +95,11 @@ OPEN = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here is helped by the end of the time for which SQLite's connection is lent."""
+    """Nothing here is helped by the end of the time for which SQLite's connection is lent, or PostgreSQL waits."""
     monkeypatch.setattr(sqlite_lent, "LENT_SECONDS", 600.0)
+    for name in ("begin", "impatient"):
+        assert "timeout = 5000" in SQL[name]
+        monkeypatch.setitem(SQL, name, SQL[name].replace("timeout = 5000", "timeout = 600000"))
 
 
 async def nothing_is_open(url: str) -> None:
@@ -103,12 +108,12 @@ async def nothing_is_open(url: str) -> None:
         with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=PATIENCE)) as db:
             db.execute("BEGIN IMMEDIATE")
     else:
-        # A connection that was cut off is still in the list until its server process reads that. Left to itself, a
-        # transaction would be ended by the server after 5 s: that is too late.
-        end = time.monotonic() + 3
-        while await asked(url, OPEN) != [(0,)]:
-            assert time.monotonic() < end, "a transaction is open"
-            await asyncio.sleep(0.01)
+        # A connection that was cut off is still in the list until its server process reads that.
+        await until(lambda: none_is_open(url))
+
+
+async def none_is_open(url: str) -> bool:
+    return await asked(url, OPEN) == [(0,)]
 
 
 # -- with the move, or not at all -----------------------------------------------------------------------------------
@@ -268,7 +273,7 @@ async def test_steps_of_regions_beside_it_end_while_it_is_open_and_nobody_waits_
 
 
 async def test_a_step_that_has_ended_beside_one_whose_transaction_comes_to_nothing_is_not_run_again(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, stopwatch: Stopwatch
 ) -> None:
     await asked(sqlite_url, "CREATE TABLE mine (n bigint)")
     flow, bodies = Workflow("flow"), Counter[str]()
@@ -306,8 +311,10 @@ async def test_a_step_that_has_ended_beside_one_whose_transaction_comes_to_nothi
 
     monkeypatch.setattr(sqlite_lent.SQLiteLent, "commit", away)
     monkeypatch.setattr("fsmworkflow.drive.take_after", noted)
-    async with Engine(sqlite_url, workflows=[flow]) as engine, asyncio.timeout(4):
+    began = time.monotonic()
+    async with Engine(sqlite_url, workflows=[flow]) as engine, asyncio.timeout(PATIENCE):
         assert (await engine.run(flow, key="k")).state == "end"
+    assert stopwatch.since(began) < 4
     assert waited.is_set()
     assert bodies == {"long": 2, "short": 1}
     assert await mine(sqlite_url) == [1]

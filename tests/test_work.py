@@ -197,7 +197,7 @@ async def test_leaving_drains_the_step_ends_and_the_run_is_given_back_before_the
         with pytest.raises(asyncio.CancelledError):
             await work
         runs = await one.list(flow)
-        assert [(run.state, run.owner) for run in runs] == [("second", None), ("second", None), ("first", None)]
+        assert Counter((run.state, run.owner) for run in runs) == {("second", None): 2, ("first", None): 1}
         assert all(run.due is not None for run in runs)
         async with one.working():
             await until(lambda: all_over(one, flow, 3))
