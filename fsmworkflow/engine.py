@@ -409,18 +409,19 @@ class Engine:
         """Delete the runs that have ended longer ago than their workflows keep them, with all that is theirs.
 
         In small transactions with pauses between, oldest first. Returns how many went. A run stays while children of
-        it, or its parent, have not ended. Engines that work do this by themselves now and then.
+        it, or its parent, have not ended. A stream goes as runs of its workflow do. Engines that work do this by
+        themselves now and then.
         """
         self.worker.check()
         gone = 0
         for workflow in list(self.workflows.values()):
             for status, kept in workflow.keep.items():
-                before = self.store.now() - seconds(kept)
-                while some := await self.store.prune(workflow.name, [status], before, PRUNED):
-                    gone += some
-                    if self.worker.stopping:
-                        return gone
-                    await asyncio.sleep(PRUNE_PAUSE)
+                for name in (workflow.name, f"$stream:{workflow.name}"):
+                    while some := await self.store.prune(name, [status], self.store.now() - seconds(kept), PRUNED):
+                        gone += some
+                        if self.worker.stopping:
+                            return gone
+                        await asyncio.sleep(PRUNE_PAUSE)
         return gone
 
     async def _prune_for_ever(self) -> None:

@@ -274,7 +274,10 @@ class Resources:
         self._uses: dict[Any, list[Use]] = {}
         self._taken: set[asyncio.Task[Any]] = set()
         for name, thing in (given or {}).items():
-            resource = self._all[name] = thing if isinstance(thing, Resource) else Shared(thing, lend=_lender)
+            try:
+                resource = self._all[name] = thing if isinstance(thing, Resource) else Shared(thing, lend=_lender)
+            except TypeError as error:
+                raise TypeError(f"resource {name!r}: {error}") from error
             resource.name = f"resource {name!r}"
 
     async def open(self) -> None:

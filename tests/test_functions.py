@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -228,8 +229,10 @@ def test_what_cannot_be_converted_is_told_with_its_field() -> None:
         (lambda: types(a="sting"), "there is no type 'sting'"),
         (lambda: normalise(a="lowercse"), "there is no normalization 'lowercse'"),
         (lambda: ranges(a={"least": 3}), "bounds are min and max, not 'least'"),
+        (lambda: ranges(a=5), "bounds are the least and the most, as \\(0, 150\\), or min and max, not 5"),
+        (lambda: lengths(a="ab"), "or min and max, not 'ab'"),
         (lambda: filter_fields(include=["a"], exclude=["b"]), "include or exclude"),
-        (lambda: patterns(a="("), r"the pattern '\(' does not compile"),
+        (lambda: patterns(a="("), r"the pattern '\(' does not compile: missing \): \("),
         (lambda: patterns(a=r"(a)\1"), "does not compile"),
         (lambda: schema({"type": "integr"}), "it is no JSON Schema"),
     ],
@@ -237,6 +240,24 @@ def test_what_cannot_be_converted_is_told_with_its_field() -> None:
 def test_what_means_nothing_is_refused_when_it_is_made(make: Callable[[], Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_what_is_no_check_and_no_data_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match=r"validate is given a check, as required\('email'\), not 5"):
+        validate(5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="data is a dict, or what has one as its `data`, not 5"):
+        required("email")(5)
+
+
+def test_a_pattern_that_does_not_compile_is_told_once() -> None:
+    program = (
+        "from fsmworkflow.functions import patterns, schema\n"
+        "for make in (lambda: patterns(a='('), lambda: schema({'properties': {'a': {'pattern': '('}}})):\n"
+        "    try: make()\n"
+        "    except ValueError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("the pattern '(' does not compile: missing ): (\n" * 2, "")
 
 
 def test_items_that_are_no_data_are_compared_by_their_repr() -> None:

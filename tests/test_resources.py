@@ -616,7 +616,7 @@ async def test_records_of_a_stream_use_the_resources_of_its_engine(flat: bool) -
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (lambda: Engine("memory://", resources={"x": 3}), "is an async context manager, or a function"),
+        (lambda: Engine("memory://", resources={"x": 3}), "resource 'x': a resource is an async context manager, or"),
         (lambda: Pool(3), "a function that makes its members"),  # type: ignore[arg-type]
         (lambda: Pool(Things(), max=0), "max must be a whole number from 1"),
         (lambda: Pool(Things(), min=3, max=2), "min must be a whole number from 0 to max"),

@@ -7,12 +7,14 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fsmworkflow import DefinitionError, Engine, Run, RunFailed, RunNotFound, Store, StoreError, Workflow, open_store
 from fsmworkflow.records import Call, Child, Event, Failure, replace
+from fsmworkflow.stream import stream
 from fsmworkflow.testing import Clock
 from fsmworkflow.upkeep import size, vacuum
 from tests.test_store import LARGE, ask, made, moved, new, sql
@@ -323,6 +325,20 @@ async def test_runs_are_kept_for_as_long_as_their_workflow_says_by_status(turned
         clock.turn("3d")
         assert await engine.prune() == 2
         assert [run.workflow for run in await engine.list()] == ["forever"]
+
+
+async def test_a_stream_is_kept_for_as_long_as_the_runs_of_its_workflow(
+    turned: tuple[Store, Clock], tmp_path: Path
+) -> None:
+    store, clock = turned
+    flow, forever = job({"done": "1d"}), job(name="forever")
+    async with Engine(store, workflows=[flow, forever]) as engine:
+        for workflow in (flow, forever):
+            await stream(engine, workflow, [{}], tmp_path / f"{workflow.name}.jsonl", key="k")
+        assert await engine.prune() == 0
+        clock.turn("25h")
+        assert await engine.prune() == 1
+        assert [run.workflow for run in await engine.list()] == ["$stream:forever"]
 
 
 async def test_one_span_is_for_all_that_have_ended(turned: tuple[Store, Clock]) -> None:

@@ -477,6 +477,14 @@ def test_a_function_of_a_machine_may_call_the_machine_but_not_from_its_event_loo
         assert "called from its own event loop: use AsyncSimpleFSM" in machine.process({})["error"]
 
 
+def test_of_a_record_that_is_no_dict_the_others_come_through() -> None:
+    with SimpleFSM(MARKED, allow_inline_code=True) as machine:
+        good, bad = machine.process_batch([{"n": 1}, 5])  # type: ignore[list-item]
+    assert (good["success"], good["data"]) == (True, {"n": 1, "processed": True})
+    assert (bad["success"], bad["data"], bad["final_state"]) == (False, 5, None)
+    assert bad["error"] == "FSMWorkflowError: a record is a dict, not 5"
+
+
 def test_a_program_that_closes_nothing_ends_without_a_word(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

@@ -54,7 +54,9 @@ def chain(*changes: Change) -> Change:
 
 
 def validate(check: Check) -> Change:
-    """Write down what a check says: `valid`, and its `problems`, a list of texts."""
+    """Write down what a check says: `valid`, and its `problems`, a list of texts. Raises TypeError for no check."""
+    if not hasattr(check, "problems"):
+        raise TypeError(f"validate is given a check, as required('email'), not {cut(check)}")
 
     def make(data: dict[str, Any]) -> dict[str, Any]:
         problems = check.problems(data)

@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from fsmworkflow.conditions import Guard, as_guard, cut
-from fsmworkflow.errors import FSMWorkflowError
-from fsmworkflow.functions.schemas import JsonSchema
+from fsmworkflow.functions.schemas import JsonSchema, compiled
 from fsmworkflow.functions.words import TYPES, Data, at, data_of, named, there
 
 __all__ = [
@@ -137,21 +136,11 @@ def patterns(**fields: str) -> Check:
     Matched by google-re2, in time that grows with the text alone. Raises FSMWorkflowError without it, and ValueError
     for what it does not compile.
     """
-    try:
-        import re2
-    except ImportError as error:
-        raise FSMWorkflowError("patterns need google-re2: pip install 'fsmworkflow[re2]'") from error
-    compiled = {}
-    for path, pattern in fields.items():
-        try:
-            compiled[path] = re2.compile(pattern)
-        except re2.error as error:
-            raise ValueError(f"the pattern {pattern[:60]!r} does not compile: {error}") from error
 
     def wrong(value: Any, pattern: Any) -> str:
         return "" if isinstance(value, str) and pattern.match(value) else f"match {cut(pattern.pattern)}"
 
-    return _each("patterns", compiled, wrong)
+    return _each("patterns", {path: compiled(pattern) for path, pattern in fields.items()}, wrong)
 
 
 def schema(kind: Any) -> Check:
@@ -227,9 +216,10 @@ def _types(told: str | type) -> tuple[type, ...]:
 
 
 def _bounds(told: Bounds) -> tuple[Any, Any]:
+    if isinstance(told, (tuple, list)) and len(told) == 2:
+        return told[0], told[1]
     if not isinstance(told, Mapping):
-        low, high = told
-        return low, high
+        raise ValueError(f"bounds are the least and the most, as (0, 150), or min and max, not {cut(told)}")
     if unknown := told.keys() - {"min", "max", "exact"}:
         raise ValueError(f"bounds are min and max, not {sorted(unknown)[0]!r}")
     return told.get("exact", told.get("min")), told.get("exact", told.get("max"))

@@ -74,22 +74,26 @@ def _patterns(schema: Any) -> bool:
         if key == "patternProperties":
             raise ValueError("'patternProperties' is not mapped: name the properties, or say additionalProperties")
         if key == "pattern" and isinstance(value, str):
-            _compiled(value)
+            compiled(value)
             found = True
         elif isinstance(value, (dict, list)):
             found = _patterns(value) or found
     return found
 
 
-def _compiled(pattern: str) -> None:
+def compiled(pattern: str) -> Any:
+    """A regular expression of google-re2. Raises FSMWorkflowError without it, ValueError for what it cannot compile."""
     try:
         import re2
     except ImportError as error:
-        raise FSMWorkflowError("a pattern needs google-re2: pip install 'fsmworkflow[re2]'") from error
+        raise FSMWorkflowError("patterns need google-re2: pip install 'fsmworkflow[re2]'") from error
+    options = re2.Options()
+    options.log_errors = False  # they are told here
     try:
-        re2.compile(pattern)
+        return re2.compile(pattern, options=options)
     except re2.error as error:
-        raise ValueError(f"the pattern {pattern[:60]!r} does not compile: {error}") from error
+        why = error.args[0].decode("utf-8", "replace") if error.args and type(error.args[0]) is bytes else error
+        raise ValueError(f"the pattern {pattern[:60]!r} does not compile: {why}") from error
 
 
 def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from fsmworkflow.conditions import Operand, View
+from fsmworkflow.conditions import Operand, View, cut
 from fsmworkflow.errors import FSMWorkflowError, nearest
 
 __all__ = ["CONVERSIONS", "NORMAL", "TYPES", "Data", "Invalid", "Way", "at", "data_of", "named", "put", "there"]
@@ -27,7 +27,9 @@ class Invalid(FSMWorkflowError, ValueError):
 
 def data_of(given: Any) -> Data:
     """The data that a function is called with, or that of its context."""
-    found: Data = given if isinstance(given, Mapping) else given.data
+    found: Data | None = given if isinstance(given, Mapping) else getattr(given, "data", None)
+    if found is None:
+        raise TypeError(f"data is a dict, or what has one as its `data`, not {cut(given)}")
     return found
 
 

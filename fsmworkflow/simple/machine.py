@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from fsmworkflow.conditions import cut
 from fsmworkflow.engine import Engine
 from fsmworkflow.errors import DefinitionError, FSMWorkflowError, UnknownState, log, nearest
 from fsmworkflow.readers.dataknobs import load
@@ -193,6 +194,8 @@ class AsyncSimpleFSM:
 
     def create_context(self, data: Mapping[str, Any], initial_state: str | None = None) -> Walk:
         """A record on its way, in its first state or in another one, with which nothing has been done yet."""
+        if not isinstance(data, Mapping):
+            raise FSMWorkflowError(f"a record is a dict, not {cut(data)}")
         return Walk(self._way, dict(data), initial_state)
 
     async def step(self, context: Walk) -> Step:
@@ -331,10 +334,10 @@ def _entered(name: str, one: Any) -> bool:
     return isinstance(one, Resource) or hasattr(type(one), "__aenter__")
 
 
-def _result(walk: Walk | None, data: Mapping[str, Any], error: BaseException | None) -> Result:
+def _result(walk: Walk | None, data: Any, error: BaseException | None) -> Result:
     return {
         "final_state": None if walk is None else walk.current_state,
-        "data": dict(data) if walk is None else walk.data,
+        "data": walk.data if walk is not None else dict(data) if isinstance(data, Mapping) else data,
         "path": [] if walk is None else list(walk.path),
         "success": walk is not None and walk.success and error is None,
         "error": None if error is None else f"{type(error).__name__}: {error}",
