@@ -13,6 +13,7 @@ import pytest
 
 from fsmworkflow import (
     CodecError,
+    EndlessLoop,
     Event,
     Failure,
     MergeConflict,
@@ -27,7 +28,7 @@ from fsmworkflow import (
 )
 from fsmworkflow.codec import Codec, Data, digests
 from fsmworkflow.decide import begin, decide
-from fsmworkflow.due import due_next, resting_due
+from fsmworkflow.due import again, due_next, endless, resting_due
 from fsmworkflow.failures import failure
 from fsmworkflow.records import (
     CANCEL,
@@ -241,6 +242,43 @@ def test_a_run_has_due_a_choice_a_complete_state_and_the_earliest_time_that_has_
 def test_a_waiting_state_that_was_asked_at_this_version_is_not_asked_again() -> None:
     assert due_next(FLOW, at("rest"), NOW, asked=7) is None
     assert due_next(FLOW, at("rest"), NOW, asked=6) is not None
+
+
+@pytest.mark.parametrize(
+    ("run", "found"),
+    [
+        (at("work", status="running"), None),
+        (at("work", status="running", active={"work": Active(3, attempt=2, again=LATE)}), LATE),
+        (at("both", status="running", active={
+            "both.b.s": Active(3), "both.a.s": Active(3, again=NOW + 9), "both.c.s": Active(3, again=NOW + 5)
+        }), NOW + 5),
+        (at("work", status="waiting", active={"work": Active(3, attempt=2, again=LATE)}), None),
+        (at("work", status="paused", active={"work": Active(3, attempt=2, again=LATE)}), None),
+        (at("work", status="compensating", undo=Undoing((replace(UNDO, again=LATE), replace(UNDO, again=NOW)))), NOW),
+        (at("work", status="compensating", undo=Undoing((replace(UNDO, again=LATE), UNDO))), None),
+        (at("work", status="compensating", active={"work": Active(3, attempt=2, again=LATE)}), None),
+    ],
+)  # fmt: skip
+def test_the_next_attempt_is_that_of_the_step_or_undoing_that_is_on(run: Run, found: float | None) -> None:
+    assert again(run) == found
+
+
+@pytest.mark.parametrize(
+    ("passed", "cycle"),
+    [
+        (["rest", "pick", "mend", "pick"], "pick -> mend -> pick"),
+        (["pick", "rest", "pick", "mend", "rest", "pick"], "pick -> mend -> rest -> pick"),
+        (["pick", "pick"], "pick -> pick"),
+        ([*(f"s{n}" for n in range(30)), "pick"], " -> ".join([*(f"s{n}" for n in range(11, 30)), "pick"])),
+    ],
+)
+def test_a_cycle_of_states_that_do_nothing_is_told_from_its_last_round(passed: list[str], cycle: str) -> None:
+    run = at("pick")
+    event = endless(run, passed)
+    assert (event.name, event.state, type(event.error)) == (ERROR, "pick", EndlessLoop)
+    assert str(event.error) == f"1,000 moves without a step, an event or time between them: {cycle}"
+    assert event.error is not None
+    assert event.failure == failure(event.error, run, "pick")
 
 
 def test_a_choice_within_other_states_is_due_too() -> None:
