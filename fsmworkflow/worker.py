@@ -272,9 +272,9 @@ class Worker:
 
     async def create(self, run: Run) -> tuple[Run, bool]:
         """Start a run as ours. Returns the run that is there, and whether it is the one given."""
-        creating = self.store.create(replace(run, owner=self.token, epoch=1))
+        alone, creating = not self._giving_back, self.store.create(replace(run, owner=self.token, epoch=1))
         there, created = await self._taken(creating, lambda there: [there[0]] if there[1] else [])
-        return there, created or first_of(there, self.token)
+        return there, created or (alone and first_of(there, self.token))  # else it may be about to be given back
 
     async def _taken(self, taking: Coroutine[Any, Any, T], runs: Callable[[T], Iterable[Run]]) -> T:
         """What was taken. A caller that is cancelled meanwhile never hears of it: then it is given back."""

@@ -258,6 +258,32 @@ async def test_P12_a_machine_cancelled_beside_another_one_gives_its_run_back(wor
     await every(f"{scenario} by a machine beside another", attempt, least=len(scenario.visits))
 
 
+@places("synchronous_steps", "straight_line")
+async def test_P12_a_machine_cancelled_at_any_await_is_started_again_at_once_beside_another_one(
+    world: World, scenario: Scenario
+) -> None:
+    """Its run may be about to be given back by the same owner, of which the next machine takes it for just made."""
+
+    async def attempt(n: int) -> bool:
+        ledger = await world.emptied()
+        config = DBConfig(url=world.url)
+        await config.acquire()
+        try:
+            machine = PersistentWorkflowStateMachine(config, scenario.make(ledger), KEY, scenario.input)
+            hit = await cancelled(machine.run_workflow(), n)
+            again = PersistentWorkflowStateMachine(config, scenario.make(ledger), KEY, scenario.input)
+            with contextlib.suppress(Refused, RunFailed, ChildFailed):  # where the scenario ends so
+                await asyncio.wait_for(again.run_workflow(), SECONDS)
+            assert again.run is not None
+            assert again.run.version > 0, "it has not moved"
+        finally:
+            await config.release()
+        await world.clean()
+        return hit
+
+    await every(f"{scenario} by a machine started again", attempt, least=len(scenario.visits))
+
+
 async def freed(store: Store, scenario: Scenario) -> Run | None:
     """The run as soon as nobody holds it, or as it is after a while; None where it is not even made after a moment."""
     end, turns = asyncio.get_running_loop().time() + SETTLED, 0
