@@ -60,32 +60,37 @@ async def _told(hooks: Hooks, acting: Coroutine[Any, Any, Event], run: Run, plac
 async def _acted(
     drive: Drive, run: Run, state: State, stay: Active, *, fresh: bool, event: Event | None, undoing: bool
 ) -> Event:
-    workflow, name, step = drive.workflow, state.name, state.step
-    codec, began = workflow.codec, drive.store.now()
+    name, step, began = state.name, state.step, drive.store.now()
     fn, timeout = (state.compensate, None) if undoing or step is None else (step.execute, step.timeout)
     assert fn is not None
     place = f"{name}:undo" if undoing else name
     named = f"{stay.was}:undo" if stay.was and undoing else stay.was
     calls = Calls(drive, run, place, stay.visit, fresh=fresh, named=named)
-    data = Data(run.fields) if codec.kind is None else codec.decode(run.fields)
+    data = Data(run.fields) if drive.workflow.codec.kind is None else drive.workflow.codec.decode(run.fields)
     ctx: WorkflowContext[Any] = WorkflowContext(
         data, run=run, state=name, stay=stay, calls=calls, event=event, undoing=undoing
     )
     try:
         asked = _called(drive, place, fn, ctx)
-        result = await (asked if timeout is None else within(timeout, place, asked, workflow.asynchronous[place]))
+        result = await (asked if timeout is None else within(timeout, place, asked, drive.workflow.asynchronous[place]))
         trigger, data = (None, ctx.data) if result is None else outcome(result, ctx)
-        if trigger is not None:
-            encode(trigger, "trigger")
-        changes, removed = codec.changes(data, run.fields)
-        calls.check()
-        lent = None if calls.transaction is None else calls.transaction.ended()
+        return _returned(calls, name, began, trigger, data)
     except BaseException as error:
         return await _raised(error, calls, name, began)
+
+
+def _returned(calls: Calls, name: str, began: float, trigger: str | None, data: Any) -> Event:
+    """How a step ended that returned. Raises what is wrong with what it leaves."""
+    run = calls.run
+    if trigger is not None:
+        encode(trigger, "trigger")
+    changes, removed = calls.drive.workflow.codec.changes(data, run.fields)
+    calls.check()
+    lent = None if calls.transaction is None else calls.transaction.ended()
     return Event(
         name=DONE,
         state=name,
-        trigger=None if undoing else trigger,
+        trigger=trigger if calls.state == name else None,  # an undoing leads nowhere
         changes=changes,
         removed=removed,
         base=run.fields,

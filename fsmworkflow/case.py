@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.codec import Fields
-from fsmworkflow.conditions import Seen, View, told
+from fsmworkflow.conditions import Seen, View
+from fsmworkflow.errors import told
 from fsmworkflow.records import Event, Move, Run, replace
 from fsmworkflow.workflow import Workflow
 

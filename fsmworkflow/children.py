@@ -10,9 +10,9 @@ import msgspec
 from fsmworkflow.beginning import begin
 from fsmworkflow.case import Case
 from fsmworkflow.codec import Data, encode, text_of
-from fsmworkflow.conditions import Operand, View, cut
+from fsmworkflow.conditions import Operand, View
 from fsmworkflow.due import resting
-from fsmworkflow.errors import ChildFailed, CodecError, TooDeep
+from fsmworkflow.errors import ChildFailed, CodecError, TooDeep, cut
 from fsmworkflow.failures import failure
 from fsmworkflow.records import BEGIN, CANCEL, GOING, OPEN, PAUSE, RETRY, Child, Event, Move, Order, Run, replace
 from fsmworkflow.states import Children

@@ -1,21 +1,29 @@
-"""Claims: how a run is started, or the one that is there taken up, and whether it can move while others drive it."""
+"""Claims: how a run is started, or taken up, and given back, and whether it can move while others drive it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fsmworkflow.children import awaits
 from fsmworkflow.decide import begin
-from fsmworkflow.errors import CodecError, InputDiffers, RunNotFound, log
-from fsmworkflow.records import MOVING, OPEN, Run, replace
+from fsmworkflow.due import resting_due
+from fsmworkflow.errors import CodecError, InputDiffers, RunNotFound, StoreError, log
+from fsmworkflow.records import MOVING, OPEN, Run, replace, sooner
 from fsmworkflow.store import Store
+from fsmworkflow.store.writer import whole
 from fsmworkflow.versions import shifted
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["first", "goes_on", "left_alone", "loaded", "may_go_on", "patience", "take_up", "taken", "tell"]
+if TYPE_CHECKING:
+    from fsmworkflow.drive import Drive
+    from fsmworkflow.errand import Name
+
+__all__ = ["all_rest", "first", "give_up", "goes_on", "left_alone", "loaded", "may_go_on", "patience", "rest"]
+__all__ += ["take_up", "taken", "tell"]
 
 WATCH, SELDOM = 0.05, 0.5
 """Seconds between two looks at a run that another process drives: at first, and in the end."""
@@ -36,6 +44,27 @@ async def goes_on(run: Run, store: Store, *, retry: bool = True) -> bool:
         return awaits(run)
     now = await store.load(run.workflow, run.key)  # the last of those below may have ended just now
     return now is not None and now.posted != run.posted
+
+
+async def all_rest(drive: Drive, see_to: Callable[[Name], asyncio.Future[Any] | None], pause: float) -> bool:
+    """Whether all runs below a held one rest. Where one can move it waits for a while, and then says no.
+
+    `see_to` has such a run driven, and returns what is done when that is over; None where it is driven elsewhere. They
+    are waited for until the run itself is woken, for `pause` seconds at the most.
+    """
+    names = await drive.store.below(drive.run)
+    if not names:  # or the last of them has ended just now
+        return not await drive.news()
+    driven = [done for done in map(see_to, names) if done is not None]
+    ended = [asyncio.ensure_future(asyncio.wait(driven))] if driven else []
+    try:
+        await drive.woken(ended, pause)
+    finally:
+        for one in ended:
+            one.cancel()
+    if any(done.done() and not done.cancelled() and done.exception() for done in driven):
+        await asyncio.sleep(pause)  # a drive has failed, and not its step: the next will hardly fare better
+    return False
 
 
 def left_alone(workflow: Workflow, run: Run) -> bool:
@@ -135,3 +164,27 @@ async def taken(
             break
         run = await loaded(worker.store, run.workflow, run.key)
     return run, False
+
+
+async def rest(drive: Drive, kept: bool) -> None:
+    """Write when somebody has to look at the run again, where the row says something else, and let it go."""
+    run = drive.run
+    due = sooner(run.due, run.later) if run.status in MOVING else None
+    if run.status == "waiting":
+        due = resting_due(run)
+    if drive.inbox and drive.oldest_due(now := drive.store.now()) is not None:
+        due = now  # which is taken by whoever comes next, as this worker is stopping
+    if due != run.due or not kept:
+        after = replace(run, due=due, owner=run.owner if kept else None)
+        await drive.store.settle(run, after)
+        drive.run = after
+
+
+async def give_up(drive: Drive) -> None:
+    """Release a run that is still ours; where this task is being cancelled, the writer does it all the same."""
+    try:
+        await whole(drive.store.release(drive.run))
+    except StoreError as error:
+        log.warning("run %s/%s could not be given back: %s", drive.run.workflow, drive.run.key, error)
+        drive.worker.unreleased.append(drive.run)
+    drive.run = replace(drive.run, owner=None)

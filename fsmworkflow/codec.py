@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.errors import CodecError
-from fsmworkflow.plain import LIMIT, Data, check_text, decode, encode, read_back
+from fsmworkflow.plain import LIMIT, Data, check_key, decode, encode, read_back
 from fsmworkflow.typed import Typed
 
 __all__ = ["LIMIT", "Codec", "Data", "Fields", "decode", "digests", "encode", "fields_of", "read_back", "text_of"]
@@ -119,9 +119,7 @@ class Codec:
         return dict.items(data)
 
     def _field(self, key: Any, value: Any) -> bytes:
-        if type(key) is not str:
-            raise CodecError("data", f"a key of type {type(key).__name__} would come back as text")
-        check_text(key, "data")
+        check_key(key, "data")
         return encode(value, f"data.{key}", limit=self.limit)
 
     def weigh(self, fields: Fields) -> None:

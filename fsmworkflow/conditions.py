@@ -8,28 +8,21 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from fsmworkflow.errors import ConditionError, log
+from fsmworkflow.errors import WIDTH, ConditionError, cut, log, told
 from fsmworkflow.operators import OPERATORS, unknown
 
 __all__ = ["Condition", "Function", "Guard", "Joined", "Not", "Operand", "Seen", "View"]
 __all__ += ["as_guard", "cut", "field", "payload", "uncallable"]
 
-WIDTH = 200
+_MISSING: Any = object()
 DEPTH = 100
 """How many levels of `&`, `|` and `~` a guard may have: each is asked within the one around it."""
-_NUMBERS = (int, float)
-_MISSING: Any = object()
-_repr = reprlib.Repr()  # looks at 20 items of anything, three levels deep, however large it is
-_repr.maxlevel = 3
-_repr.maxdict = _repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxfrozenset = 20
-_repr.maxstring = _repr.maxother = _repr.maxlong = WIDTH
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -61,30 +54,6 @@ class View(msgspec.Struct):
     ctx: Any = None
     lenient: bool = False
     seen: list[Seen] = []  # msgspec gives each view its own
-
-
-def cut(value: object) -> str:
-    """The repr of a value, cut at 200 characters, however large the value is. Never raises."""
-    try:
-        if isinstance(value, str):
-            text = repr(value[:WIDTH])
-        elif value is None or isinstance(value, _NUMBERS):
-            text = repr(value)
-        else:  # of a dict that decodes its fields late, only those that are told
-            text = _storable(_repr.repr_dict(value, 3) if isinstance(value, dict) else _repr.repr(value))
-    except Exception:  # an int of more digits than Python writes
-        return f"<{type(value).__qualname__} without a repr>"
-    return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
-
-
-def told(error: Exception) -> str:
-    """The type and message of an error, cut."""
-    return _storable(f"{type(error).__name__}: {error}"[: 4 * WIDTH])
-
-
-def _storable(text: str) -> str:
-    """Text that every store takes: no text in a database may hold NUL or a lone surrogate."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 class Guard(ABC):

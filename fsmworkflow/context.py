@@ -12,8 +12,7 @@ from urllib.parse import quote
 
 from fsmworkflow.calls import Calls, shown
 from fsmworkflow.codec import encode
-from fsmworkflow.conditions import cut
-from fsmworkflow.errors import CodecError, FSMWorkflowError, TransactionError
+from fsmworkflow.errors import CodecError, FSMWorkflowError, TransactionError, cut
 from fsmworkflow.records import Active, Event, Post, Run
 from fsmworkflow.workflow import Workflow
 

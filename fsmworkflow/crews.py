@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fsmworkflow.children import awaits
-from fsmworkflow.drive import LEFT_BEHIND
 from fsmworkflow.errand import Errand
 from fsmworkflow.errors import EngineClosed, log
 from fsmworkflow.line import CHUNK, Crew, Line
 from fsmworkflow.records import Run
+from fsmworkflow.tasks import LEFT_BEHIND
 
 if TYPE_CHECKING:
     from fsmworkflow.roster import Roster

@@ -47,22 +47,20 @@ class WorkflowDefinition:
         workflow.lenient = True
         own = {s.name: s for s in self.steps if isinstance(s, WorkflowStep)}
         names = [s.name if isinstance(s, WorkflowStep) else s for s in self.steps]
-        led = self._sources(names)
+        led = self._sources()
         for number, name in enumerate(names):
             step = _as_step(name, steps.get(name, own.get(name)))
             ends = number == len(names) - 1 or name not in led
             workflow.add(State(name=name, kind="step", step=step, initial=number == 0, ends=ends))
-        for name in steps:
-            if name not in names:
-                workflow._problems.append(
-                    f"step {name!r} is given a function, but is not in steps{nearest(name, names)}"
-                )
+        strangers = {name: nearest(name, names) for name in steps if name not in names}
+        said = "is given a function, but is not in steps"
+        workflow._problems += [f"step {name!r} {said}{hint}" for name, hint in strangers.items()]
         for transition in self.transitions:
             workflow.add(msgspec.structs.replace(transition, automatic=transition.source != "*"))
             _bind(workflow, transition, methods)
         return workflow.check()
 
-    def _sources(self, names: list[str]) -> set[str]:
+    def _sources(self) -> set[str]:
         """The states with a transition of their own: "*" is everyone's, and leads nowhere by itself."""
         led: set[str] = set()
         for transition in self.transitions:

@@ -11,19 +11,17 @@ import math
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
-from fsmworkflow import records
-from fsmworkflow.acting import act, undo
-from fsmworkflow.actions import act_after
+from fsmworkflow import acting, actions, claims, records, tasks
 from fsmworkflow.children import joined
 from fsmworkflow.decide import decide
 from fsmworkflow.due import LOOP, again, due_next, endless, resting_due
-from fsmworkflow.errors import DefinitionChanged, FSMWorkflowError, Refused, RolledBack, Stale, StoreError, log
+from fsmworkflow.errors import DefinitionChanged, Refused, RolledBack, log
 from fsmworkflow.failures import failure
 from fsmworkflow.flights import SUSPECT, fly
 from fsmworkflow.hooks import Hooks
-from fsmworkflow.inbox import later, left_due, oldest, pausing
-from fsmworkflow.joint import lent_to, take_after, take_within
-from fsmworkflow.records import MOVING, OPEN, RESTING, Event, Move, Run, replace
+from fsmworkflow.inbox import later, left_due, oldest
+from fsmworkflow.joint import lent_to, sent, take_after, take_within
+from fsmworkflow.records import OPEN, RESTING, Event, Move, Run, replace
 from fsmworkflow.store import Keys
 from fsmworkflow.versions import Shift, shifted
 from fsmworkflow.worker import Worker
@@ -31,16 +29,12 @@ from fsmworkflow.workflow import Workflow
 
 __all__ = ["Drive"]
 
-LEFT_BEHIND = 10.0
-"""Seconds that a cancelled step has to end, before the move that leaves its state is committed without it."""
 AGAIN, LONGEST = 0.05, 5.0
 """Seconds before a step is run again whose transaction had no effect, at first and at the most; it is doubled."""
 PIECE = 0.25
 """Seconds of one piece of a wait for which no step runs."""
 ACTS = frozenset({"running", "waiting", "compensating"})
 """The statuses in which a run that is not over does what its last move named."""
-STOPPING = frozenset({records.CANCEL, records.RERUN})
-"""What stops a running step, also one that accepts no event."""
 
 
 class Drive:
@@ -50,9 +44,9 @@ class Drive:
     """
 
     __slots__ = (
-        "_anew_at", "_anew_in", "_asked", "_entered_by", "_fresh", "_idle", "_inline", "_peek", "_rung", "_sent",
-        "_shift", "_stopped", "_woken", "acts", "error", "hold", "hooks", "inbox", "retry", "run", "steps", "stopping",
-        "store", "unread", "worker", "workflow",
+        "_anew_at", "_anew_in", "_asked", "_shift", "_woken", "acts", "entered_by", "error", "fresh", "hold", "hooks",
+        "inbox", "inline", "passed", "peek", "retry", "run", "rung", "sending", "steps", "stopped", "stopping", "store",
+        "unread", "worker", "workflow",
     )  # fmt: skip
 
     def __init__(
@@ -76,19 +70,19 @@ class Drive:
         self.retry = retry
         self.error: BaseException | None = None
         self.inbox: Sequence[Event] = ()
-        self._fresh = fresh  # whether the visits began here, so that they have no remembered calls yet
+        self.fresh = fresh  # whether the visits began here, so that they have no remembered calls yet
         self.unread = run.posted > 0  # whether the inbox may hold what was not looked at
         self._asked: int | None = None  # the version at which waiting states were asked whether they lead on
         self._shift: Shift | None = None  # what another definition has made of the run, and no commit has written yet
-        self._idle: tuple[str, ...] = ()  # the states passed since the last step: a cycle of them never rests
-        self._sent: asyncio.Task[None] | None = None
+        self.passed: tuple[str, ...] = ()  # the states passed since the last step: a cycle of them never rests
+        self.sending: asyncio.Task[None] | None = None
         self._anew_at, self._anew_in = -1, AGAIN  # when a step was run again without effect, and after what pause
-        self.steps: dict[tuple[str, int], asyncio.Task[Event]] = {}
-        self._entered_by: dict[int, Event] = {}
+        self.steps: dict[tasks.Named, asyncio.Task[Event]] = {}
+        self.entered_by: dict[int, Event] = {}
         self._woken: asyncio.Future[None] | None = None
-        self._inline: tuple[asyncio.Task[Any] | None] | None = None  # the step that runs in our own task, each another
-        self._peek: asyncio.Task[None] | None = None
-        self._rung = self._stopped = False
+        self.inline: tuple[asyncio.Task[Any] | None] | None = None  # the step that runs in our own task, each another
+        self.peek: asyncio.Task[None] | None = None
+        self.rung = self.stopped = False
         self.acts = ACTS
 
     # -- from outside -----------------------------------------------------------------------------------------------
@@ -98,21 +92,9 @@ class Drive:
         self.unread = True
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
-        self._rung = self._inline is not None
-        if self._rung and (self._peek is None or self._peek.done()):
-            self._peek = asyncio.create_task(self._peek_for_stop())
-
-    async def _peek_for_stop(self) -> None:
-        """A step that accepts nothing runs in our own task: only a steering hand stops it, and only while it is on."""
-        try:
-            while self._rung and (step := self._inline) is not None and not self._stopped:
-                self._rung = False
-                _, waiting = await self.store.inbox(self.run)
-                if step is self._inline and step[0] is not None and any(event.name in STOPPING for event in waiting):
-                    self._stopped = True
-                    step[0].cancel()
-        except FSMWorkflowError as error:
-            log.warning("the inbox of run %s/%s could not be read: %s", self.run.workflow, self.run.key, error)
+        self.rung = self.inline is not None
+        if self.rung and (self.peek is None or self.peek.done()):
+            self.peek = asyncio.create_task(tasks.peek_for_stop(self))
 
     def stop(self) -> None:
         """Begin nothing more: once the steps that are on have ended, the run is given back."""
@@ -121,34 +103,7 @@ class Drive:
 
     def within(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether a task is one in which a step of this run runs."""
-        return task is not None and (task in (self._inline or ()) or task in self.steps.values())
-
-    async def send(self, event: Event) -> Event | None:
-        """Take a new event at once, in the commit that makes it durable. Only of a held run, while it rests.
-
-        Returns the event as it then is; None where it cannot be taken now and is to be posted: no active state accepts
-        it, or an older event is due, or (Stale) has been posted meanwhile.
-        """
-        await self._settled()
-        if not self.idle or self.inbox or self.run.status != "waiting":
-            return None
-        if not self.workflow.chart.accepted(self.run.active, event.name):
-            return None
-        try:
-            move = await decide(self.workflow, self.run, event, now=self.store.now())
-            self._sent = asyncio.ensure_future(self.commit(move))
-            self._sent.add_done_callback(lambda sent: None if sent.cancelled() else sent.exception())
-            # A caller that is cancelled leaves no move of which this drive knows nothing.
-            await asyncio.shield(self._sent)
-        except (Stale, Refused):
-            self.unread = True
-            return None
-        return replace(event, status=move.answer, version=move.after.version)
-
-    async def _settled(self) -> None:
-        """Wait for the commit of an event whose sender was cancelled."""
-        if self._sent is not None and not self._sent.done():
-            await asyncio.wait([self._sent])
+        return task is not None and (task in (self.inline or ()) or task in self.steps.values())
 
     @property
     def idle(self) -> bool:
@@ -186,7 +141,7 @@ class Drive:
         """
         kept = False
         try:
-            await self._settled()
+            await sent(self)
             await self._begin()
             more, marked = True, self.run.deaths > 0 and self.run.status != "parked"
             while more:
@@ -196,16 +151,16 @@ class Drive:
                     await self.anew(error)
             kept = self.hold and not self.stopping and self.run.status in RESTING
             if self.run.owner is not None:
-                await self._rest(kept)
+                await claims.rest(self, kept)
         except Exception as error:
             self.worker.set_aside(self.run.id, self.run.version, error)
             raise
         finally:
-            if self._peek is not None:
-                self._peek.cancel()
-            await self.stop_steps(list(self.steps))
+            if self.peek is not None:
+                self.peek.cancel()
+            await tasks.stop_steps(self, list(self.steps))
             if self.run.owner is not None and not kept:
-                await self.give_up()
+                await claims.give_up(self)
         return self.run
 
     async def _begin(self) -> None:
@@ -219,7 +174,7 @@ class Drive:
     async def anew(self, error: RolledBack) -> None:
         """What a step did had no effect: it is run again, in the same attempt, after a pause that grows."""
         log.warning("a step of run %s/%s is run again: %s", self.run.workflow, self.run.key, error)
-        self._fresh = False  # what it has remembered stays
+        self.fresh = False  # what it has remembered stays
         self._anew_in = min(self._anew_in * 2, LONGEST) if self._anew_at == self.run.version else AGAIN
         self._anew_at = self.run.version
         await self.woken((), self._anew_in)
@@ -251,7 +206,7 @@ class Drive:
             return True
         run = self.run
         if run.actions and run.due is not None and (run.over or run.status in self.acts):
-            await act_after(self)
+            await actions.act_after(self)
             return True
         if self.stopping and not self.steps:
             return False
@@ -270,8 +225,8 @@ class Drive:
         """A step of a flat workflow between which and its end nothing can come: the shortest turn."""
         if self.worker.lapsed:
             await self.worker.hold(self.run)
-        self._idle = ()
-        event = await self._alone(state)
+        self.passed = ()
+        event = await tasks.alone(self, state)
         if event is not None:
             await self.take(event)
         return True
@@ -280,19 +235,19 @@ class Drive:
         """The next event: what the run has due, a step that has ended, the oldest that is accepted, a new step."""
         run = self.run
         if run.status == "compensating":
-            return self._oldest(now) or await self._undone(now)
-        if self.steps and (name := lent_to(self)) is not None and (event := self.ended_step(name)) is not None:
+            return self.oldest_due(now) or await self._undone(now)
+        if self.steps and (name := lent_to(self)) is not None and (event := tasks.ended_step(self, name)) is not None:
             return event
         event = due_next(self.workflow, run, now, asked=self._asked)
         if event is not None:
-            older = None if event.due is None else self._oldest(now, event.due)
+            older = None if event.due is None else self.oldest_due(now, event.due)
             return older or self._counted(event)
-        event = self.ended_step() or self._oldest(now)
+        event = tasks.ended_step(self) or self.oldest_due(now)
         if event is not None or self.stopping or run.status != "running":
             return event
-        return await self._begin_steps(now)
+        return await tasks.begin_steps(self, now)
 
-    def _oldest(self, now: float, before: float = math.inf) -> Event | None:
+    def oldest_due(self, now: float, before: float = math.inf) -> Event | None:
         return oldest(self.workflow, self.run, self.inbox, now, before=before, busy=bool(self.steps))
 
     async def _undone(self, now: float) -> Event | None:
@@ -301,80 +256,17 @@ class Drive:
         if pause is not None and pause > now:
             return None
         await self.worker.hold(self.run)
-        return await undo(self, self.run)
+        return await acting.undo(self, self.run)
 
     def _counted(self, event: Event) -> Event:
         """A state passed without a step, an event or a time. More than 1,000 of them in a row are a cycle."""
         if event.name not in (records.DONE, records.BEGIN):
-            self._idle = ()
+            self.passed = ()
             return event
-        self._idle = (*self._idle, event.state)
-        return event if len(self._idle) <= LOOP else endless(self.run, self._idle)
+        self.passed = (*self.passed, event.state)
+        return event if len(self.passed) <= LOOP else endless(self.run, self.passed)
 
     # -- steps ------------------------------------------------------------------------------------------------------
-
-    async def _begin_steps(self, now: float) -> Event | None:
-        """Begin the steps of all active states. One that nothing can interrupt is run here, and its end returned."""
-        run, workflow = self.run, self.workflow
-        if pausing(self.inbox):  # it is taken once those that are on have ended
-            return None
-        ready = [
-            state
-            for state, stay in run.active.items()
-            if workflow.states[state].step is not None
-            and (state, stay.visit) not in self.steps
-            and (stay.again is None or stay.again <= now)
-        ]
-        if not ready:
-            return None
-        await self.worker.hold(run)
-        self._idle = ()
-        if len(run.active) == 1 and not workflow.chart.listens(ready[0]) and run.deadline is None:
-            return await self._alone(ready[0])
-        for visit in {run.active[state].visit for state in ready} if run.posted else ():
-            await self._read_entered(visit)
-        for state in ready:
-            self.steps[state, run.active[state].visit] = asyncio.create_task(self._step(state), name=f"step {state}")
-        return None
-
-    def _step(self, state: str) -> Coroutine[Any, Any, Event]:
-        run, stay = self.run, self.run.active[state]
-        fresh = self._fresh and stay.attempt == 1 and stay.visit == run.version
-        return act(self, run, state, stay, fresh=fresh, event=self._entered_by.get(stay.visit))
-
-    async def _read_entered(self, visit: int) -> None:
-        """Know the event that led into this visit, also after a crash."""
-        if visit and visit not in self._entered_by:
-            found = await self.store.taken(self.run, visit)
-            if found is not None and found.name != records.JOINED:
-                self._entered_by[visit] = found
-
-    async def _alone(self, state: str) -> Event | None:
-        """A step that accepts no event needs no task of its own. Returns its end, or the event that has stopped it."""
-        if self.run.posted:
-            await self._read_entered(self.run.active[state].visit)
-        if self.unread:  # something came while the inbox was being read
-            return None
-        task = asyncio.current_task()
-        self._inline, self._stopped = (task,), False
-        try:
-            return await self._step(state)
-        except asyncio.CancelledError:
-            if not self._stopped or task is None or task.uncancel() > 0:
-                raise
-            self._inline = None
-            await self.look()
-            return next((event for event in self.inbox if event.name in STOPPING), None)
-        finally:
-            self._inline = None
-
-    def ended_step(self, only: tuple[str, int] | None = None) -> Event | None:
-        for name, task in list(self.steps.items()):
-            if task.done() and only in (None, name):
-                del self.steps[name]
-                if not task.cancelled():
-                    return task.result()
-        return None
 
     async def wait(self) -> None:
         """Wait until a step ends, something is posted, or a time has come; in pieces, as the worker may be stopping."""
@@ -385,21 +277,6 @@ class Drive:
             limit = PIECE if limit is None else min(limit, PIECE)
         if not self.unread:
             await self.woken(self.steps.values(), limit)
-
-    async def stop_steps(self, names: list[tuple[str, int]]) -> None:
-        """Cancel steps and wait until they have ended; after 10 s they are left behind, and what they do is dropped."""
-        tasks = [self.steps.pop(name) for name in names]
-        if not tasks:
-            return
-        for task in tasks:
-            task.cancel()
-        _, left = await asyncio.wait(tasks, timeout=LEFT_BEHIND)
-        for task in tasks:
-            task.add_done_callback(_let_go)
-        for task in left:
-            log.warning(
-                "%s of run %s/%s does not end: it is left behind", task.get_name(), self.run.workflow, self.run.key
-            )
 
     # -- events -----------------------------------------------------------------------------------------------------
 
@@ -434,7 +311,7 @@ class Drive:
 
     async def stop_left(self, move: Move) -> None:
         live = move.after.active if move.after.status in OPEN else {}
-        await self.stop_steps([(s, v) for s, v in self.steps if s not in live or live[s].visit != v])
+        await tasks.stop_steps(self, [(s, v) for s, v in self.steps if s not in live or live[s].visit != v])
 
     def finished(self, move: Move) -> Move:
         """A move with what the inbox, and another definition of the workflow, add to it."""
@@ -457,18 +334,13 @@ class Drive:
             self.committed(move, due)
 
     def committed(self, move: Move, due: Keys | None = None) -> None:
-        self._shift = None
+        """A move is written, which has made those runs `due`: go on from there."""
         event = move.event
-        if event.id:
-            if event.name != records.JOINED or self.run.active[event.state].children:
-                self._idle = ()  # where there were no children nothing was waited for
-            if event.name != records.JOINED:
-                entered = {**self._entered_by, move.after.version: event}
-                visits = {stay.visit for stay in move.after.active.values()}
-                self._entered_by = {visit: by for visit, by in entered.items() if visit in visits}
-            self.inbox = [e for e in self.inbox if e.id != event.id]
-        self._fresh = self._fresh or move.after.active is not move.before.active
         posted = move.after.posted + (1 if event.id and not event.number else 0)
+        if event.id:
+            self._spent(move)
+        self._shift = None
+        self.fresh = self.fresh or move.after.active is not move.before.active
         self.run = replace(move.after, posted=posted) if posted != move.after.posted else move.after
         if event.id:
             self._note(posted)
@@ -483,32 +355,17 @@ class Drive:
             self.error = move.error
         self.hooks.moved(move)
 
-    # -- resting ----------------------------------------------------------------------------------------------------
-
-    async def _rest(self, kept: bool) -> None:
-        """Write when somebody has to look at the run again, where the row says something else, and let it go."""
-        run = self.run
-        due = run.due if run.status in MOVING else None
-        if due is not None and run.later is not None:
-            due = min(due, run.later)
-        if run.status == "waiting":
-            due = resting_due(run)
-        if self.inbox and self._oldest(now := self.store.now()) is not None:
-            due = now  # which is taken by whoever comes next, as this worker is stopping
-        if due != run.due or not kept:
-            after = replace(run, due=due, owner=run.owner if kept else None)
-            await self.store.settle(run, after)
-            self.run = after
-
-    async def give_up(self) -> None:
-        """Release a run that is still ours; where this task is being cancelled, the writer does it all the same."""
-        release = asyncio.ensure_future(self.store.release(self.run))
-        try:
-            await asyncio.shield(release)
-        except StoreError as error:
-            log.warning("run %s/%s could not be given back: %s", self.run.workflow, self.run.key, error)
-            self.worker.unreleased.append(self.run)
-        self.run = replace(self.run, owner=None)
+    def _spent(self, move: Move) -> None:
+        """An event of the inbox was taken. The visits that it has led into know it."""
+        event = move.event
+        self.inbox = [e for e in self.inbox if e.id != event.id]
+        if event.name != records.JOINED:
+            entered = {**self.entered_by, move.after.version: event}
+            visits = {stay.visit for stay in move.after.active.values()}
+            self.entered_by = {visit: by for visit, by in entered.items() if visit in visits}
+        elif not self.run.active[event.state].children:
+            return  # where there were no children nothing was waited for
+        self.passed = ()
 
     async def _reject(self, event: Event, error: Refused) -> None:
         """What somebody sends stops no run, also where the database does not take what comes of it."""
@@ -524,13 +381,7 @@ class Drive:
         """
         run = self.run
         leaf = next(reversed(run.active))
-        await self.stop_steps(list(self.steps))
+        await tasks.stop_steps(self, list(self.steps))
         await self.take(Event(name=records.ERROR, state=leaf, failure=failure(error, run, leaf), error=caught))
         if self.run.status == "failed" and not self.run.over:
             self.error = error
-
-
-def _let_go(task: asyncio.Task[Event]) -> None:
-    """What a step did that was stopped is dropped, also where it came to its end all the same."""
-    if not task.cancelled() and task.exception() is None and (lent := task.result().within) is not None:
-        lent.drop()

@@ -8,7 +8,7 @@ from fsmworkflow.case import Case
 from fsmworkflow.choosing import first
 from fsmworkflow.errors import EndlessLoop
 from fsmworkflow.failures import OWN, asked_to_stop, failure
-from fsmworkflow.records import BEGIN, DONE, ERROR, OPEN, TIMEOUT, Event, Run, replace
+from fsmworkflow.records import BEGIN, DONE, ERROR, OPEN, TIMEOUT, Event, Run, replace, sooner
 from fsmworkflow.workflow import Workflow
 
 __all__ = ["LOOP", "again", "due_next", "endless", "resting", "resting_due"]
@@ -63,18 +63,14 @@ async def resting(case: Case, run: Run) -> Run:
     """The run with its status and with the time from which somebody has to drive it."""
     busy = [state for state in run.active if await _goes_on(case, run, state)]
     going = busy or any(case.workflow.states[state].kind == "step" for state in run.active)
-    if busy or run.actions:
-        due: float | None = case.now if run.due is None else min(run.due, case.now)
-    else:
-        due = resting_due(run)
+    due = sooner(run.due, case.now) if busy or run.actions else resting_due(run)
     return replace(run, status="running" if going else "waiting", due=due)
 
 
 def resting_due(run: Run) -> float | None:
     """When somebody has to look at a run that nothing moves now: its timers, retries, deadline and events to come."""
-    times = [due for stay in run.active.values() for due in stay.timers.values()]
-    times += [stay.again for stay in run.active.values() if stay.again is not None]
-    return min((t for t in (*times, run.deadline, run.later) if t is not None), default=None)
+    times = [time for stay in run.active.values() for time in (stay.again, *stay.timers.values())]
+    return sooner(*times, run.deadline, run.later)
 
 
 def again(run: Run) -> float | None:
@@ -83,7 +79,7 @@ def again(run: Run) -> float | None:
         return run.undo.left[-1].again if run.undo.left else None
     if run.status != "running":
         return None
-    return min((stay.again for stay in run.active.values() if stay.again is not None), default=None)
+    return sooner(*(stay.again for stay in run.active.values()))
 
 
 async def _goes_on(case: Case, run: Run, state: str) -> bool:

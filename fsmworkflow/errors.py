@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import reprlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -51,6 +52,13 @@ __all__ = [
 
 log = logging.getLogger("fsmworkflow")
 """Where everything is said that is not raised to anybody."""
+
+WIDTH = 200
+"""How many characters are shown of a value."""
+_repr = reprlib.Repr()  # looks at 20 items of anything, three levels deep, however large it is
+_repr.maxlevel = 3
+_repr.maxdict = _repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxfrozenset = 20
+_repr.maxstring = _repr.maxother = _repr.maxlong = WIDTH
 
 COMPARED = 100_000
 """No name is sought that is near to an unknown one where the product of their lengths is above this: it takes long."""
@@ -330,6 +338,30 @@ class Stale(StoreError):
             f"the inbox of run {run.workflow}/{run.key} is not as it was when this move was decided, at version "
             f"{run.version}: nothing was written, read it and decide again"
         )
+
+
+def cut(value: object) -> str:
+    """The repr of a value, cut at 200 characters, however large the value is. Never raises."""
+    try:
+        if isinstance(value, str):
+            text = repr(value[:WIDTH])
+        elif value is None or isinstance(value, (int, float)):
+            text = repr(value)
+        else:  # of a dict that decodes its fields late, only those that are told
+            text = storable(_repr.repr_dict(value, 3) if isinstance(value, dict) else _repr.repr(value))
+    except Exception:  # an int of more digits than Python writes
+        return f"<{type(value).__qualname__} without a repr>"
+    return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
+
+
+def told(error: Exception) -> str:
+    """The type and message of an error, cut."""
+    return storable(f"{type(error).__name__}: {error}"[: 4 * WIDTH])
+
+
+def storable(text: str) -> str:
+    """Text of any origin as stores keep it: without NUL and lone surrogates."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

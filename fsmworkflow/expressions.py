@@ -17,8 +17,8 @@ from functools import cached_property
 from types import NoneType, UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from fsmworkflow.conditions import Guard, Seen, View, cut
-from fsmworkflow.errors import ConditionError, nearest
+from fsmworkflow.conditions import Guard, Seen, View
+from fsmworkflow.errors import ConditionError, cut, nearest
 from fsmworkflow.operators import OPERATORS
 
 __all__ = ["Expression", "Read"]

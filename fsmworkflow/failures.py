@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 
-from fsmworkflow.errors import FSMWorkflowError
+from fsmworkflow.errors import FSMWorkflowError, storable
 from fsmworkflow.records import Active, Failure, Run
 
 __all__ = ["OWN", "asked_to_stop", "failure"]
@@ -29,8 +29,8 @@ def failure(error: BaseException, run: Run, state: str) -> Failure:
     trace = "".join(traceback.format_exception(error))
     return Failure(
         type=type(error).__qualname__,
-        message=_storable(_said(error))[:TRACE],
-        traceback=_storable(trace)[-TRACE:],
+        message=storable(_said(error))[:TRACE],
+        traceback=storable(trace)[-TRACE:],
         state=state,
         visit=stay.visit,
         attempt=stay.attempt,
@@ -43,8 +43,3 @@ def _said(error: BaseException) -> str:
         return str(error)
     except Exception:  # an error of the user's whose text cannot be made
         return ""
-
-
-def _storable(text: str) -> str:
-    """Text of any origin as stores keep it: without NUL and lone surrogates."""
-    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

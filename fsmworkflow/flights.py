@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fsmworkflow.actions import settle_ended
 from fsmworkflow.errors import Poisoned, log
 from fsmworkflow.failures import failure
-from fsmworkflow.records import PARKED, STEERING, Event, Run, replace
+from fsmworkflow.records import PARKED, STEERING, Event, replace
 from fsmworkflow.versions import of_this
 
 if TYPE_CHECKING:
@@ -93,19 +93,14 @@ async def _grounded(drive: Drive) -> bool:
 
 async def _park(drive: Drive) -> None:
     """Too many processes died while it was in flight. Where it had ended, its actions did it, and stay listed."""
-    error = _poisoned(drive.run)
+    run = drive.run
+    error = Poisoned(
+        f"{run.deaths} processes died while run {run.workflow}/{run.key} was in flight in state {run.state!r}, visit "
+        f"{run.visit}: look at what it does to its process (memory, os._exit, a fault in C code); retry lets it go on, "
+        "rerun leads it elsewhere"
+    )
     log.error("%s", error)
-    if drive.run.over:
+    if run.over:
         await settle_ended(drive, error)
     else:
-        leaf = next(reversed(drive.run.active))
-        await drive.take(Event(name=PARKED, failure=failure(error, drive.run, leaf)))
-
-
-def _poisoned(run: Run) -> Poisoned:
-    """Why a run is parked."""
-    where = f"state {run.state!r}, visit {run.visit}"
-    return Poisoned(
-        f"{run.deaths} processes died while run {run.workflow}/{run.key} was in flight in {where}: look at what it "
-        "does to its process (memory, os._exit, a fault in C code); retry lets it go on, rerun leads it elsewhere"
-    )
+        await drive.take(Event(name=PARKED, failure=failure(error, run, next(reversed(run.active)))))

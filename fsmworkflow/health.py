@@ -52,22 +52,19 @@ async def seen(engine: Engine, within: float) -> Health:
     """Look at everything, the store for `within` seconds at the most."""
     worker, store, roster = engine.worker, engine.store, engine.roster
     left, late, stopping = worker.left, roster.lookout.lag, worker.stopping
-    problems = [] if late < LAG else [f"the event loop was {late:.1f} s late: a step blocks it"]
-    live = not problems
-    problems += ["the engine is stopping"] if stopping else []
-    problems += [] if left > 0 else [f"the lease ended {-left:.1f} s ago: others may take its runs"]
+    stuck = [] if late < LAG else [f"the event loop was {late:.1f} s late: a step blocks it"]
+    hindered = ["the engine is stopping"] if stopping else []
+    hindered += [] if left > 0 else [f"the lease ended {-left:.1f} s ago: others may take its runs"]
     (overdue, refused), used = await asyncio.gather(_asked(engine, worker, within), engine.resources.seen(within))
-    problems += [] if refused is None else [f"the store takes no writes: {refused}"]
-    ill = [one.problem for one in used.values() if one.problem is not None]
-    problems += ill
-    ready = refused is None and left > 0 and not stopping and not ill
-    allowed = worker.lease + roster.poll + SLACK
-    stuck = overdue is not None and overdue > allowed
-    problems += [f"a run has been due for {overdue:.0f} s and nobody drives it: let more engines work"] if stuck else []
+    hindered += [] if refused is None else [f"the store takes no writes: {refused}"]
+    hindered += [one.problem for one in used.values() if one.problem is not None]
+    behind = []
+    if overdue is not None and overdue > worker.lease + roster.poll + SLACK:
+        behind = [f"a run has been due for {overdue:.0f} s and nobody drives it: let more engines work"]
     return Health(
-        ok=live and ready and not stuck,
-        live=live,
-        ready=ready,
+        ok=not (stuck or hindered or behind),
+        live=not stuck,
+        ready=not hindered,
         writable=refused is None,
         stopping=stopping,
         lease=round(left, 3),
@@ -75,7 +72,7 @@ async def seen(engine: Engine, within: float) -> Health:
         overdue=None if overdue is None else round(overdue, 3),
         driving=roster.driven,
         at=store.now(),
-        problems=tuple(problems),
+        problems=(*stuck, *hindered, *behind),
         resources=used,
     )
 

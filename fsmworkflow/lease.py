@@ -17,7 +17,7 @@ from fsmworkflow.errors import log
 from fsmworkflow.records import Owner, replace
 from fsmworkflow.store import Store
 
-__all__ = ["Lease", "machine_id", "process_id"]
+__all__ = ["Lease", "has_died", "machine_id", "process_id"]
 
 END_SECONDS = 2.0
 """How long ending a lease waits for a renewal that is under way."""
@@ -40,6 +40,12 @@ def process_id(pid: int | None = None) -> str | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else f"{pid}/{fields[19]}"
+
+
+def has_died(owner: Owner, machine: str | None) -> bool:
+    """Whether an owner was a process of this machine, by its `machine_id()`, and is gone."""
+    pid = owner.process.partition("/")[0]
+    return owner.machine == machine and pid.isdigit() and process_id(int(pid)) != owner.process
 
 
 class Lease:

@@ -39,12 +39,9 @@ class Lookout:
                 for name, drive in list(roster.held.items()):
                     if not drive.idle:
                         roster.wake(name)
-                if abs(now - far) >= FAR:
-                    await self._wake_posted(now - SLOWEST)
-                    far = now
-                else:
-                    await self._wake_posted(since - roster.poll)
-                since = now
+                looks_far = abs(now - far) >= FAR
+                await self._wake_posted(now - SLOWEST if looks_far else since - roster.poll)
+                since, far = now, now if looks_far else far
             except Exception as error:  # whatever it is, the next look must come
                 log.warning("the engine could not look for events: %r", error)
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, nullcontext
 from typing import Any, Self
 
 import msgspec
 
-from fsmworkflow import errors
+from fsmworkflow import errors, joint
 from fsmworkflow.children import awaits
-from fsmworkflow.claims import SELDOM, WATCH, first, goes_on, take_up, tell
+from fsmworkflow.claims import SELDOM, WATCH, all_rest, first, give_up, goes_on, take_up, tell
 from fsmworkflow.codec import fields_of, text_of
 from fsmworkflow.decide import by_hand, decide
 from fsmworkflow.definition import WorkflowDefinition
-from fsmworkflow.drive import LEFT_BEHIND, Drive
+from fsmworkflow.drive import Drive
+from fsmworkflow.errand import Name
 from fsmworkflow.errors import log, name_problem
 from fsmworkflow.hooks import Hook, Hooks
 from fsmworkflow.records import Event, Run, replace
+from fsmworkflow.tasks import LEFT_BEHIND
 from fsmworkflow.worker import Use, Worker
 from fsmworkflow.workflow import Workflow, id_of, known_event
 
@@ -151,7 +152,7 @@ class PersistentWorkflowStateMachine:
         posted = Event(name=event, payload=payload, id=id_of(event_id))
         async with self._sending:
             failed = drive.run.status == "failed"  # and nobody's
-            sent = None if event_id else await drive.send(posted)
+            sent = None if event_id else await joint.send(drive, posted)
             if sent is None:
                 sent = await drive.store.post(drive.run.workflow, drive.run.key, posted)
                 drive.wake()
@@ -211,8 +212,8 @@ class PersistentWorkflowStateMachine:
         while True:
             key = self.key or await _next_key(workflow, worker, stuck)
             try:
-                driven = worker.driven.get((workflow.name, key))
-                one = self._one(workflow, worker, key) if driven is None else self._other(workflow, worker, key, driven)
+                held = worker.driven.get((workflow.name, key))
+                one = self._one(workflow, worker, key) if held is None else self._other(workflow, worker, key, held)
                 if (run := await one) is not None:
                     return run
             except errors.DefinitionChanged as error:
@@ -233,7 +234,7 @@ class PersistentWorkflowStateMachine:
                 await driven(drive)
             finally:
                 if drive.run.owner is not None:
-                    await drive.give_up()
+                    await give_up(drive)
                 self.run = drive.run
             return self._ended(drive.run, drive.error)
 
@@ -255,36 +256,33 @@ class PersistentWorkflowStateMachine:
 
 async def driven(drive: Drive) -> None:
     """Drive a run until it rests, and those below it, each in a task of its own. They are cancelled with the caller."""
-    tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
-    drives: dict[tuple[str, str], Drive] = {}
+    tasks: dict[Name, asyncio.Task[None]] = {}
+    drives: dict[Name, Drive] = {}
+
+    def see_to(name: Name) -> asyncio.Task[None] | None:
+        if name in tasks and tasks[name].done():
+            tasks.pop(name).result()
+        if name not in tasks and name not in drive.worker.driven:
+            tasks[name] = asyncio.create_task(_drive_child(drive, name, drives), name=f"child {name[1]}")
+        return tasks.get(name)
+
     try:
         await drive.go()
-        while drive.run.owner is not None and awaits(drive.run):
-            names = await drive.store.below(drive.run)
-            if not names and not tasks and not await drive.news():
-                return
-            for name in names:
-                if name not in tasks and name not in drive.worker.driven:
-                    tasks[name] = asyncio.create_task(_drive_child(drive, name, drives), name=f"child {name[1]}")
-            if tasks:
-                await asyncio.wait(tasks.values(), timeout=WATCH, return_when=asyncio.FIRST_COMPLETED)
-            elif drive.idle:
-                await drive.woken((), WATCH)  # others drive them
-            for name in [name for name, task in tasks.items() if task.done()]:
-                tasks.pop(name).result()
+        while drive.run.owner is not None and awaits(drive.run) and not await all_rest(drive, see_to, WATCH):
             drive.wake()
             await drive.go()
         for child in drives.values():  # the move that ended the waiting has paused or cancelled them
             child.wake()
         if tasks:
-            await asyncio.wait(tasks.values(), timeout=LEFT_BEHIND)
+            done, _ = await asyncio.wait(tasks.values(), timeout=LEFT_BEHIND)
+            await asyncio.gather(*done)
     finally:
         for task in tasks.values():
             task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
-async def _drive_child(parent: Drive, name: tuple[str, str], drives: dict[tuple[str, str], Drive]) -> None:
+async def _drive_child(parent: Drive, name: Name, drives: dict[Name, Drive]) -> None:
     """Drive a run below another one until it rests, unless another process does."""
     worker, definition = parent.worker, parent.workflow.below[name[0]]
     with worker.driving(name):
@@ -299,6 +297,7 @@ async def _drive_child(parent: Drive, name: tuple[str, str], drives: dict[tuple[
             log.warning("%s", error)
         finally:
             drives.pop(name, None)
+    parent.wake()  # its place is for the next one
 
 
 async def _next_key(workflow: Workflow, worker: Worker, stuck: Mapping[str, errors.DefinitionChanged]) -> str:
@@ -313,6 +312,6 @@ async def _next_key(workflow: Workflow, worker: Worker, stuck: Mapping[str, erro
         if found is None and stuck:
             raise next(iter(stuck.values()))
         if found is None:
-            return uuid.uuid4().hex
+            return id_of(None)
         if (workflow.name, found) not in worker.driven:  # else another machine here took it meanwhile
             return found

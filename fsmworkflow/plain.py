@@ -18,7 +18,7 @@ import msgspec
 
 from fsmworkflow.errors import CodecError
 
-__all__ = ["LIMIT", "Data", "Path", "check_text", "decode", "encode", "read_back", "spelled"]
+__all__ = ["LIMIT", "Data", "Path", "check_key", "check_text", "decode", "encode", "read_back", "spelled"]
 
 LIMIT = 16 * 2**20
 DEPTH = 100
@@ -91,7 +91,8 @@ def check_text(value: str, path: Path) -> None:
             raise CodecError(spelled(path), "text holds a lone surrogate, which is not Unicode text") from None
 
 
-def _check_key(key: Any, path: Path) -> None:
+def check_key(key: Any, path: Path) -> None:
+    """Refuse a key that would not come back equal, with its path."""
     if type(key) is not str:
         raise CodecError(spelled(path), f"a key of type {type(key).__name__} would come back as text")
     check_text(key, path)
@@ -158,7 +159,7 @@ def _walk_dict(value: dict[str, Any], path: Path, depth: int, known: _Known) -> 
     escape = type(value) is Data
     for key, item in value.items():
         if type(key) is not str or key not in known:
-            _check_key(key, path)
+            check_key(key, path)
             escape = escape or key[:1] == "$"
             if key[:1] != "$" and len(key) <= 64:
                 known.add(key)

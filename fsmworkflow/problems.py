@@ -9,8 +9,8 @@ from itertools import accumulate
 from typing import Any, cast, get_args
 
 from fsmworkflow import states as words
-from fsmworkflow.conditions import Guard, Operand, as_guard, cut, uncallable
-from fsmworkflow.errors import name_problem, nearest
+from fsmworkflow.conditions import Guard, Operand, as_guard, uncallable
+from fsmworkflow.errors import cut, name_problem, nearest
 from fsmworkflow.records import ENDED
 from fsmworkflow.retry import Retry, seconds
 from fsmworkflow.states import Children, Migration, OnFailure, Outcome, State, Transition
@@ -33,13 +33,11 @@ def problems_of(workflow: Workflow) -> list[str]:
     problems = name_problem(workflow.name, "workflow name") + _duration(workflow.deadline, "deadline")
     for status, span in workflow.keep.items():
         problems += _duration(span, f"keep {status!r}")
-        problems += [] if status in ENDED else [f"keep: {status!r} must be one of {', '.join(sorted(ENDED))}"]
-    if workflow.concurrency is not None and (type(workflow.concurrency) is not int or workflow.concurrency < 1):
+        problems += _one_of("keep:", status, sorted(ENDED))
+    if workflow.concurrency is not None and _whole("", workflow.concurrency):
         problems.append(f"concurrency must be a whole number from 1, not {workflow.concurrency!r}")
-    version: Any = workflow.version
+    problems += _whole("version", workflow.version)
     merge: dict[str, Any] = workflow.merge
-    if type(version) is not int or version < 1:
-        problems.append(f"version {version!r} must be a whole number from 1")
     problems += [f"merge {key!r}: {fn!r} is no function" for key, fn in merge.items() if not callable(fn)]
     for state in workflow.states.values():
         problems += name_problem(state.name, "state name")
@@ -85,6 +83,14 @@ def _first_problems(path: str, where: str, first: list[State]) -> list[str]:
     return []
 
 
+def _whole(what: str, value: Any) -> list[str]:
+    return [] if type(value) is int and value >= 1 else [f"{what} {value!r} must be a whole number from 1"]
+
+
+def _one_of(what: str, value: Any, known: Iterable[str]) -> list[str]:
+    return [] if value in known else [f"{what} {value!r} must be one of {', '.join(known)}"]
+
+
 def _duration(value: Any, where: str) -> list[str]:
     try:
         return [] if value is None or seconds(value) > 0 else [f"{where}: {value!r} must be above zero"]
@@ -94,9 +100,8 @@ def _duration(value: Any, where: str) -> list[str]:
 
 def _state_problems(state: State) -> list[str]:
     where, step = f"state {state.name!r}", state.step
-    if state.outcome not in get_args(Outcome):
-        return [f"{where}: its outcome {state.outcome!r} must be one of {', '.join(get_args(Outcome))}"]
-    problems = []
+    if problems := _one_of(f"{where}: its outcome", state.outcome, get_args(Outcome)):
+        return problems
     if state.children is not None:
         problems += [f"{where}: {problem}" for problem in _children_problems(state.children)]
     for what in ("enter", "exit", "compensate"):
@@ -120,10 +125,7 @@ def _children_problems(children: Children) -> list[str]:
     problems = [] if isinstance(other, Workflow) else [f"{cut(other)} is no Workflow, whose runs could be its children"]
     if children.into is not None:
         problems += name_problem(children.into, "into, a field,")
-    if type(many) is not int or many < 1:
-        problems.append(f"concurrency {many!r} must be a whole number from 1")
-    if children.on_failure not in get_args(OnFailure):
-        problems.append(f"on_failure {children.on_failure!r} must be one of {', '.join(get_args(OnFailure))}")
+    problems += _whole("concurrency", many) + _one_of("on_failure", children.on_failure, get_args(OnFailure))
     if isinstance(over, Operand) and over.of == "payload":
         problems.append("over must look into the data, not into the payload")
     elif over is not None and not isinstance(over, (str, Operand)):

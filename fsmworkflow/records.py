@@ -45,6 +45,11 @@ STEERING = frozenset({CANCEL, PAUSE, UNPAUSE, RETRY, RERUN})
 """Those of them that somebody sends by hand."""
 
 
+def sooner(*times: float | None) -> float | None:
+    """The first of some times, where each may be None, which is never."""
+    return min((time for time in times if time is not None), default=None)
+
+
 class Active(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One stay in an active state: the version of the move that entered it, and which attempt of its step is on.
 

@@ -7,15 +7,17 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import copy_context
 from typing import Any, TypeVar
 
+from fsmworkflow import joint
 from fsmworkflow.children import awaits
-from fsmworkflow.claims import left_alone, loaded, may_go_on, taken
+from fsmworkflow.claims import all_rest, left_alone, loaded, may_go_on, taken
 from fsmworkflow.crews import Crews
-from fsmworkflow.drive import LEFT_BEHIND, Drive
+from fsmworkflow.drive import Drive
 from fsmworkflow.errand import Errand, Name
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, log
 from fsmworkflow.failures import asked_to_stop
 from fsmworkflow.lookout import Lookout
 from fsmworkflow.records import STEERING, Event, Post, Run, replace
+from fsmworkflow.tasks import LEFT_BEHIND
 from fsmworkflow.versions import of_this
 from fsmworkflow.worker import CLOSE_SECONDS, Worker, first_of
 from fsmworkflow.workflow import Workflow
@@ -111,7 +113,7 @@ class Roster:
         del self.held[name]
         self.busy[name] = drive
         try:
-            sent = await drive.send(event)
+            sent = await joint.send(drive, event)
         except LeaseLost:
             return None  # another owner has it: the event is posted to that one
         except BaseException:  # its sender was cancelled, and the move is perhaps made: it is taken up as it then is
@@ -347,23 +349,16 @@ class Roster:
     async def _rests(self, errand: Errand, drive: Drive) -> bool:
         """Whether a run rests: it, and all below it. Waits while one of those can move, and sees to it that it does."""
         while drive.idle and not self.worker.stopping and not errand.apart and awaits(drive.run):
-            names = await self.store.below(drive.run)
-            if not names:  # or the last of them has ended just now
-                return not await drive.news()
-            for name in names:
-                if name not in self:
-                    self.adopt(name)
-            driven = (self.errands.get(name) for name in names)
-            waited = [one.done for one in driven if one is not None]
-            ended = [asyncio.ensure_future(asyncio.wait(waited))] if waited else []
-            try:
-                await drive.woken(ended, self.poll)
-            finally:
-                for one in ended:
-                    one.cancel()
-            if any(done.done() and not done.cancelled() and done.exception() for done in waited):
-                await asyncio.sleep(self.poll)  # a drive has failed, and not its step: the next will hardly fare better
+            if await all_rest(drive, self._below, self.poll):
+                return True
         return drive.idle or self.worker.stopping
+
+    def _below(self, name: Name) -> asyncio.Future[Run] | None:
+        """See to a run below one that is seen to here. Returns what is done when it rests, None where it is held."""
+        if name not in self:
+            self.adopt(name)
+        errand = self.errands.get(name)
+        return None if errand is None else errand.done
 
     async def _again(self, errand: Errand, drive: Drive) -> Run:
         """Drive a held run on, to which something has happened."""

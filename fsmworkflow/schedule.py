@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
@@ -20,6 +21,7 @@ from fsmworkflow.conditions import field, payload
 from fsmworkflow.context import WorkflowContext
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, log, name_problem
 from fsmworkflow.records import STUCK, UNFINISHED, Event, Run
+from fsmworkflow.register import unfinished
 from fsmworkflow.workflow import To, Workflow
 
 if TYPE_CHECKING:
@@ -137,10 +139,7 @@ def _newest(plan: Schedule, earliest: datetime, now: float) -> datetime:
 
 
 def _until(plan: Schedule, after: float, now: float) -> Iterator[datetime]:
-    for tick in ticks(plan.cron, plan.timezone, after):
-        if tick.timestamp() > now:
-            return
-        yield tick
+    return takewhile(lambda tick: tick.timestamp() <= now, ticks(plan.cron, plan.timezone, after))
 
 
 # -- the workflow that a schedule is a run of -------------------------------------------------------------------------
@@ -225,11 +224,8 @@ async def put(engine: Engine, target: Workflow, name: str, spec: dict[str, Any])
 async def listed(engine: Engine) -> list[Schedule]:
     """The schedules of the engine's workflows that have not been removed, by name."""
     runs: list[Run] = []
-    for name in list(engine.workflows):
-        page = await engine.list(name) if name.startswith(PREFIX) else []
-        while page:
-            runs += [run for run in page if run.state != REMOVED and not run.over]
-            page = await engine.list(name, after=page[-1])
+    for name in [name for name in engine.workflows if name.startswith(PREFIX)]:
+        runs += [engine.shown(run) async for run in unfinished(engine.store, name) if run.state != REMOVED]
     return sorted(map(shown, runs), key=lambda schedule: schedule.name)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from fsmworkflow.conditions import cut
-from fsmworkflow.errors import name_problem
+from fsmworkflow.errors import cut, name_problem
 from fsmworkflow.retry import Retry
 from fsmworkflow.states import UNDO, Children, Kind, OnFailure, Outcome, State, To, Transition, WorkflowStep
 

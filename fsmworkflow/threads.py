@@ -6,6 +6,7 @@ Daemon threads, not an executor's: those are joined at exit, so that a sync call
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import inspect
@@ -48,7 +49,7 @@ class Threads:
 async def _in_thread(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
-    context = contextvars.copy_context()
+    called = functools.partial(contextvars.copy_context().run, fn, *args, **kwargs)
 
     def answer(result: Any, error: BaseException | None) -> None:
         if future.done():
@@ -59,19 +60,9 @@ async def _in_thread(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[s
             future.set_exception(error)
 
     def work() -> None:
-        result: Any = None
-        failed: BaseException | None = None
-        try:
-            result = context.run(fn, *args, **kwargs)
-        except StopIteration as error:  # which a future cannot hold
-            failed = RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised StopIteration")
-            failed.__cause__ = error
-        except BaseException as error:
-            failed = error
-        try:
-            loop.call_soon_threadsafe(answer, result, failed)
-        except RuntimeError:
-            return  # the loop has ended meanwhile: nobody waits any more
+        end = _outcome(fn, called)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile: nobody waits any more
+            loop.call_soon_threadsafe(answer, *end)
 
     threading.Thread(target=work, name=f"step {getattr(fn, '__name__', 'step')}", daemon=True).start()
     try:
@@ -80,6 +71,18 @@ async def _in_thread(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[s
         if future.done() and not future.cancelled() and future.exception() is None:
             _drop(future.result())
         raise
+
+
+def _outcome(fn: Callable[..., Any], called: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """What a function returned, or raised, once it is `called`."""
+    try:
+        return called(), None
+    except StopIteration as error:  # which a future cannot hold
+        failed = RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised StopIteration")
+        failed.__cause__ = error
+        return None, failed
+    except BaseException as error:
+        return None, error
 
 
 def _drop(result: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,7 @@ from fsmworkflow.codec import Data, Fields
 from fsmworkflow.draft import Draft
 from fsmworkflow.due import resting_due
 from fsmworkflow.errors import DefinitionChanged, DefinitionError, FSMWorkflowError, nearest
-from fsmworkflow.records import OPEN, Active, Move, Run, Undo, replace
+from fsmworkflow.records import OPEN, Active, Move, Run, Undo, replace, sooner
 from fsmworkflow.states import Migration
 from fsmworkflow.workflow import Workflow
 
@@ -67,7 +66,7 @@ def _timed(workflow: Workflow, move: Move) -> Run:
     if active == after.active:
         return after
     after = replace(after, active=active)
-    first = min((t for t in (after.due, resting_due(after)) if t is not None), default=None)
+    first = sooner(after.due, resting_due(after))
     return replace(after, due=first) if after.status == "waiting" else after
 
 
@@ -252,6 +251,10 @@ def _decoded(workflow: Workflow, run: Run, fields: Fields) -> None:
 # -- planning ---------------------------------------------------------------------------------------------------------
 
 
+REASONS, TOLD = 3, 300
+"""How many reasons are told of the runs that are stuck in one state, and how much of each."""
+
+
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
     """How many unfinished runs of one version in one state fit as they are, would be `mapped`, or are `stuck`.
 
@@ -267,10 +270,6 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     mapped: int = 0
     stuck: int = 0
     reasons: tuple[str, ...] = ()
-
-
-REASONS, TOLD = 3, 300
-"""How many reasons are told of the runs that are stuck in one state, and how much of each."""
 
 
 class Plan(tuple[Planned, ...]):
@@ -305,17 +304,14 @@ def outlook(workflow: Workflow, run: Run) -> Planned:
 
 def plan(each: Iterable[Planned]) -> Plan:
     """The sums of many outlooks, in the order of workflow, version and state."""
-    found: dict[tuple[str, int, str, str], Counter[str]] = {}
-    reasons: dict[tuple[str, int, str, str], dict[str, None]] = {}
-    to: dict[str, int] = {}
+    found: dict[tuple[str, int, str, str], Planned] = {}
     for one in each:
         place = (one.workflow, one.version, one.state, one.becomes)
-        to[one.workflow] = one.to
-        found.setdefault(place, Counter()).update(fits=one.fits, mapped=one.mapped, stuck=one.stuck)
-        reasons.setdefault(place, {}).update(dict.fromkeys(one.reasons))
-    return Plan(
-        Planned(
-            workflow=w, version=v, state=s, becomes=b, to=to[w], **sums, reasons=tuple(reasons[w, v, s, b])[:REASONS]
-        )
-        for (w, v, s, b), sums in sorted(found.items())
-    )
+        found[place] = _sum(found[place], one) if place in found else one
+    return Plan(found[place] for place in sorted(found))
+
+
+def _sum(one: Planned, other: Planned) -> Planned:
+    fits, mapped, stuck = one.fits + other.fits, one.mapped + other.mapped, one.stuck + other.stuck
+    reasons = tuple(dict.fromkeys((*one.reasons, *other.reasons)))[:REASONS]
+    return replace(one, fits=fits, mapped=mapped, stuck=stuck, reasons=reasons)

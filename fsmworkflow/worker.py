@@ -19,8 +19,8 @@ from weakref import WeakValueDictionary
 from fsmworkflow.errors import EngineClosed, FSMWorkflowError, LeaseLost, Refused, TransactionError, log
 from fsmworkflow.flights import SUSPECT, Flights
 from fsmworkflow.hooks import Hooks
-from fsmworkflow.lease import Lease, machine_id, process_id
-from fsmworkflow.records import Owner, Post, Run, replace
+from fsmworkflow.lease import Lease, has_died, machine_id
+from fsmworkflow.records import Post, Run, replace
 from fsmworkflow.resources import Resources
 from fsmworkflow.store import Limits, Store, Versions, open_store
 from fsmworkflow.store.lent import Lent
@@ -176,8 +176,7 @@ class Worker:
         owners = await self.store.owners()
         self._leases = {owner.token: owner.lease for owner in owners}
         for owner in owners:
-            dead = machine is not None and owner.machine == machine and _dead(owner)
-            if owner.token not in self._buried and (dead or owner.lease + FORGOTTEN < now):
+            if owner.token not in self._buried and (has_died(owner, machine) or owner.lease + FORGOTTEN < now):
                 self._buried.add(owner.token)
                 await self.store.bury(owner.token)
                 del self._leases[owner.token]
@@ -398,8 +397,3 @@ async def _ended(closing: Awaitable[None], what: str, seconds: float | None) -> 
 def first_of(run: Run, token: str) -> bool:
     """Whether a run is as its owner has just made it: which a repeat finds whose first answer was lost."""
     return (run.owner, run.epoch, run.version) == (token, 1, 0)
-
-
-def _dead(owner: Owner) -> bool:
-    pid = owner.process.partition("/")[0]
-    return pid.isdigit() and process_id(int(pid)) != owner.process

@@ -288,7 +288,7 @@ def known_event(workflow: Workflow, event: str) -> None:
 
 
 def id_of(event_id: str | None) -> str:
-    """The id of an event: the one that is given, else a new one. Raises CodecError for one that cannot be kept."""
+    """An event's id: that which is given, else a new one, which may be a key too. Raises CodecError for a bad one."""
     if event_id is None:
         return uuid.uuid4().hex
     if problems := name_problem(event_id, "the id"):

@@ -599,7 +599,7 @@ async def test_an_entity_keeps_no_event_but_the_one_that_led_into_its_visit(stor
     async with PersistentWorkflowStateMachine(store, flow, key="o", data={"left": 10}) as machine:
         for _ in range(10):
             await machine.send("fill", {"qty": 1})
-        assert machine._driving()._entered_by == {}
+        assert machine._driving().entered_by == {}
 
 
 async def test_what_is_sent_to_an_entity_that_has_failed_waits_until_it_is_taken_up_again(store: Store) -> None:

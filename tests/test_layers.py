@@ -74,6 +74,7 @@ FLOORS = {
     "context.py": 3,
     "calls.py": 3,
     "drive.py": 3,
+    "tasks.py": 3,
     "explain.py": 3,
     "threads.py": 3,
     "transaction.py": 3,
@@ -87,6 +88,7 @@ FLOORS = {
     "crews.py": 3,
     "lookout.py": 3,
     "engine.py": 3,
+    "register.py": 3,
     "lease.py": 3,
     "flights.py": 3,
     "line.py": 3,
@@ -129,7 +131,7 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 9_532
+LOWER_FLOORS_LINES = 9_529
 RESOURCES_LINES = 245  # what an engine opens for steps, beside the 20 lines by which the others know of it
 FILES_LINES = 1_262  # a workflow as data, which no program without files loads: config/ and expressions.py
 TOP_FLOOR_LINES = 400

@@ -12,9 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from fsmworkflow.conditions import cut
 from fsmworkflow.config.text import Items, Mark, Place, Source, Table
-from fsmworkflow.errors import DefinitionError, nearest
+from fsmworkflow.errors import DefinitionError, cut, nearest
 
 __all__ = ["Make", "Reading", "Row", "schema"]
 

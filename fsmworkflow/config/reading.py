@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from fsmworkflow.conditions import Condition, Function, Guard, Joined, Operand, as_guard, cut, field, payload
+from fsmworkflow.conditions import Condition, Function, Guard, Joined, Operand, as_guard, field, payload
 from fsmworkflow.config.code import NAME, Code
 from fsmworkflow.config.keys import Make, Reading, Row
 from fsmworkflow.config.text import Place, Source
-from fsmworkflow.errors import DefinitionError, FSMWorkflowError, name_problem, nearest
+from fsmworkflow.errors import DefinitionError, FSMWorkflowError, cut, name_problem, nearest
 from fsmworkflow.expressions import Expression
 from fsmworkflow.operators import Operator
 from fsmworkflow.plain import decode

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, NoReturn
 
-from fsmworkflow.conditions import cut
-from fsmworkflow.errors import DefinitionError, nearest
+from fsmworkflow.errors import DefinitionError, cut, nearest
 
 __all__ = ["translated"]
 

@@ -16,8 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fsmworkflow.conditions import cut
-from fsmworkflow.errors import DefinitionError, FSMWorkflowError
+from fsmworkflow.errors import DefinitionError, FSMWorkflowError, cut
 
 __all__ = ["Items", "Place", "Source", "Table", "placed"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from fsmworkflow.codec import LIMIT
-from fsmworkflow.conditions import Condition, Function, Guard, Joined, Not, Operand, as_guard, cut
+from fsmworkflow.conditions import Condition, Function, Guard, Joined, Not, Operand, as_guard
 from fsmworkflow.config.code import Names
-from fsmworkflow.errors import CodecError, DefinitionError
+from fsmworkflow.errors import CodecError, DefinitionError, cut
 from fsmworkflow.expressions import Expression
 from fsmworkflow.plain import encode
 from fsmworkflow.problems import place_of

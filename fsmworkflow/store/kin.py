@@ -14,10 +14,7 @@ from fsmworkflow.store import Keys, rows
 from fsmworkflow.store.sql import queries
 
 if TYPE_CHECKING:
-    import asyncpg
-    from asyncpg.pool import PoolConnectionProxy
-
-    Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+    from fsmworkflow.store.postgres_server import Connection
 
 SQLITE, POSTGRES = queries("sqlite"), queries("postgres")
 
@@ -133,8 +130,7 @@ async def _ordered(connection: Connection, moves: Sequence[Move], now: float) ->
         await connection.execute(POSTGRES["start_children"], *values, *(list(zip(*large, strict=True)) or [()] * 4))
     if said := [(m.before.id, o.state, o.visit, n, m.after.version, now) for m in moves for n, o in told(m.orders)]:
         due += await connection.fetch(POSTGRES["tell_children"], *zip(*said, strict=True))
-    counts = [(m, o) for m in moves for o in m.orders if o.name in ("$begin", "$retry")]
-    if counts:
+    if counts := [(m, o) for m in moves for o in m.orders if o.name in ("$begin", "$retry")]:
         values = [
             (m.before.id, o.state, o.visit, f"$joined/{o.state}/{m.after.version}", o.concurrency, o.first, now)
             for m, o in counts

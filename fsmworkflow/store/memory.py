@@ -11,10 +11,10 @@ from fsmworkflow import records
 from fsmworkflow.codec import read_back
 from fsmworkflow.errors import LeaseLost, RunNotFound, RunOver, Stale, TransactionError
 from fsmworkflow.flights import SUSPECT
-from fsmworkflow.records import Call, Entry, Event, Move, Owner, Post, Run, replace
+from fsmworkflow.records import Call, Entry, Event, Move, Owner, Post, Run, replace, sooner
 from fsmworkflow.store import NONE, Calls, Entries, Events, Keys, Limits, Names, Owners, Pairs, Runs, Versions, Woken
 from fsmworkflow.store.lent import Lent
-from fsmworkflow.store.memory_kin import Kin, sooner
+from fsmworkflow.store.memory_kin import Kin
 from fsmworkflow.store.rows import drops, is_new, opened, related, sealed, sealed_move
 
 
@@ -147,14 +147,10 @@ class MemoryStore(Kin):
 
     async def list(self, *, workflow: str | None, status: str | None, state: str | None, after: int, many: int) -> Runs:
         self._open()
-        found = (
-            run
-            for run in self._runs.values()
-            if run.id > after
-            and (workflow is None or run.workflow == workflow)
-            and (status is None or run.status == status)
-            and (state is None or run.state == state)
-        )
+        asked = {"workflow": workflow, "status": status, "state": state}
+        wanted = {name: value for name, value in asked.items() if value is not None}
+        later = (run for run in self._runs.values() if run.id > after)
+        found = (run for run in later if all(getattr(run, name) == value for name, value in wanted.items()))
         return [run for _, run in zip(range(many), found, strict=False)]
 
     async def history(self, run: Run) -> Entries:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from fsmworkflow import records
 from fsmworkflow.codec import read_back
 from fsmworkflow.errors import StoreError
-from fsmworkflow.records import Call, Child, Entry, Event, Move, Order, Owner, Run, replace
+from fsmworkflow.records import Call, Child, Entry, Event, Move, Order, Owner, Run, replace, sooner
 from fsmworkflow.store import Events, Keys, Runs
 from fsmworkflow.store.rows import ends, posted
 
-__all__ = ["Kin", "sooner"]
+__all__ = ["Kin"]
 
 
 class Count:
@@ -106,10 +106,7 @@ class Kin:
         child, version = run.child, move.after.version
         assert child is not None
         if name == "$cancel" and child.turn == 0 and not (run.version or run.posted or run.owner):
-            cancelled = replace(run, status="cancelled", version=1, due=None, actions=(), updated=now)
-            self._runs[run.id] = replace(cancelled, child=replace(child, turn=2))
-            told = Entry(version=1, event="$cancel", source=run.state, dest=run.state, status="cancelled", at=now)
-            self._moves[run.id].append(told)
+            self._cancel_unbegun(run, child, now)
             return False
         waiting = {event.name for event in self._waiting(run)}
         again = run.status in records.STUCK and not waiting.isdisjoint(("$retry", "$rerun"))
@@ -130,6 +127,13 @@ class Kin:
         if name == "$retry":
             self._take_turn(run.id, 1)
         return True
+
+    def _cancel_unbegun(self, run: Run, child: Child, now: float) -> None:
+        """A child that has never moved is cancelled at once."""
+        cancelled = replace(run, status="cancelled", version=1, due=None, actions=(), updated=now)
+        self._runs[run.id] = replace(cancelled, child=replace(child, turn=2))
+        told = Entry(version=1, event="$cancel", source=run.state, dest=run.state, status="cancelled", at=now)
+        self._moves[run.id].append(told)
 
     def _take_turn(self, number: int, turn: int) -> None:
         run = self._runs[number]
@@ -198,10 +202,6 @@ class Kin:
             todo += [one.id for one in live]
             found += [r for r in live if r.due is not None and (r.status in records.MOVING or r.due <= self._clock())]
         return [(one.workflow, one.key) for one in found]
-
-
-def sooner(due: float | None, then: float | None) -> float | None:
-    return due if then is None else then if due is None else min(due, then)
 
 
 def _start(run: Run) -> Entry:

@@ -193,11 +193,11 @@ class PostgresStore(Verbs):
                     connection.terminate()
                 raise
 
-    async def _do(self, function: Callable[[Connection], Awaitable[T]]) -> T:
-        """One write that is no move, waited for while the server is away. A cancelled caller does not stop it."""
+    async def _do(self, function: Callable[[Connection], Awaitable[T]], *, several: bool = False) -> T:
+        """What is no move, perhaps in `several` statements, once the server is there. No cancelled caller stops it."""
 
         async def made(connection: Connection) -> T:
-            async with self._transaction(connection):
+            async with self._transaction(connection, several=several):
                 return await function(connection)
 
         return await patiently(lambda: whole(self._writing_on(made)))
@@ -317,11 +317,10 @@ class PostgresStore(Verbs):
             asked = True
             if before or not limits:
                 return before or await runs(db, SQL["claim"], owner, by, *values, now)
-            async with server.transaction(db):
-                free = await rooms(db, limits)
-                return await runs(db, SQL["claim_within"], owner, by, *values, list(free), list(free.values()), now)
+            free = await rooms(db, limits)
+            return await runs(db, SQL["claim_within"], owner, by, *values, list(free), list(free.values()), now)
 
-        return await self._do(attempt)
+        return await self._do(attempt, several=bool(limits))
 
     async def _oldest_due(self, workflows: Versions, by: float, but: Pairs) -> Sequence[Any]:
         return await self.read_rows("claimable", by, list(workflows), list(workflows.values()), *arrays(but, 2))
@@ -332,13 +331,10 @@ class PostgresStore(Verbs):
         values = (owner, workflow, key, newest, self.now())
 
         async def attempt(db: Connection) -> Runs:
-            if limit is None:
-                return await runs(db, SQL["claim_one"], *values)
-            async with server.transaction(db):
-                full = (await rooms(db, {workflow: limit}))[workflow] < 1
-                return [] if full else await runs(db, SQL["claim_one"], *values)
+            full = limit is not None and (await rooms(db, {workflow: limit}))[workflow] < 1
+            return [] if full else await runs(db, SQL["claim_one"], *values)
 
-        found = await self._do(attempt)
+        found = await self._do(attempt, several=limit is not None)
         return found[0] if found else None
 
     async def oldest(self, workflow: str, but: Names, newest: int | None = None) -> str | None:
@@ -354,12 +350,11 @@ class PostgresStore(Verbs):
         ids = [row["id"] for row in await self.read_rows("prunable", workflow, statuses, before, many)]
 
         async def go(db: Connection) -> int:
-            async with server.transaction(db):
-                await db.execute(SQL["prune_lock"], ids)
-                gone: int = await db.fetchval(SQL["prune"], ids, statuses, before)
-                return gone
+            await db.execute(SQL["prune_lock"], ids)
+            gone: int = await db.fetchval(SQL["prune"], ids, statuses, before)
+            return gone
 
-        return await patiently(lambda: whole(self._writing_on(go))) if ids else 0
+        return await self._do(go, several=True) if ids else 0
 
     async def trim(self, run: Run, before: int) -> None:
         await self._do(lambda db: db.execute(SQL["trim"], run.id, run.owner, run.epoch, before))

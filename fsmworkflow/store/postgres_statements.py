@@ -62,6 +62,11 @@ async def advance(connection: Connection, writes: list[Write], now: float) -> No
         done = await connection.execute(SQL["advance_many"], *_packed(values))
     if done != f"INSERT 0 {len(moves)}":
         await resolve(connection, writes)
+    await _tell_others(connection, writes, now)
+
+
+async def _tell_others(connection: Connection, writes: list[Write], now: float) -> None:
+    """What moves that were made say to other runs."""
     if posts := [post for write in writes if write.error is None for post in write.record.posts]:
         await connection.execute(SQL["emit"], *columns([_emitted(post, now) for post in posts]), now)
     if related := [w for w in writes if w.error is None and w.result is not True and rows.related(w.record)]:

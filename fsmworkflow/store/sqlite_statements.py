@@ -141,10 +141,6 @@ def _singly(db: sqlite3.Connection, batch: Sequence[Write], now: float) -> None:
             write.error = Refused(f"SQLite: {error}")
 
 
-def _single_move(db: sqlite3.Connection, write: Write, now: float) -> None:
-    write.result = _advance(db, [write.record], now).get(write.run.id)
-
-
 def advance_detailed(db: sqlite3.Connection, move: Move, now: float) -> Keys | None:
     """A move of which history may say more than of most, so that these do not pay for it."""
     due = _advance(db, [move], now).get(move.before.id)
@@ -153,7 +149,7 @@ def advance_detailed(db: sqlite3.Connection, move: Move, now: float) -> Keys | N
     return due
 
 
-def _single_detailed(db: sqlite3.Connection, write: Write, now: float) -> None:
+def _single_move(db: sqlite3.Connection, write: Write, now: float) -> None:
     write.result = advance_detailed(db, write.record, now)
 
 
@@ -222,7 +218,7 @@ def _single_post(db: sqlite3.Connection, write: Write, now: float) -> None:
 
 _SINGLE: dict[str, Callable[[sqlite3.Connection, Write, float], None]] = {
     "move": _single_move, "create": _single_create, "settle": _single_settle, "release": _single_release,
-    "call": _single_call, "post": _single_post, "detailed": _single_detailed,
+    "call": _single_call, "post": _single_post, "detailed": _single_move,
 }  # fmt: skip
 
 
