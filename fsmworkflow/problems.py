@@ -66,9 +66,9 @@ def _initial_problems(workflow: Workflow) -> list[str]:
             # A name with a dot in it was refused already where it was declared.
             found = [f"state {s.name!r} stands in {path!r}, which is no state" for s in inner]
             problems += [] if workflow._problems else found
-        elif path and workflow.states[path].kind == "parallel":
-            problems += [] if inner else [f"parallel state {path!r} has no region"]
-        else:
+        elif path and not inner:
+            problems.append(f"state {path!r} has no state or region in it: one that only waits is made by wait()")
+        elif not path or workflow.states[path].kind != "parallel":
             problems += _first_problems(path, where, [s for s in inner if s.initial])
     return problems
 

@@ -155,6 +155,18 @@ def test_no_initial_state_is_refused() -> None:
     assert any("no state is initial" in problem for problem in problems(workflow(initial=False)))
 
 
+def test_a_state_that_is_to_hold_others_and_holds_none_is_told_what_makes_one_that_waits() -> None:
+    made = workflow()
+    made.state("cool", after={"1s": "end"})
+    made.parallel("both", then="end")
+    made.parallel("two", then="end").region("bill")
+    assert [problem for problem in problems(made) if "has no" in problem] == [
+        "state 'cool' has no state or region in it: one that only waits is made by wait()",
+        "state 'both' has no state or region in it: one that only waits is made by wait()",
+        "state 'two.bill' has no state or region in it: one that only waits is made by wait()",
+    ]
+
+
 def test_two_initial_states_are_named() -> None:
     made = workflow()
     made.step("other", initial=True, then="end")(nothing)
