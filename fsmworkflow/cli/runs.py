@@ -176,8 +176,8 @@ def _draw(console: Any, found: Run, inbox: list[Event]) -> None:
     for state, stay in found.active.items() if found.status in UNFINISHED else ():
         rows += [("timer", f"{clock(due)}, of {state}") for due in sorted(stay.timers.values())]
         rows += [] if stay.again is None else [("next attempt", clock(stay.again))]
-    rows += [("to be undone", _undone(undo)) for undo in reversed(found.undo.left) if found.undo.ends]
-    rows += [("not undone", _undone(undo)) for undo in found.undo.lost]
+    rows += [("to be undone", _to_undo(undo)) for undo in reversed(found.undo.left) if found.undo.ends]
+    rows += [("not undone", f"{undo.state} (visit {undo.visit})") for undo in found.undo.lost]
     rows += [] if found.deadline is None else [("deadline", clock(found.deadline))]
     if found.error is not None:
         rows.append(("error", f"{found.error.type}: {found.error.message}"))
@@ -186,7 +186,7 @@ def _draw(console: Any, found: Run, inbox: list[Event]) -> None:
     table(console, ("", ""), rows)
 
 
-def _undone(undo: Undo) -> str:
+def _to_undo(undo: Undo) -> str:
     later = "" if undo.again is None or undo.attempt == 1 else f", attempt {undo.attempt} at {clock(undo.again)}"
     return f"{undo.state} (visit {undo.visit}){later}"
 
