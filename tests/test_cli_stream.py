@@ -98,6 +98,19 @@ def test_what_fails_goes_where_it_is_told_and_else_stops_it(capsys: Any) -> None
     assert json.loads(Path("left.jsonl").read_text())["number"] == 2
 
 
+def test_files_of_a_pattern_are_one_source(capsys: Any) -> None:
+    Path("in[1].jsonl").write_text('{"items": [8]}\n')
+    Path("in1.jsonl").write_text('{"items": [9]}\n{"items": 0}\n')
+    assert main(["stream", "stream_app:order", "in*.jsonl", *WAYS, "--errors", "wrong1.jsonl", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["states"] == {"error": 1, "output": 4}
+    assert main(["stream", "stream_app:order", "in[1].jsonl", "--sink", "it.jsonl"]) == 0  # a file of that name
+    assert Path("it.jsonl").read_text() == '{"items":[8],"total":8}\n'
+    assert main(["stream", "stream_app:order", "wrong*.jsonl", "--again", "--sink", "again.jsonl"]) == 3
+    assert "record 1 of wrong*.jsonl failed in state 'price'" in capsys.readouterr().err
+    assert main(["stream", "stream_app:order", "none*.jsonl", "--sink", "none.jsonl"]) == 3
+    assert "there is no file none*.jsonl" in capsys.readouterr().err
+
+
 def test_records_on_standard_output_are_all_that_is_there(capfd: Any) -> None:
     assert main(["stream", "stream_app:order", "in.jsonl", "--sink", "output=-", "--sink", "error="]) == 0
     out, err = capfd.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
@@ -60,8 +61,9 @@ async def run(
     """Let every record of SOURCE pass through a workflow.
 
     TARGET is a file in YAML or JSON, or MODULE:NAME of a Workflow or an Engine. SOURCE and FILE say by their names what
-    is in them: .jsonl, .csv, .tsv, .txt, .log, each also .gz or .zst, and .parquet; - is standard input. Stopped
-    by Ctrl-C or killed, the same command with the same --key goes on after the last commit.
+    is in them: .jsonl, .csv, .tsv, .txt, .log, each also .gz or .zst, and .parquet; - is standard input. SOURCE may be
+    a pattern, as 'logs/*.log.gz'. Stopped by Ctrl-C or killed, the same command with the same --key goes on after the
+    last commit.
     """
     made = named(target) if key is None else engine_of(target)
     engine = made if isinstance(made, Engine) else None
@@ -76,7 +78,7 @@ async def run(
             done = await stream(
                 engine,
                 found,
-                sources.Errors(source) if again else source,
+                _source(source, again),
                 _outlets(sinks),
                 key=key,
                 on_progress=lambda far: more(_far(found.name, far), far.share),
@@ -109,6 +111,13 @@ def _told_how_to_go_on(key: str | None) -> Iterator[None]:
         if key is not None:
             click.echo(f"stopped: what was committed is kept, and the same command goes on with {key!r}", err=True)
         raise
+
+
+def _source(given: str, again: bool) -> Any:
+    """Where the records come from: a file, or several by a pattern, which stands in quotes where a shell is asked."""
+    if glob.has_magic(given) and not Path(given).exists():
+        return sources.files(given, sources.Errors if again else None)
+    return sources.Errors(given) if again else given
 
 
 def _outlets(sinks: tuple[str, ...]) -> Any:
