@@ -264,6 +264,12 @@ def test_what_cannot_be_meant_is_told_with_its_path(config: dict[str, Any], told
     assert any(told in problem for problem in caught.value.problems), caught.value.problems
 
 
+def test_a_pattern_that_does_not_compile_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DefinitionError, match=r"the pattern '\(' does not compile: missing \): \("):
+        Workflow.from_dict(asking({"field": "n", "operator": "matches", "value": "("}))
+    assert capfd.readouterr().err == ""
+
+
 async def test_a_pattern_in_a_file_takes_no_more_time_than_its_text_is_long() -> None:
     made = Workflow.from_dict(asking({"field": "n", "operator": "matches", "value": "(a+)+$"}))
     guard = as_guard(made.transitions[0].conditions)

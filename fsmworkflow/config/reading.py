@@ -255,9 +255,11 @@ class _Matches(Condition):
             import re2
         except ImportError as error:
             raise FSMWorkflowError("matches needs google-re2 in files: pip install 'fsmworkflow[re2]'") from error
+        options = re2.Options()
+        options.log_errors = False  # they are told here
         try:
-            found = re2.compile(pattern)
+            found = re2.compile(pattern, options=options)
         except re2.error as error:
-            raise ValueError(f"the pattern {pattern[:60]!r} does not compile: {error}") from error
+            raise ValueError(f"the pattern {pattern[:60]!r} does not compile: {error.args[0].decode()}") from error
         super().__init__(left, "matches", pattern)
         self.known = Operator("matches", "matches", lambda text, _: found.match(text) is not None, (str,))

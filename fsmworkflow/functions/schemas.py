@@ -92,8 +92,7 @@ def compiled(pattern: str) -> Any:
     try:
         return re2.compile(pattern, options=options)
     except re2.error as error:
-        why = error.args[0].decode("utf-8", "replace") if error.args and type(error.args[0]) is bytes else error
-        raise ValueError(f"the pattern {pattern[:60]!r} does not compile: {why}") from error
+        raise ValueError(f"the pattern {pattern[:60]!r} does not compile: {error.args[0].decode()}") from error
 
 
 def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
