@@ -643,8 +643,8 @@ async def test_on_sqlite_one_that_takes_too_long_is_taken_back_and_the_others_go
 
     async def work(ctx: Any) -> None:
         async with ctx.transaction() as db:
+            inside.set()  # whether or not it is late from here on
             await db.execute(INSERT)
-            inside.set()
             await asyncio.sleep(60)
             went_on.append(1)
 
