@@ -438,6 +438,14 @@ async def test_a_stream_that_has_ended_is_reported_and_writes_nothing(store_url:
     assert (done.resumed, again.resumed, again.rate) == (0, 100, 0.0)
 
 
+@pytest.mark.parametrize("kind", ["json lines", "gzip", "csv"])
+async def test_a_chunk_that_is_the_last_is_known_to_be_so(tmp_path: Path, kind: str) -> None:
+    seen: list[tuple[int, bool]] = []
+    source = SOURCES[kind](tmp_path / "in", 100)
+    done = await stream(None, numbered(), source, [], chunk=50, on_progress=lambda p: seen.append((p.records, p.ended)))
+    assert (seen, done.chunks) == ([(50, False), (100, True)], 2)
+
+
 async def test_a_stream_that_has_ended_says_so_where_it_is_given_another_source(
     store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

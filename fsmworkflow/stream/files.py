@@ -201,7 +201,8 @@ class File(Source):
 
     def _take(self, many: int, until: float) -> list[Line]:
         """Up to so many lines, without their ends."""
-        while len(self._lines) - self._next < many and not self._over and self._fill(until):
+        ahead = 0 if self._pipe else 1  # so that the last ones are known to be the last
+        while len(self._lines) - self._next < many + ahead and not self._over and self._fill(until):
             pass
         lines = self._lines[self._next : self._next + many]
         if not self.position and lines and isinstance(lines[0], bytes) and lines[0].startswith(BOM_UTF8):
