@@ -47,11 +47,17 @@ async def answer(key: str) -> str:
 
 
 async def lags(found: list[tuple[float, float]]) -> None:
-    """When the loop's turn should have come, and when it did."""
+    """When the loop's turn should have come, and when it did; not counted is what it waited for a core in between."""
     while True:
-        due = time.monotonic() + PAUSE
+        due, waited = time.monotonic() + PAUSE, without_a_core()
         await asyncio.sleep(PAUSE)
-        found.append((due, time.monotonic()))
+        found.append((due, time.monotonic() - (without_a_core() - waited)))
+
+
+def without_a_core() -> float:
+    """For how many seconds this thread could have run, where others did; 0 where the system does not tell."""
+    told = Path("/proc/thread-self/schedstat")
+    return int(told.read_text().split()[1]) / 1e9 if told.exists() else 0.0
 
 
 class Search:

@@ -16,6 +16,7 @@ from fsmworkflow import Engine, Retry, Workflow, field
 from fsmworkflow.errors import CodecError, InputDiffers
 from fsmworkflow.stream import StreamError, batch
 from tests.test_stream_crash import ROOT, _environment
+from tests.waiting import PATIENCE
 
 
 def sorted_out() -> Workflow:
@@ -76,7 +77,7 @@ async def test_what_was_given_is_as_it_was() -> None:
 
 @pytest.mark.parametrize("durable", [False, True])
 async def test_so_many_are_under_way_at_once_and_no_more(store_url: str, durable: bool) -> None:
-    running, most = 0, 0
+    running, most, full = 0, 0, asyncio.Event()
     flow = Workflow("flow")
 
     @flow.step(initial=True, then="over")
@@ -84,8 +85,11 @@ async def test_so_many_are_under_way_at_once_and_no_more(store_url: str, durable
         nonlocal running, most
         running += 1
         most = max(most, running)
-        for _ in range(100):  # until all that may be are there
-            await asyncio.sleep(0 if running < 5 else 0.0001)
+        if running == 5:
+            full.set()
+        await asyncio.wait_for(full.wait(), PATIENCE)
+        for _ in range(100):  # in which more could come
+            await asyncio.sleep(0)
         running -= 1
 
     flow.final("over")
