@@ -76,9 +76,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 def shown(run: Run) -> Schedule:
     """The schedule that a run stands for."""
     data = dict(run.data)
-    following = None if data["next"] is None else datetime.fromisoformat(data["next"])
-    if following is not None:
-        following = following.astimezone(ZoneInfo(data["timezone"]))
+    at = data["next"]
+    following = None if at is None else datetime.fromisoformat(at).astimezone(ZoneInfo(data["timezone"]))
     return Schedule(
         name=run.key,
         workflow=run.workflow.removeprefix(PREFIX),

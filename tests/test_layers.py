@@ -131,10 +131,10 @@ LIBRARIES = {
     "cronsim": {"schedule.py"},
 }
 VAGUE_NAMES = {"core", "base", "utils", "common", "manager", "helpers", "types"}
-LOWER_FLOORS_LINES = 9_529
+LOWER_FLOORS_LINES = 9_528
 RESOURCES_LINES = 245  # what an engine opens for steps, beside the 20 lines by which the others know of it
 FILES_LINES = 1_262  # a workflow as data, which no program without files loads: config/ and expressions.py
-TOP_FLOOR_LINES = 400
+FILE_LINES = 400  # of one file, all that stands in it
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 each_file = pytest.mark.parametrize("file", FILES)
@@ -239,9 +239,9 @@ def test_floors_one_to_three_stay_small() -> None:
     assert sum(as_data) < FILES_LINES
 
 
-def test_a_file_of_floor_four_stays_small() -> None:
-    large = {file: len((PACKAGE / file).read_text().splitlines()) for file in FILES if floor_of(file) == 4}
-    assert {file: lines for file, lines in large.items() if lines >= TOP_FLOOR_LINES} == {}
+def test_a_file_stays_small() -> None:
+    large = {file: len((PACKAGE / file).read_text().splitlines()) for file in FILES}
+    assert {file: lines for file, lines in large.items() if lines >= FILE_LINES} == {}
 
 
 @pytest.mark.parametrize(

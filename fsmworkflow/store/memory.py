@@ -301,8 +301,8 @@ class MemoryStore(Kin):
 
     async def bury(self, token: str) -> None:
         owner = self._owners.pop(token, None)
-        held = owner is not None and owner.draining
-        if owner is not None and held and any(r.owner == token and r.due is not None for r in self._runs.values()):
+        held = any(r.owner == token and r.due is not None for r in self._runs.values())
+        if owner is not None and owner.draining and held:
             self._owners[token] = replace(owner, lease=min(owner.lease, self._clock()))
 
     async def reset(self) -> None:
