@@ -274,6 +274,64 @@ def test_nothing_is_fetched_for_a_schema_and_its_patterns_are_bounded() -> None:
     assert time.process_time() - began < 2
 
 
+def _twice(many: int) -> dict[str, Any]:
+    """A schema that is checked two to the power of so many times."""
+    both = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(many)}
+    return {"$defs": {**both, f"a{many}": {"type": "object"}}, "$ref": "#/$defs/a0"}
+
+
+def _nested(many: int) -> Any:
+    data: Any = {}
+    for _ in range(many):
+        data = {"a": data}
+    return data
+
+
+TWO_EACH: dict[str, Any] = {"properties": {"a": {"allOf": [{"$ref": "#"}, {"$ref": "#"}]}}}
+
+
+@pytest.mark.parametrize(
+    ("told", "data", "said"),
+    [
+        (_twice(40), {}, "lead on and on"),
+        (TWO_EACH, _nested(40), "lead on and on"),
+        ({"$ref": "#"}, {}, "nested too deep"),
+        ({"properties": {"a": {"$ref": "#"}}}, _nested(100_000), "nested too deep"),
+    ],
+)
+def test_a_schema_is_checked_in_time_that_grows_with_the_data(told: Any, data: Any, said: str) -> None:
+    began = time.process_time()
+    with pytest.raises(Invalid, match=said):
+        schema(told).problems(data)
+    assert time.process_time() - began < 10
+    while data:  # so that it is let go of from outside inwards
+        data = data.pop("a", None)
+
+
+def test_many_references_are_followed_where_the_data_has_as_many() -> None:
+    item = {"$defs": {"item": {"type": "integer"}}, "properties": {"a": {"items": {"$ref": "#/$defs/item"}}}}
+    assert schema(item)({"a": list(range(20_000))})
+
+
+def test_unique_items_of_a_schema_are_found_at_once_and_equal_as_json_is() -> None:
+    check = schema({"properties": {"a": {"uniqueItems": True}}})
+    began = time.process_time()
+    assert check({"a": [{"n": n} for n in range(20_000)]})
+    assert time.process_time() - began < 10
+    for items in ([1, True, "1", None, [1], {"n": 1}, 0, False], [[1, [True]], [1, [1]]], [{"a": 1}, {"a": 1, "b": 2}]):
+        assert check({"a": items}), items
+    for items in ([1, 1.0], [[1], [1.0]], [{"a": 1, "b": [2]}, {"b": [2], "a": 1}], ["x", "x"], [None, None]):
+        assert check.problems({"a": items}) == [f"$.a: {items} has non-unique elements"]
+
+
+def test_a_number_of_endless_digits_and_text_nested_beyond_reason_are_not_converted() -> None:
+    huge, deep = {"a": Decimal("1e999999999")}, {"a": "[" * 200_000}
+    for kind, data in (("int", huge), ("json", deep)):
+        with pytest.raises(Invalid, match="convert of a"):
+            convert(a=kind)(dict(data))
+        assert convert(strict=False, a=kind)(dict(data)) == data
+
+
 def test_a_pattern_is_bounded_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.process_time()
     assert not patterns(a=r"(a+)+$")({"a": "a" * 100_000 + "!"})  # for which `re` would take longer than the sun

@@ -633,22 +633,28 @@ async def test_a_stream_that_is_cancelled_goes_on_after_its_last_commit(store_ur
     assert ns(read(out)) == list(range(3000))
 
 
-async def test_a_stream_that_is_cancelled_within_a_chunk_says_nothing_of_it_in_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("workers", "ordered"), [(1, True), (4, True), (4, False)])
+async def test_a_stream_that_is_cancelled_within_a_chunk_has_ended_and_says_nothing_of_it_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int, ordered: bool
 ) -> None:
-    flow, begun, loop = Workflow("flow"), asyncio.Event(), asyncio.get_running_loop()
+    flow, begun, loop, under_way = Workflow("flow"), asyncio.Event(), asyncio.get_running_loop(), []
 
     @flow.step(initial=True, then="over")
     def look(ctx: Any) -> None:
+        under_way.append(1)
         loop.call_soon_threadsafe(begun.set)
+        time.sleep(0.001)
+        under_way.pop()
 
     flow.final("over")
     endless = ({"n": n} for n in count())
-    task = asyncio.create_task(stream(None, flow, endless, tmp_path / "out.jsonl", chunk=10**9, every="1h"))
+    how: Any = {"chunk": 10**9, "every": "1h", "workers": workers, "ordered": ordered}
+    task = asyncio.create_task(stream(None, flow, endless, tmp_path / "out.jsonl", **how))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert under_way == []
     del task
     gc.collect()  # what nobody has asked a task for is told then
     assert caplog.text == ""

@@ -19,10 +19,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from fsmworkflow.stream import tables
+from fsmworkflow import Engine
+from fsmworkflow.stream import sinks, stream, tables
 from fsmworkflow.stream.packing import Unpacked, is_packed, packed
 from tests.children import launched, stop
 from tests.postgres_server import execute
+from tests.stream_child import numbered
+from tests.test_cancel import cancelled
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,6 +249,46 @@ def test_a_process_that_was_stopped_for_longer_than_its_lease_and_its_successor_
         _, said = third.communicate(timeout=2 * PATIENCE)
         assert third.returncode == 0, said.decode()
     whole(tmp_path, ".jsonl", MANY)
+
+
+@pytest.mark.parametrize("kind", ["files", "parquet", "its own tables", "tables of another database"])
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_P12_a_stream_cancelled_at_any_await_goes_on_at_once_in_the_same_engine(
+    durable_url: str, tmp_path: Path, kind: str, workers: int
+) -> None:
+    records = [{"n": n, "text": ""} for n in range(30)]
+    states = ("odd", "even")
+
+    def into(n: int) -> dict[str, Any]:
+        return {
+            "files": {state: str(tmp_path / f"{state}-{n}.jsonl") for state in states},
+            "parquet": {state: str(tmp_path / f"{state}-{n}.parquet") for state in states},
+            "its own tables": {state: sinks.Table(f"{state}_{n}") for state in states},
+            "tables of another database": {state: sinks.Table(f"{state}_{n}", url=other, key="n") for state in states},
+        }[kind]
+
+    async def there(n: int, state: str) -> list[int]:
+        if "tables" not in kind:
+            suffix = "jsonl" if kind == "files" else "parquet"
+            return [record["n"] for record in read(tmp_path / f"{state}-{n}.{suffix}")]
+        url = durable_url if kind == "its own tables" else other
+        return [row["n"] for row in await fetched(url, f"SELECT n FROM {state}_{n} ORDER BY n")]
+
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    async with Engine(durable_url) as engine:
+        n, hit = 0, True
+        while hit:
+            n += 1
+            columns = "n BIGINT PRIMARY KEY, text TEXT, odd BOOLEAN"
+            made = [f"CREATE TABLE {state}_{n} ({columns})" for state in states if "tables" in kind]
+            await asyncio.to_thread(done, durable_url if kind == "its own tables" else other, *made)
+            how: Any = {"key": f"k{n}", "chunk": 7, "workers": workers}
+            hit = await cancelled(stream(engine, numbered(), records, into(n), **how), n)
+            ended = await stream(engine, numbered(), records, into(n), **how)
+            assert ended.records == 30
+            assert await there(n, "odd") == [k for k in range(30) if k % 7 == 0], f"cancelled at await {n}"
+            assert await there(n, "even") == [k for k in range(30) if k % 7], f"cancelled at await {n}"
+    assert n > 10
 
 
 def test_a_record_that_ends_its_process_parks_the_stream_and_retry_lets_it_go_on(

@@ -362,7 +362,10 @@ BOMB = "<!DOCTYPE x [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;&a;&a;&a;&a
         (BOMB, "has a DOCTYPE"),
         ("<x><order></x>", "mismatched tag"),
         ("<x><order/>", "no element found"),
-        ("<x><order>" + "y" * 200_000 + "</order></x>", "over the limit of 1,000 bytes"),
+        ("<x><order>" + "y" * 200_000 + "</order></x>", "an element .* over the limit of 1,000 bytes"),
+        ("<x><!--" + "y" * 200_000 + "--></x>", "a tag or comment .* over the limit of 1,000 bytes"),
+        ("<x><order>" + "<a>" * 2000 + "</a>" * 2000 + "</order></x>", "over 1,000 deep"),
+        ("<x>" * 100_000, "over 1,000 deep"),
         ("", "no element found"),
     ],
 )

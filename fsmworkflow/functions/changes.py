@@ -16,6 +16,9 @@ __all__ = [
     "replace", "split", "validate",
 ]  # fmt: skip
 
+UNFIT = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError)
+"""What is raised for a value that cannot be changed."""
+
 
 class Change:
     """Makes other data of data. Called with a dict, and perhaps an event, it returns a new one and changes nothing.
@@ -84,7 +87,7 @@ def _changed(text: str, ways: Mapping[str, Way], default: Way | None = None) -> 
             if way is not None and value is not None:
                 try:
                     put(data, name, way(value))
-                except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+                except UNFIT as error:
                     raise Invalid(f"{text} of {name} = {cut(value)}: {type(error).__name__}: {error}"[:300]) from error
         return data
 
@@ -102,7 +105,7 @@ def _leniently(way: Way) -> Way:
     def convert(value: Any) -> Any:
         try:
             return way(value)
-        except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError):
+        except UNFIT:
             return value
 
     return convert

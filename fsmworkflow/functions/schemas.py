@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fsmworkflow.errors import FSMWorkflowError
 from fsmworkflow.functions.words import Invalid
 
 __all__ = ["JsonSchema"]
+
+STEPS = 10_000
+"""So many references are followed for one check, and one more for each byte of the data: else it may take for ever."""
+REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
 class JsonSchema:
@@ -19,9 +24,12 @@ class JsonSchema:
     """
 
     def __init__(self, told: Mapping[str, Any]) -> None:
-        kind = _validators(told)
+        self._left = threading.local()  # how many references may be followed yet
         try:
+            kind = _validators(told, self._step)
             kind.check_schema(told)
+        except (FSMWorkflowError, ValueError):
+            raise
         except Exception as error:  # SchemaError, and whatever a schema that is none makes of its check
             raise ValueError(f"it is no JSON Schema: {str(getattr(error, 'message', error))[:200]}") from error
         self._validator = kind(told, registry=_nothing())
@@ -42,10 +50,19 @@ class JsonSchema:
         from referencing.exceptions import Unresolvable
 
         try:
-            yield from self._validator.iter_errors(json.loads(json.dumps(dict(data), default=str)))
+            text = json.dumps(dict(data), default=str)
+            self._left.steps = STEPS + len(text)
+            yield from self._validator.iter_errors(json.loads(text))
+        except RecursionError:
+            raise Invalid("the data, or the schema's references to itself, are nested too deep to be checked") from None
         except Unresolvable as error:
             what = f"{str(error)[:200]}: nothing is fetched, so put it under $defs"
             raise Invalid(f"the schema refers to what is not in it: {what}") from None
+
+    def _step(self) -> None:
+        self._left.steps -= 1
+        if self._left.steps < 0:
+            raise Invalid("the schema's references lead on and on: it takes too long to be checked")
 
 
 def _nothing() -> Any:
@@ -55,7 +72,7 @@ def _nothing() -> Any:
     return Registry()
 
 
-def _validators(told: Mapping[str, Any]) -> Any:
+def _validators(told: Mapping[str, Any], step: Callable[[], None]) -> Any:
     try:
         from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
         from jsonschema.validators import extend, validator_for  # type: ignore[import-untyped]
@@ -64,7 +81,32 @@ def _validators(told: Mapping[str, Any]) -> Any:
             "a schema needs the library jsonschema: pip install 'fsmworkflow[jsonschema]'"
         ) from error
     kind = validator_for(told, default=Draft202012Validator)
-    return extend(kind, {"pattern": _pattern}) if _patterns(told) else kind
+    ours: dict[str, Any] = {"pattern": _pattern} if _patterns(told) else {}
+    counted = {word: _counted(kind.VALIDATORS[word], step) for word in REFERENCES if word in kind.VALIDATORS}
+    return extend(kind, {**ours, **counted, "uniqueItems": _unique})
+
+
+def _counted(follow: Any, step: Callable[[], None]) -> Any:
+    def ask(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
+        step()
+        yield from follow(validator, value, instance, schema) or ()
+
+    return ask
+
+
+def _unique(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    """In time that grows with the list: jsonschema compares each item with each."""
+    from jsonschema import ValidationError
+
+    if value and validator.is_type(instance, "array") and len(set(map(_hashed, instance))) < len(instance):
+        yield ValidationError(f"{str(instance)[:200]} has non-unique elements")
+
+
+def _hashed(value: Any) -> Any:
+    """What is equal where two values of JSON are."""
+    if isinstance(value, dict):
+        return dict, frozenset((key, _hashed(item)) for key, item in value.items())
+    return (type(value), tuple(map(_hashed, value))) if isinstance(value, list) else (type(value) is bool, value)
 
 
 def _patterns(schema: Any) -> bool:

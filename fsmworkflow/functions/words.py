@@ -17,6 +17,7 @@ __all__ = ["CONVERSIONS", "NORMAL", "TYPES", "Data", "Invalid", "Way", "at", "da
 
 Data = Mapping[str, Any]
 Way = Callable[[Any], Any]
+DIGITS = 4300
 
 
 class Invalid(FSMWorkflowError, ValueError):
@@ -72,6 +73,12 @@ def _truth(text: str) -> bool:
     return text.strip().lower() in ("true", "yes", "1", "on")
 
 
+def _whole(value: Any) -> int:
+    if isinstance(value, Decimal) and value.is_finite() and value.adjusted() > DIGITS:
+        raise ValueError(f"a number of over {DIGITS:,} digits")  # of which int() would make all
+    return int(value)
+
+
 def _snake(text: str) -> str:
     return re.sub("([a-z0-9])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", text)).lower()
 
@@ -86,7 +93,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "any": (object,),
 }  # fmt: skip
 CONVERSIONS: dict[str, Way] = {
-    "str": str, "int": int, "float": float, "list": list, "dict": dict, "json": json.loads, "Decimal": Decimal,
+    "str": str, "int": _whole, "float": float, "list": list, "dict": dict, "json": json.loads, "Decimal": Decimal,
     "UUID": UUID, "date": date.fromisoformat, "datetime": datetime.fromisoformat,
     "bool": lambda value: _truth(value) if isinstance(value, str) else bool(value),
 }  # fmt: skip

@@ -30,5 +30,6 @@ async def together(works: list[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks)
     finally:
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():  # else it waits for its thread, from which a second time would tear it
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -20,6 +20,7 @@ from fsmworkflow.stream.words import Batch, Source, StreamError
 __all__ = ["Xml", "element", "element_name"]
 
 BLOCK = 2**16
+DEEP = 1000
 TEXT = "#text"
 SIGNS = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"}
 ESCAPED = re.compile("[&<>\r]")
@@ -32,8 +33,9 @@ class Xml(Source):
 
     An inner element with neither attributes nor elements of its own is its text; several of one name are a list; text
     beside others is `#text`. All values are text. A name that ends with ".gz" or ".zst" is unpacked. It cannot be gone
-    on with by a key. Raises StreamError for a file that is not well formed, has a DOCTYPE, or an element over `limit`
-    bytes. One without such an element has no records, and the log says so.
+    on with by a key. Raises StreamError for a file that is not well formed, has a DOCTYPE, elements in each other
+    over 1,000 deep, or an element, a tag or a comment over `limit` bytes. One without such an element has no records,
+    and the log says so.
     """
 
     def __init__(self, path: str | Path, element: str, *, limit: int = LINE) -> None:
@@ -42,7 +44,7 @@ class Xml(Source):
         self._file: Any = None
         self._records: list[Any] = []
         self._stack: list[tuple[str, dict[str, Any], list[str]]] = []
-        self._began = 0
+        self._began = self._fed = self._deep = 0
         self._over = False
         self._root, self._found = "", False
 
@@ -81,17 +83,23 @@ class Xml(Source):
             block = self._file.read(BLOCK)
             self._over = not block
             self._parser.Parse(block, self._over)
+            self._fed += len(block)
             if self._over and not self._found:
                 log.warning("%s has no element %r, only within %r others", self.name, self._element, self._root)
         except (*TORN, expat.ExpatError) as error:
             raise StreamError(f"the source {self.name} cannot be read on: {error}") from error
         if self._stack and self._parser.CurrentByteIndex - self._began > self._limit:
             raise StreamError(f"an element of {self.name} is over the limit of {self._limit:,} bytes")
+        if self._fed - self._parser.CurrentByteIndex > self._limit and not self._over:
+            raise StreamError(f"a tag or comment of {self.name} is over the limit of {self._limit:,} bytes")
         return len(block)
 
     # -- what the parser tells ----------------------------------------------------------------------------------------
 
     def _begins(self, name: str, attributes: dict[str, str]) -> None:
+        self._deep += 1
+        if self._deep > DEEP:
+            raise StreamError(f"{self.name} has elements in each other over {DEEP:,} deep, which no record is")
         if not self._stack:
             self._root = self._root or name
             if name != self._element:
@@ -105,6 +113,7 @@ class Xml(Source):
             self._stack[-1][2].append(text)
 
     def _ends(self, name: str) -> None:
+        self._deep -= 1
         if not self._stack:
             return
         _, fields, texts = self._stack.pop()
