@@ -206,7 +206,8 @@ async def put(engine: Engine, target: Workflow, name: str, spec: dict[str, Any])
         if other.name == name and other.workflow != target.name:
             log.info("schedule %s started runs of %s, and starts runs of %s now", name, other.workflow, target.name)
             await engine.rerun(*other.address, state=REMOVED)
-    run = await engine.start(place, None if await engine.store.load(place.name, name) else data, key=name)
+    await engine.start(place, None if await engine.store.load(place.name, name) else data, key=name)
+    run = await engine.get(place, name)  # as it is, and not as it was when this engine began to drive it
     told = _told(run, data)
     if told:
         was, now = (", ".join(f"{word}={of[word]!r}" for word in SAID) for of in (run.data, spec))
@@ -251,8 +252,7 @@ def _planned(target: Workflow, name: str, spec: dict[str, Any], now: float) -> d
 def _told(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     """What the run of a schedule must be told to become one with this data; empty where it is one already."""
     wanted = {name: value for name, value in data.items() if name not in ("next", "last")}
-    there = dict(run.data)
     broken = run.state == REMOVED or run.status in STUCK
-    if not broken and encode(wanted) == encode({name: there[name] for name in wanted}):
+    if not broken and encode(wanted) == encode({name: run.data[name] for name in wanted}):
         return {}
     return {**wanted, "next": data["next"]}

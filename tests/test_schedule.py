@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fsmworkflow import CodecError, Engine, FSMWorkflowError, Run, RunOver, Store, Workflow, open_store
 from fsmworkflow.errors import ScheduleNotFound
-from fsmworkflow.records import replace
+from fsmworkflow.records import Event, replace
 from fsmworkflow.schedule import CHUNK, Schedule, due, ticks
 from fsmworkflow.testing import Clock, Crash, CrashingStore
 from tests.waiting import PATIENCE, until
@@ -285,6 +285,31 @@ async def test_a_schedule_changed_there_and_back_goes_on(reports: Reports) -> No
             assert time.monotonic() < end
             await asyncio.sleep(0.005)
     assert [key[-14:-6] for key in reports.ran] == ["03:00:00", "03:00:00"]
+
+
+async def test_a_schedule_changed_back_while_it_still_sees_to_the_change_is_changed_back(reports: Reports) -> None:
+    """What this engine knows of a run that it drives may be older than the change."""
+    async with reports.engine() as engine:
+        await engine.schedule("nightly", "report", **NIGHTLY)
+        await reports.seen(engine)
+        post, posted, go = engine.store.post, list[str](), asyncio.Event()
+
+        async def held(workflow: str, key: str, event: Event) -> Event:
+            posted.append(event.name)
+            if event.name == "tick":
+                await go.wait()
+            return await post(workflow, key, event)
+
+        engine.store.post = held  # type: ignore[method-assign]
+        await engine.schedule("nightly", "report", cron="0 4 * * *", timezone="Europe/Berlin")
+        await until(lambda: "tick" in posted)
+        posted.clear()
+        back = asyncio.create_task(engine.schedule("nightly", "report", **NIGHTLY))
+        await until(lambda: back.done() or "change" in posted)
+        go.set()
+        assert (await asyncio.wait_for(back, PATIENCE)).cron == "0 3 * * *"
+        await reports.turn(engine, "1d")
+    assert [key[-14:-6] for key in reports.ran] == ["03:00:00"]
 
 
 async def test_a_removed_schedule_starts_nothing_and_may_be_made_again(reports: Reports) -> None:
