@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fsmworkflow import Engine, Retry, Workflow, field
-from fsmworkflow.errors import CodecError, InputDiffers
+from fsmworkflow.errors import CodecError, InputDiffers, InvalidKey
 from fsmworkflow.stream import StreamError, batch
 from tests.test_stream_crash import ROOT, _environment
 from tests.waiting import PATIENCE
@@ -176,6 +176,17 @@ async def test_a_batch_that_is_cancelled_stops_only_the_waiting(store_url: str) 
 async def test_what_says_nothing_is_refused(what: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         await batch(None, sorted_out(), numbers(1), **what)
+
+
+async def test_a_batch_knows_its_workflow_by_name_and_refuses_what_is_no_key() -> None:
+    async with Engine("memory://", workflows=[sorted_out()]) as engine:
+        for durable in (False, True):
+            (one,) = await batch(engine, "sorted", [{"n": 7}], durable=durable)
+            assert (one.state, one.data["marked"]) == ("done", True)
+        with pytest.raises(InvalidKey, match="key 7 must be text, or a function that makes the key of a record"):
+            await batch(engine, "sorted", [{"n": 7}], durable=True, key=7)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="first comes an Engine, or None, then a Workflow"):
+            await batch(sorted_out(), engine, [{"n": 7}])  # type: ignore[arg-type]
 
 
 async def test_an_empty_batch_is_one() -> None:

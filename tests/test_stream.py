@@ -23,8 +23,8 @@ from typing import Any
 
 import pytest
 
-from fsmworkflow import Engine, Workflow, field
-from fsmworkflow.stream import Progress, StreamError, sinks, sources, stream
+from fsmworkflow import Engine, RunOver, UnknownWorkflow, Workflow, field
+from fsmworkflow.stream import Progress, StreamError, retry, sinks, sources, stream
 from fsmworkflow.stream.packing import packed
 from tests.waiting import PATIENCE
 
@@ -156,6 +156,27 @@ async def test_one_path_for_several_states_is_one_sink_in_the_order_of_the_sourc
     out = str(tmp_path / "out.jsonl")
     await stream(None, numbered(), [{"n": n} for n in range(100)], {"good": out, "bad": out}, chunk=7)
     assert ns(read(tmp_path / "out.jsonl")) == list(range(100))
+
+
+async def test_two_names_of_one_file_are_one_sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link.jsonl").symlink_to("out.jsonl")
+    records = [{"n": n} for n in range(4)] + [{"n": "x"}]
+    await stream(None, numbered(), records, {"good": "out.jsonl", "bad": tmp_path / "out.jsonl"}, errors="link.jsonl")
+    assert [record.get("n", record.get("number")) for record in read(Path("out.jsonl"))] == [0, 1, 2, 3, 5]
+
+
+async def test_a_workflow_may_be_given_by_its_name_where_the_engine_knows_it(store_url: str, tmp_path: Path) -> None:
+    async with Engine(store_url, workflows=[numbered()]) as engine:
+        done = await stream(engine, "numbered", [{"n": 1}], tmp_path / "out.jsonl", key="k")
+        assert done.states == {"bad": 1}
+        with pytest.raises(UnknownWorkflow, match="numbred"):
+            await stream(engine, "numbred", [{"n": 1}], [])
+        with pytest.raises(RunOver):
+            await retry(engine, "numbered", "k")
+        for given in ((numbered(), engine), (None, "numbered"), (store_url, numbered())):
+            with pytest.raises(TypeError, match="first comes an Engine, or None, then a Workflow: not"):
+                await stream(*given, [{"n": 1}], [])  # type: ignore[arg-type]
 
 
 async def test_standard_input_and_output_are_json_lines(tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:

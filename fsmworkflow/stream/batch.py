@@ -7,12 +7,13 @@ from typing import Any
 
 import msgspec
 
+from fsmworkflow.conditions import cut
 from fsmworkflow.engine import Engine
 from fsmworkflow.errors import CodecError, InputDiffers, InvalidKey, Poisoned, RunFailed
 from fsmworkflow.records import Run, Status
 from fsmworkflow.stream.flow import Flow
 from fsmworkflow.stream.pace import together
-from fsmworkflow.stream.run import checked
+from fsmworkflow.stream.run import checked, meant
 from fsmworkflow.stream.sources import source_of
 from fsmworkflow.stream.words import Failed, How, Malformed, Mode, Source, StreamError, whole_number
 from fsmworkflow.threads import Threads
@@ -44,7 +45,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 async def batch(
     engine: Engine | None,
-    workflow: Workflow,
+    workflow: Workflow | str,
     records: Any,
     *,
     concurrency: int = 50,
@@ -66,6 +67,7 @@ async def batch(
     Raises StreamError for what cannot be in a passage, ValueError for numbers that say nothing; what the engine and its
     store cannot do is raised as by `engine.run`.
     """
+    workflow = meant(engine, workflow)
     whole_number("concurrency", concurrency)
     if not durable:
         if key is not None:
@@ -73,6 +75,8 @@ async def batch(
         checked(workflow)
     elif engine is None:
         raise StreamError("a durable batch needs an engine, whose store keeps its runs")
+    elif not (key is None or isinstance(key, str) or callable(key)):
+        raise InvalidKey(f"key {cut(key)} must be text, or a function that makes the key of a record")
     source = source_of(records)
     if not durable or engine is None:
         resources = None if engine is None else engine.resources

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fsmworkflow.context import WorkflowContext
@@ -376,10 +378,10 @@ def _message(error: BaseException) -> str:
 
 
 def _each_once(given: dict[str, Any]) -> dict[str, Sink | None]:
-    """A sink for each outlet: what was given twice, as the same path, is one."""
+    """A sink for each outlet: what was given twice, as the same file, is one."""
     made: dict[Any, Sink] = {}
     found: dict[str, Sink | None] = {}
     for name, one in given.items():
-        place = str(one) if not isinstance(one, (Sink, list)) else id(one)
+        place = os.path.realpath(one) if isinstance(one, (str, Path)) else id(one)
         found[name] = None if one is None else made.setdefault(place, sink_of(one))
     return found

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from fsmworkflow.conditions import field
+from fsmworkflow.conditions import cut, field
 from fsmworkflow.context import WorkflowContext
 from fsmworkflow.engine import Engine
 from fsmworkflow.errors import log
@@ -22,7 +22,7 @@ from fsmworkflow.stream.words import How, Mode, Progress, Source, StreamError
 from fsmworkflow.worker import Worker
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["PREFIX", "RETRIED", "checked", "outline", "retry", "stream"]
+__all__ = ["PREFIX", "RETRIED", "checked", "meant", "outline", "retry", "stream"]
 
 Told = Callable[[Progress], Awaitable[None] | None]
 
@@ -33,7 +33,7 @@ RETRIED = "`retry(engine, workflow, key)` of fsmworkflow.stream, or `fsmworkflow
 
 async def stream(
     engine: Engine | None,
-    workflow: Workflow,
+    workflow: Workflow | str,
     source: Any,
     sink: Any,
     *,
@@ -70,6 +70,7 @@ async def stream(
     children, compensation, remembered calls, transactions), a source or sink that cannot be gone on with, or has been
     changed by somebody else; for a record that failed. All that was committed stays, and it may be started again.
     """
+    workflow = meant(engine, workflow)
     how = How(chunk=chunk, every=seconds(every), workers=workers, ordered=ordered, limit=limit, mode=mode)
     resources = None if engine is None else engine.resources
     flow = Flow(workflow, source_of(source), _sinks(workflow, sink), how, errors=errors, resources=resources)
@@ -83,6 +84,16 @@ async def stream(
         return await _kept(engine, flow, key, telling)
     finally:
         await flow.close()
+
+
+def meant(engine: Any, workflow: Any) -> Workflow:
+    """The workflow, perhaps by its name as the engine knows it. Raises TypeError for what is neither."""
+    if isinstance(engine, Engine | None):
+        if isinstance(workflow, Workflow):
+            return workflow
+        if isinstance(workflow, str) and engine is not None:
+            return engine.known(workflow)
+    raise TypeError(f"first comes an Engine, or None, then a Workflow: not {cut(engine)} and {cut(workflow)}")
 
 
 def checked(workflow: Workflow) -> Workflow:
@@ -216,10 +227,10 @@ class Telling:
         return Progress(**said, key=self.key, share=share, rate=rate, left=left, seconds=past, resumed=self.resumed)
 
 
-async def retry(engine: Engine, workflow: Workflow, key: str) -> None:
+async def retry(engine: Engine, workflow: Workflow | str, key: str) -> None:
     """Let the next `stream` with this key go on with one that was parked, as three processes ended while it was on.
 
     Raises RunNotFound and, for one that has ended, RunOver.
     """
     engine.worker.check()
-    await engine.store.post(PREFIX + workflow.name, key, Event(name=RETRY, id=uuid.uuid4().hex))
+    await engine.store.post(PREFIX + meant(engine, workflow).name, key, Event(name=RETRY, id=uuid.uuid4().hex))
