@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -475,6 +475,43 @@ def test_a_function_of_a_machine_may_call_the_machine_but_not_from_its_event_loo
         assert machine.process({})["data"] == {"inner": {"depth": 1}}
     with SimpleFSM(config, custom_functions={"f": waits}) as machine:
         assert "called from its own event loop: use AsyncSimpleFSM" in machine.process({})["error"]
+
+
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
+def test_a_function_that_ends_the_program_ends_it_and_leaves_the_machine_usable(end: type[BaseException]) -> None:
+    def leave(data: Any) -> bool:
+        if data["value"] < 0:
+            raise end(3)
+        return True
+
+    with _asking(leave) as machine:
+        for _ in range(2):
+            with pytest.raises(end):
+                machine.process({"value": -1})
+            assert machine.process({"value": 1})["final_state"] == "end"
+
+
+def test_a_machine_may_be_used_by_a_process_that_was_forked(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os\n"
+        "from fsmworkflow.simple import SimpleFSM\n"
+        f"machine = SimpleFSM({MARKED!r}, allow_inline_code=True)\n"
+        "print(machine.process({'n': 1})['data'], flush=True)\n"
+        "child = os.fork()\n"
+        "print(machine.process({'n': 3 if child else 2})['data'], flush=True)\n"
+        "child and os.waitpid(child, 0)\n"
+    )
+    command = [sys.executable, "-W", "ignore", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert sorted(done.stdout.splitlines()) == [f"{{'n': {n}, 'processed': True}}" for n in (1, 2, 3)], done.stderr
+
+
+def _asking(function: Callable[[Any], bool]) -> SimpleFSM:
+    """A machine that asks a function once."""
+    arc = {"from": "start", "to": "end", "condition": {"type": "registered", "name": "asked"}}
+    states = [{"name": "start", "is_start": True}, {"name": "end", "is_end": True}]
+    return SimpleFSM({"name": "asking", "states": states, "arcs": [arc]}, custom_functions={"asked": function})
 
 
 def test_of_a_record_that_is_no_dict_the_others_come_through() -> None:

@@ -251,8 +251,10 @@ def test_a_process_that_was_stopped_for_longer_than_its_lease_and_its_successor_
     whole(tmp_path, ".jsonl", MANY)
 
 
-@pytest.mark.parametrize("kind", ["files", "parquet", "its own tables", "tables of another database"])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [("files", 1), ("files", 3), ("parquet", 1), ("its own tables", 3), ("tables of another database", 1)],
+)
 async def test_P12_a_stream_cancelled_at_any_await_goes_on_at_once_in_the_same_engine(
     durable_url: str, tmp_path: Path, kind: str, workers: int
 ) -> None:

@@ -53,7 +53,7 @@ class Runner:
 
     def _begun(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._thread is None or self._loop is None:
+            if self._thread is None or self._loop is None or not self._thread.is_alive():  # as it is after a fork
                 loop = self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=_live, args=(loop,), name="fsmworkflow-simple", daemon=True)
                 self._thread.start()
@@ -65,7 +65,8 @@ def _live(loop: asyncio.AbstractEventLoop) -> None:
     """The life of the thread: until the loop is stopped."""
     asyncio.set_event_loop(loop)
     try:
-        loop.run_forever()
+        while _told_to_end(loop):
+            pass
     finally:
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
@@ -73,6 +74,15 @@ def _live(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+def _told_to_end(loop: asyncio.AbstractEventLoop) -> bool:
+    """Run the loop. True where a function has raised what ends a program: whoever waits for that one is told."""
+    try:
+        loop.run_forever()
+    except (SystemExit, KeyboardInterrupt):
+        return True
+    return False
 
 
 class Held(Protocol[Inner]):
