@@ -81,10 +81,9 @@ async def _acted(
 
 def _returned(calls: Calls, name: str, began: float, trigger: str | None, data: Any) -> Event:
     """How a step ended that returned. Raises what is wrong with what it leaves."""
-    run = calls.run
     if trigger is not None:
         encode(trigger, "trigger")
-    changes, removed = calls.drive.workflow.codec.changes(data, run.fields)
+    changes, removed = calls.drive.workflow.codec.changes(data, calls.run.fields)
     calls.check()
     lent = None if calls.transaction is None else calls.transaction.ended()
     return Event(
@@ -93,7 +92,7 @@ def _returned(calls: Calls, name: str, began: float, trigger: str | None, data: 
         trigger=trigger if calls.state == name else None,  # an undoing leads nowhere
         changes=changes,
         removed=removed,
-        base=run.fields,
+        base=calls.run.fields,
         began=began,
         remembered=calls.used,
         posts=calls.posts,

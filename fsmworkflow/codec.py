@@ -88,7 +88,11 @@ class Codec:
             before = base.get(key)
             if value is before and before is not None:
                 continue
-            text = bytes(value) if type(value) is _Raw else self._field(key, value)
+            if type(value) is _Raw:
+                text = bytes(value)
+            else:
+                check_key(key, "data")
+                text = encode(value, f"data.{key}", limit=self.limit)
             before_text = b"" if before is None else bytes(before)
             if text != before_text:
                 grown += len(text) - len(before_text)
@@ -117,10 +121,6 @@ class Codec:
         if not isinstance(data, dict):
             raise CodecError("data", f"must be a dict, not {type(data).__name__}, or give the workflow a data type")
         return dict.items(data)
-
-    def _field(self, key: Any, value: Any) -> bytes:
-        check_key(key, "data")
-        return encode(value, f"data.{key}", limit=self.limit)
 
     def weigh(self, fields: Fields) -> None:
         """Raise CodecError for data over the limit."""
