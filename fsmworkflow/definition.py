@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from fsmworkflow.errors import nearest
 from fsmworkflow.states import ENDS, State, Transition, WorkflowStep, place_problems
@@ -49,14 +49,15 @@ class WorkflowDefinition:
         names = [s.name if isinstance(s, WorkflowStep) else s for s in self.steps]
         led = self._sources()
         for number, name in enumerate(names):
-            step = _as_step(name, steps.get(name, own.get(name)))
+            given = steps.get(name, own.get(name))
+            step = replace(given, name=name) if isinstance(given, WorkflowStep) else WorkflowStep(name, given)
             ends = number == len(names) - 1 or name not in led
             workflow.add(State(name=name, kind="step", step=step, initial=number == 0, ends=ends))
         strangers = {name: nearest(name, names) for name in steps if name not in names}
         said = "is given a function, but is not in steps"
         workflow._problems += [f"step {name!r} {said}{hint}" for name, hint in strangers.items()]
         for transition in self.transitions:
-            workflow.add(msgspec.structs.replace(transition, automatic=transition.source != "*"))
+            workflow.add(replace(transition, automatic=transition.source != "*"))
             _bind(workflow, transition, methods)
         return workflow.check()
 
@@ -67,12 +68,6 @@ class WorkflowDefinition:
             if transition.source != "*" and not place_problems(transition):
                 led.update([transition.source] if isinstance(transition.source, str) else transition.source)
         return led
-
-
-def _as_step(name: str, given: Any) -> WorkflowStep:
-    if isinstance(given, WorkflowStep):
-        return msgspec.structs.replace(given, name=name)
-    return WorkflowStep(name, given)
 
 
 def _bind(workflow: Workflow, transition: Transition, methods: object) -> None:

@@ -147,9 +147,12 @@ class Engine(Register):
         return self.shown(errand.run)
 
     async def result(self, workflow: Workflow | str, key: str) -> Run:
-        """Wait until a run ends or rests, whoever drives it, and return it, also when it failed."""
+        """Wait until a run ends or rests, whoever drives it, and return it, also when it failed.
+
+        It does not drive it. Where nobody does for longer than a lease, the log says so once.
+        """
         self.worker.check_free()
-        name, pause = self._name(workflow), WATCH
+        name, pause, late = self._name(workflow), WATCH, self.worker.lease
         while True:
             errand = self.roster.errands.get((name, key))
             if errand is not None:
@@ -159,6 +162,9 @@ class Engine(Register):
                 return self.shown(run)
             if self.worker.stopping:
                 raise errors.EngineClosed(f"the engine was closed while run {name}/{key} went on: resume it")
+            if run.due is not None and run.due + late < self.store.now() and await self.worker.may_claim(run):
+                late = float("inf")
+                log.warning("run %s/%s is due, and nobody drives it: resume() does, or an engine that works", name, key)
             pause = await patience(pause)
 
     async def resume(self, *, concurrency: int = 100) -> int:

@@ -598,6 +598,19 @@ async def test_resume_leaves_failed_runs_and_other_workflows_alone(durable_url: 
         assert await engine.resume() == 0
 
 
+async def test_whoever_waits_for_a_run_that_nobody_drives_is_told_once_and_it_is_waited_for_all_the_same(
+    durable_url: str, bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    await left(durable_url, bench, 1)
+    async with Engine(durable_url, workflows=[bench.workflow], lease=0.1) as engine:
+        waiting = asyncio.create_task(engine.result(bench.workflow, "0"))
+        await until(lambda: caplog.messages)
+        assert await engine.resume() == 1
+        assert (await waiting).status == "done"
+    said = "run bench/0 is due, and nobody drives it: resume() does, or an engine that works"
+    assert [line for line in caplog.messages if "lease" not in line] == [said]
+
+
 async def test_resume_goes_on_past_a_run_that_no_longer_fits(
     durable_url: str, bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
