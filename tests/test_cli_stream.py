@@ -169,6 +169,15 @@ def test_a_stream_is_steered_by_the_verbs_that_steer_runs(capsys: Any) -> None:
     assert main(words) == 3  # where its record is as bad as before
     assert "record 2 of in.jsonl failed in state 'price'" in capsys.readouterr().err
     assert main(["doctor", "stream_app:engine"]) == 0
+    for verb in ("retry", "pause"):
+        assert main([verb, "stream_app:engine", "$stream:order", "k"]) == 0
+    capsys.readouterr()
+    assert main(words) == 3
+    said = "stream 'k' is paused, and does not go on: somebody has steered it so. `fsmworkflow unpause` lets it go on"
+    assert said in capsys.readouterr().err
+    assert main(["unpause", "stream_app:engine", "$stream:order", "k"]) == 0
+    assert main(words) == 3
+    assert "record 2 of in.jsonl failed in state 'price'" in capsys.readouterr().err
     assert main(["cancel", "stream_app:engine", "$stream:order", "k"]) == 0
     capsys.readouterr()
     assert main(words) == 3

@@ -457,4 +457,4 @@ async def test_a_file_without_the_element_that_is_asked_for_says_so(
     assert (await stream(None, everything(), sources.Xml(tmp_path / "in.xml", "order"), [])).records == 1
     assert caplog.messages == []
     assert (await stream(None, everything(), sources.Xml(tmp_path / "in.xml", "odrer"), [])).records == 0
-    assert "in.xml has no element 'odrer', only within 'orders' others" in caplog.text
+    assert "in.xml has no element 'odrer': its root is 'orders'" in caplog.text

@@ -29,6 +29,7 @@ Told = Callable[[Progress], Awaitable[None] | None]
 PREFIX = "$stream:"
 """Before the name of a workflow, that of the workflow whose runs are its streams."""
 RETRIED = "`retry(engine, workflow, key)` of fsmworkflow.stream, or `fsmworkflow retry`, lets it go on"
+STEERED = {"parked": f". {RETRIED}", "paused": ". `fsmworkflow unpause` lets it go on"}
 
 
 async def stream(
@@ -133,8 +134,9 @@ async def _kept(engine: Engine, flow: Flow, key: str, telling: Telling) -> Progr
     machine = PersistentWorkflowStateMachine(_Use(engine.worker), _built_in(flow, telling), key, hooks=hooks)
     run = await machine.run_workflow()
     if run.status != "done":
-        hint = f". {RETRIED}" if run.status == "parked" else ""
-        raise StreamError(f"stream {key!r} is {run.status}, and does not go on: {_why(run)}{hint}")
+        raise StreamError(
+            f"stream {key!r} is {run.status}, and does not go on: {_why(run)}{STEERED.get(run.status, '')}"
+        )
     cursor = dict(run.data)
     if flow.opened:
         await telling.tell(cursor)
@@ -157,7 +159,8 @@ def _tell_other(source: Source, key: str, read: Cursor) -> None:
 
 
 def _why(run: Run) -> str:
-    return run.error.message if run.error is not None else "somebody has steered it so"
+    known = run.error if run.status in ("failed", "parked") else None
+    return known.message if known is not None else "somebody has steered it so"
 
 
 class _Use:

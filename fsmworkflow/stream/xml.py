@@ -85,7 +85,7 @@ class Xml(Source):
             self._parser.Parse(block, self._over)
             self._fed += len(block)
             if self._over and not self._found:
-                log.warning("%s has no element %r, only within %r others", self.name, self._element, self._root)
+                log.warning("%s has no element %r: its root is %r", self.name, self._element, self._root)
         except (*TORN, expat.ExpatError) as error:
             raise StreamError(f"the source {self.name} cannot be read on: {error}") from error
         if self._stack and self._parser.CurrentByteIndex - self._began > self._limit:
