@@ -123,7 +123,10 @@ LIBRARIES = {
     "msgspec": None,
     "transitions": {"statechart.py"},
     "aiosqlite": {"store/sqlite.py", "store/sqlite_lent.py"},
-    "asyncpg": {f"store/postgres{part}.py" for part in ("", "_server", "_statements", "_lent")} | {"stream/tables.py"},
+    "asyncpg": {
+        "stream/databases.py",
+        *(f"store/postgres{part}.py" for part in ("", "_server", "_statements", "_lent")),
+    },
     "dotenv": {"settings.py"},
     "pydantic": {"codec.py"},
     "re2": {"config/reading.py"},

@@ -1012,3 +1012,31 @@ async def test_what_is_wrong_with_the_call_is_said_before_anything_is_done(
 async def test_numbers_that_say_nothing_are_refused(what: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(what))):
         await stream(None, numbered(), [{"n": 1}], [], **what)
+
+
+@pytest.mark.parametrize("instead", [None, io.StringIO('{"n": 1}')])
+async def test_what_stands_in_the_place_of_standard_input_and_output_is_no_file(monkeypatch: Any, instead: Any) -> None:
+    monkeypatch.setattr(sys, "stdin", instead)
+    with pytest.raises(StreamError, match="standard input of this program is no file"):
+        await stream(None, numbered(), "-", [])
+    monkeypatch.setattr(sys, "stdout", instead)
+    with pytest.raises(StreamError, match="standard output of this program is no file"):
+        await stream(None, numbered(), [{"n": 1}], "-")
+
+
+@pytest.mark.parametrize("mode", ["copy", "reference"])
+async def test_sets_and_tuples_of_a_record_are_a_steps_own_too(mode: Any) -> None:
+    flow = Workflow("flow")
+
+    @flow.step(initial=True, then="over")
+    def change(ctx: Any) -> None:
+        ctx.data["set"].add(2)
+        ctx.data["tuple"][0].append(2)
+        ctx.data["bytes"].append(2)
+
+    flow.final("over")
+    record: Any = {"set": {1}, "tuple": ([1], "x"), "bytes": bytearray([1])}
+    out: list[Any] = []
+    await stream(None, flow, [record], out, mode=mode)
+    assert record == {"set": {1}, "tuple": ([1], "x"), "bytes": bytearray([1])}
+    assert out == [{"set": {1, 2}, "tuple": ([1, 2], "x"), "bytes": bytearray([1, 2])}]

@@ -20,7 +20,8 @@ import pytest
 from pyarrow import parquet
 
 from fsmworkflow import Engine
-from fsmworkflow.stream import sinks, stream, tables
+from fsmworkflow.stream import sinks, stream
+from fsmworkflow.stream.databases import database
 from fsmworkflow.stream.packing import Unpacked, is_packed, packed
 from tests.children import launched, stop
 from tests.postgres_server import execute
@@ -205,11 +206,11 @@ def found(url: str, query: str) -> list[Any]:
 
 
 async def fetched(url: str, query: str) -> list[dict[str, Any]]:
-    database = tables._database(url)
+    there = database(url)
     try:
-        return await database.fetch(query, [], "a test")
+        return await there.fetch(query, [], "a test")
     finally:
-        database.close()
+        there.close()
 
 
 @pytest.mark.soak

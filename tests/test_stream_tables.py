@@ -297,3 +297,16 @@ async def test_a_key_may_be_a_list_and_two_columns_of_one_name_are_refused(
         twice = sources.Rows(postgres_url, "SELECT n, key[1] AS text, key[2] AS text FROM given", order_by="n")
         with pytest.raises(StreamError, match="columns of the same name: give them others with AS"):
             await stream(None, plain(), twice, [])
+
+
+async def test_a_column_may_have_a_dot_in_its_name(durable_url: str) -> None:
+    """As the fields that `flatten` makes."""
+    done(durable_url, 'CREATE TABLE flat ("a.id" BIGINT PRIMARY KEY, "a.city" TEXT)')
+    records = [{"a.id": n, "a.city": f"city {n}"} for n in range(5)]
+    async with Engine(durable_url) as engine:
+        await stream(engine, plain(), records[:3], sinks.Table("flat"), key="k")
+    again = [{"a.id": n, "a.city": f"city {n}"} for n in range(2, 5)]
+    await stream(None, plain(), again, sinks.Table("flat", url=durable_url, key="a.id"))
+    out: list[Any] = []
+    await stream(None, plain(), sources.Rows(durable_url, "flat", order_by="a.id"), out)
+    assert out == records

@@ -91,10 +91,9 @@ class File(Source):
 
     def _open(self) -> None:
         if self.path == "-":
-            self._file, self._pipe = (
-                sys.stdin.buffer.raw if hasattr(sys.stdin.buffer, "raw") else sys.stdin.buffer,
-                True,
-            )
+            if (given := getattr(sys.stdin, "buffer", None)) is None:  # closed, or something in its place
+                raise StreamError("standard input of this program is no file to read from")
+            self._file, self._pipe = getattr(given, "raw", given), True
             return
         self._pipe = not os.path.isfile(self.path)
         # Open until `close`.

@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextlib import AbstractAsyncContextManager
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any, ClassVar, NoReturn
+from uuid import UUID
 
 import msgspec
 
@@ -43,7 +46,7 @@ __all__ = [
 
 End = tuple[str, Any]
 """A final state and the record there; of a record that came to none "" and a Failed."""
-_ATOMS = frozenset({str, int, float, bool, type(None), bytes})
+_ATOMS = frozenset({str, int, float, bool, type(None), bytes, date, datetime, time, timedelta, Decimal, UUID})
 
 
 class Passing(WorkflowContext[Any]):
@@ -88,7 +91,7 @@ class Glance:
 
 
 def copied(value: Any) -> Any:
-    """A deep copy of plain data: dicts and lists are new, everything else is what it was."""
+    """A deep copy of data: dicts, lists, tuples and sets are new, everything else is what it was."""
     kind = type(value)
     if kind is dict:
         fields = value.copy()
@@ -104,7 +107,9 @@ def copied(value: Any) -> Any:
         return items
     if isinstance(value, (dict, list)):  # of a class of its own
         return copied(dict(value) if isinstance(value, dict) else list(value))
-    return value
+    if kind is tuple:
+        return tuple(map(copied, value))
+    return value.copy() if kind in (set, bytearray) else value
 
 
 class Borrowed(dict[str, Any]):

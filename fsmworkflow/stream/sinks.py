@@ -52,8 +52,11 @@ class _File(Sink):
 
     def open(self, mark: Any) -> None:
         if self.path == "-":
-            sys.stdout.flush()
-            self._descriptor = os.dup(sys.stdout.fileno())
+            try:
+                sys.stdout.flush()
+                self._descriptor = os.dup(sys.stdout.fileno())
+            except (OSError, ValueError, AttributeError) as error:  # closed, or something in its place
+                raise StreamError(f"standard output of this program is no file to write to: {error}") from error
             return
         if self.packed:
             packed(self.path, b"")  # which says that an extra is missing, before anything is there
