@@ -12,6 +12,7 @@ import msgspec
 
 from fsmworkflow.codec import Fields, encode
 from fsmworkflow.decide import begin
+from fsmworkflow.inbox import takes
 from fsmworkflow.records import MOVING, STUCK, Active, Entry, Event, Run, replace
 from fsmworkflow.versions import known, outlook, seen, shifted
 from fsmworkflow.workflow import Workflow
@@ -51,7 +52,7 @@ def explained(
     lines += _waits(workflow, seen(workflow, run), now)
     lines += [_children(state, found) for state, found in children.items()]
     if inbox:
-        lines.append(f"In its inbox: {_waiting(inbox, workflow.accepts(run), now)}.")
+        lines.append(f"In its inbox: {_waiting(inbox, workflow, run, now)}.")
     if run.undo.lost:
         why = {(e.error.state, e.error.visit): f": {e.error.type}: {e.error.message}" for e in history if e.error}
         lost = (f"{u.state} (visit {u.visit}){why.get((u.state, u.visit), '')}" for u in run.undo.lost)
@@ -73,12 +74,12 @@ def _what(last: Entry, history: Sequence[Entry]) -> str:
     return f"{what} left it in {last.dest}"
 
 
-def _waiting(inbox: Sequence[Event], accepts: Sequence[str], now: float) -> str:
+def _waiting(inbox: Sequence[Event], workflow: Workflow, run: Run, now: float) -> str:
     told = []
     for event in inbox[:TOLD]:
-        later = event.due is not None and event.due > now
-        why = f" (due {_left((event.due or now) - now)})" if later else "" if event.name in accepts else " (not now)"
-        told.append(event.name + why)
+        left = (event.due or now) - now
+        why = f" (due {_left(left)})" if left > 0 else "" if takes(workflow, run, event) else " (not now)"
+        told.append(event.name + ("" if event.visit is None else f" for visit {event.visit}") + why)
     return ", ".join(told) + (f" and {len(inbox) - TOLD:,} more" if len(inbox) > TOLD else "")
 
 
@@ -89,8 +90,7 @@ def _waits(workflow: Workflow, run: Run, now: float) -> list[str]:
     lines = ["It is paused: unpause lets it go on."] if run.status == "paused" else []
     if accepts := workflow.accepts(run):
         lines.append(f"It accepts: {', '.join(accepts)}.")
-    if run.deadline is not None:
-        lines.append(f"Its deadline is {_clock(run.deadline)}, {_left(run.deadline - now)}.")
+    lines += [] if run.deadline is None else [f"Its deadline is {_clock(run.deadline)}, {_left(run.deadline - now)}."]
     for state, stay in run.active.items():
         lines += [f"A timer of {state} is due {_clock(due)}, {_left(due - now)}." for due in stay.timers.values()]
         if stay.again is not None:

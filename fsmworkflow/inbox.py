@@ -9,7 +9,7 @@ from fsmworkflow.children import awaiting
 from fsmworkflow.records import JOINED, OPEN, PAUSE, STEERING, UNPAUSE, Event, Move, Run, replace
 from fsmworkflow.workflow import Workflow
 
-__all__ = ["later", "left_due", "oldest", "pausing"]
+__all__ = ["later", "left_due", "oldest", "pausing", "takes"]
 
 
 def oldest(
@@ -22,12 +22,13 @@ def oldest(
     held = (PAUSE, UNPAUSE) if busy and pausing(inbox) else ()
     for event in () if run.over else inbox:
         due = event.due is None or (event.due <= now and event.due < before)
-        if due and event.name not in held and _takes(workflow, run, event):
+        if due and event.name not in held and takes(workflow, run, event):
             return event
     return None
 
 
-def _takes(workflow: Workflow, run: Run, event: Event) -> bool:
+def takes(workflow: Workflow, run: Run, event: Event) -> bool:
+    """Whether the run, where it now is, accepts an event that is due."""
     if event.visit is not None and event.visit not in {stay.visit for stay in run.active.values()}:
         return False
     if event.name in STEERING:

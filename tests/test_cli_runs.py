@@ -235,7 +235,9 @@ def test_an_event_for_later_and_for_one_visit(capsys: Any) -> None:
     assert (waiting["due"], waiting["visit"]) == (later["due"], 1)
     capsys.readouterr()
     say("explain", "article", "a-1")
-    assert "In its inbox: rejected (due in 60 min)." in capsys.readouterr().out
+    assert "In its inbox: rejected for visit 1 (due in 60 min)." in capsys.readouterr().out
+    say("show", "article", "a-1")
+    assert re.search(r"^in the inbox +rejected, due .+, for visit 1 *$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_fork_makes_a_run_of_what_another_one_was(capsys: Any) -> None:

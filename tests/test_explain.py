@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fsmworkflow import ChildFailed, Engine, Retry, RunFailed, To, Workflow, field, payload
+from fsmworkflow import ChildFailed, Engine, Retry, RunFailed, To, Transition, Workflow, field, payload
 
 
 async def nothing(ctx: Any) -> None:
@@ -133,6 +133,27 @@ async def test_what_waits_in_the_inbox_and_what_led_here_is_told(store_url: str)
         undone = await engine.history(flow, "b")
         assert [entry.detail for entry in undone] == [None, None, None, "step plan was undone"]
         assert repr(undone[-1]) == "<Entry 3: $done, refused -> refused, failed, step plan was undone>"
+
+
+async def test_of_what_waits_in_the_inbox_is_told_for_which_visit_it_is_and_what_is_not_taken_now(
+    store_url: str,
+) -> None:
+    flow = Workflow("door")
+    flow.wait("open", initial=True, on={"shut": "locked", "again": "open"})
+    flow.wait("locked", on={"free": "open"})
+    flow.final("gone")
+    flow.add(Transition("leave", "open", "gone"))
+    async with Engine(store_url, workflows=[flow]) as engine:
+        passed = (await engine.run(flow, {}, key="a")).visit
+        await engine.send(flow, "a", "again")
+        await engine.result(flow, "a")
+        await engine.send(flow, "a", "leave", visit=passed)
+        await engine.send(flow, "a", "free")
+        last = (await told(engine, flow, "a"))[-1]
+        assert last == f"In its inbox: leave for visit {passed} (not now), free (not now)."
+        await engine.pause(flow, "a")
+        await engine.send(flow, "a", "again")
+        assert (await told(engine, flow, "a"))[-1].endswith(", again (not now).")
 
 
 async def test_of_an_error_that_led_on_its_text_is_told(store_url: str) -> None:

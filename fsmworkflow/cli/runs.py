@@ -182,7 +182,9 @@ def _draw(console: Any, found: Run, inbox: list[Event]) -> None:
     if found.error is not None:
         rows.append(("error", f"{found.error.type}: {found.error.message}"))
     rows += [(f"data.{name}", _cut(value)) for name, value in found.to_dict()["data"].items()]
-    rows += [("in the inbox", f"{event.name}, due {clock(event.due)}") for event in inbox]
+    for event in inbox:
+        bound = "" if event.visit is None else f", for visit {event.visit}"
+        rows.append(("in the inbox", f"{event.name}, due {clock(event.due)}{bound}"))
     table(console, ("", ""), rows)
 
 
