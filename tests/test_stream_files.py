@@ -113,6 +113,23 @@ def test_whatever_the_blocks_each_line_is_read_once_and_any_mark_is_a_place_to_g
             assert rest + told(batch.records) == [*chain.from_iterable(whole[number:])]
 
 
+def test_a_file_of_rows_that_ends_with_a_line_over_the_limit_is_gone_on_with(tmp_path: Path) -> None:
+    """Its end is read with the names of its columns, before it is begun in the middle."""
+    path = tmp_path / "in.csv"
+    path.write_text("n,t\n1,a\n2,b\n3," + "c" * 100)
+    source = sources.Csv(path, limit=50)
+    known = source.identity()
+    source.open(None, None)
+    assert source.read(1, SOON).records == [{"n": "1", "t": "a"}]
+    mark = source.mark()
+    source.close()
+    source.open(known, mark)
+    batch = source.read(5, SOON)
+    source.close()
+    assert batch.records[0] == {"n": "2", "t": "b"}
+    assert [type(record) for record in batch.records[1:]] == [Malformed]
+
+
 rows = st.lists(st.lists(st.text('ab,"\n\r ü', max_size=5), min_size=2, max_size=2), min_size=1, max_size=8)
 
 

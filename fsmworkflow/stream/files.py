@@ -83,8 +83,7 @@ class File(Source):
             raise StreamError(f"the source {self.name} cannot be read: {error}") from error
         if known is not None and not self._pipe:
             self._same(known, at, position)
-        self._lines: list[Line] = []
-        self._next, self._rest, self._long, self._over, self._cut = 0, b"", 0, False, False
+        self._forget()
         self.begin()
         if at:
             self._seek(at)
@@ -120,8 +119,13 @@ class File(Source):
                 "begin another stream under another key"
             )
 
+    def _forget(self) -> None:
+        """Nothing was read that is not given yet."""
+        self._lines: list[Line] = []
+        self._next, self._rest, self._long, self._over, self._cut = 0, b"", 0, False, False
+
     def _seek(self, at: int) -> None:
-        self._lines, self._next, self._rest, self._over = [], 0, b"", False
+        self._forget()
         try:
             self._file.seek(at)
         except TORN as error:
