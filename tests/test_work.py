@@ -174,8 +174,9 @@ async def test_the_oldest_are_driven_first(store: Store) -> None:
     flow.final("over")
     fields = flow.check().codec.start({})
     async with engine(store, flow) as one:
+        now = store.now()
         for n in (3, 1, 4, 0, 2):
-            await store.create(begin(flow, f"k{n}", fields, now=store.now() - 10 + n))
+            await store.create(begin(flow, f"k{n}", fields, now=now - 10 + n))
         async with one.working(concurrency=1):
             await until(lambda: all_over(one, flow, 5))
     assert order == ["k0", "k1", "k2", "k3", "k4"]
