@@ -17,6 +17,7 @@ from fsmworkflow import Engine
 from fsmworkflow.worker import Worker
 from tests import stopwatch as stopwatches
 from tests.postgres_server import ADVICE, Databases, Server, execute
+from tests.waiting import PATIENCE
 
 
 def pytest_configure() -> None:
@@ -30,6 +31,12 @@ def long_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """No lease ends while a test waits, save where one is given: a run that nobody gave back shows on any machine."""
     for owner in (Engine, Worker):
         monkeypatch.setitem(owner.__init__.__kwdefaults__, "lease", 600.0)
+
+
+@pytest.fixture(autouse=True)
+def patient_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No store or resource is ill because a machine stood still, save where the time for an answer is given."""
+    monkeypatch.setitem(Engine.health.__kwdefaults__, "within", PATIENCE)
 
 
 @pytest.fixture

@@ -419,8 +419,7 @@ def test_a_probe_reads_the_health_of_the_working_process_from_its_file(capsys: A
     assert main([*probe, "--live"]) == 1
     assert "cannot be read" in capsys.readouterr().out
     with working("--health", "health.json") as child:
-        until_now(lambda: Path("health.json").exists())
-        assert [main([*probe, *only]) for only in ([], ["--live"], ["--ready"])] == [0, 0, 0]
+        until_now(lambda: [main([*probe, *only]) for only in ([], ["--live"], ["--ready"])] == [0, 0, 0])
         child.send_signal(signal.SIGTERM)
         assert child.wait(PATIENCE) == 0
     assert not Path("health.json").exists()

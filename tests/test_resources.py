@@ -179,15 +179,17 @@ async def test_waiting_for_one_has_an_end_that_is_the_steps_error(store_url: str
             held.set()
             await release.wait()
 
-    flow = using(work)
-    async with Engine(store_url, workflows=[flow], resources={"db": Pool(Things(), max=1, wait=0.05)}) as engine:
+    flow, pool = using(work), Pool(Things(), max=1, wait=PATIENCE)
+    async with Engine(store_url, workflows=[flow], resources={"db": pool}) as engine:
         await engine.start(flow, key="first")
         await held.wait()
+        pool.wait = 0.05
         with pytest.raises(RunFailed) as failed:
             await engine.run(flow, key="second")
         assert isinstance(failed.value.__cause__, ResourceTimeout)
         assert isinstance(failed.value.__cause__, TimeoutError)
         assert "'db' was not to be had within 0.05 s: all 1 of it are in use" in str(failed.value.__cause__)
+        pool.wait = PATIENCE
         release.set()
         assert (await engine.result(flow, "first")).status == "done"
         assert (await engine.run(flow, key="second")).status == "done"  # it has kept its place
