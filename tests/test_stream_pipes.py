@@ -73,6 +73,20 @@ async def test_the_first_stream_waits_where_the_second_one_is_slow() -> None:
     assert (await first).records == (await second).records == 1000
 
 
+async def test_a_pipe_is_read_by_one_stream_and_who_comes_too_late_disturbs_it_not() -> None:
+    pipe, out = Pipe(), []
+    source = ({"n": n} for n in range(1000))
+    writes = asyncio.create_task(stream(None, numbered(), source, {"good": pipe, "bad": None}, chunk=30))
+    reads = asyncio.create_task(stream(None, doubled(), pipe.source, out, chunk=17))
+    await asyncio.sleep(0)
+    while pipe.reader is None:
+        await asyncio.sleep(0)
+    with pytest.raises(StreamError, match="a pipe is read by one stream"):
+        await asyncio.wait_for(stream(None, doubled(), pipe.source, []), PATIENCE)
+    await asyncio.gather(writes, reads)
+    assert ns(out) == list(range(0, 2000, 4))
+
+
 async def test_where_the_first_stream_stops_the_second_one_does_not_take_it_for_the_end() -> None:
     pipe = Pipe()
     told = await asyncio.gather(

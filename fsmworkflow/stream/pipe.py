@@ -30,6 +30,7 @@ class Pipe(Sink):
     def __init__(self) -> None:
         self._chunks: asyncio.Queue[list[Any] | None] = asyncio.Queue(1)
         self._ended = self._left = False
+        self.reader: Source | None = None
 
     @property
     def source(self) -> Source:
@@ -78,6 +79,13 @@ class _Outlet(Records):
         super().__init__(records)
         self.name, self._pipe = "a pipe", pipe
 
+    def open(self, known: dict[str, Any] | None, position: Any) -> None:
+        if self._pipe.reader is not None:
+            raise StreamError("a pipe is read by one stream, and another one reads from this: make a pipe for each")
+        self._pipe.reader = self
+        super().open(known, position)
+
     def close(self) -> None:
         super().close()
-        self._pipe.leave()
+        if self._pipe.reader in (self, None):
+            self._pipe.leave()
