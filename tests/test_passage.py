@@ -264,6 +264,26 @@ async def test_a_reference_is_the_records_own_in_whatever_way_it_is_asked(asked:
     assert out == [{"tags": ["new"], "deep": {"tags": ["new"]}}]
 
 
+@pytest.mark.parametrize("mode", MODES)
+async def test_what_a_step_puts_into_its_data_is_there_itself_until_it_ends(mode: Any) -> None:
+    flow = Workflow("flow")
+
+    @flow.step(initial=True, then="over")
+    def collect(ctx: Any) -> None:
+        one, two, three = [], [], []
+        ctx.data["one"] = one
+        ctx.data.update({"two": two})
+        ctx.data |= {"three": three}
+        assert [ctx.data[name] for name in ("one", "two", "three")] == [[], [], []]
+        for found in (one, two, three):
+            found.append(1)
+
+    flow.final("over")
+    out: list[Any] = []
+    await stream(None, flow, [{"n": 1}], out, mode=mode)
+    assert out == [{"n": 1, "one": [1], "two": [1], "three": [1]}]
+
+
 @pytest.mark.parametrize("awaited", [False, True])
 async def test_what_a_step_keeps_and_gives_again_is_not_that_of_another_record(awaited: bool) -> None:
     flow, kept = Workflow("flow"), {"tags": []}

@@ -141,6 +141,14 @@ class Borrowed(dict[str, Any]):
             self[key] = default
         return self[key]
 
+    def update(self, *given: Any, **more: Any) -> None:
+        for key, value in dict(*given, **more).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
+
     def pop(self, key: str, *default: Any) -> Any:
         return copied(dict.pop(self, key, *default))
 
