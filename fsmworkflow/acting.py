@@ -124,14 +124,13 @@ async def within(timeout: Any, place: str, result: Awaitable[Any], asynchronous:
         raise StepTimeout(f"state {place!r} took longer than {limit:g} s: {what}") from error
 
 
-def _called(drive: Drive, place: str, fn: Callable[..., Any], ctx: WorkflowContext[Any]) -> Awaitable[Any]:
+def _called(drive: Drive, place: str, fn: Callable[..., Any], ctx: WorkflowContext[Any]) -> Any:
     """An async function here, a sync one in a thread."""
     known = drive.workflow.asynchronous
     direct = known.get(place)
     if direct is None:
         direct = known[place] = is_async(fn)
-    awaitable: Awaitable[Any] = fn(ctx) if direct else drive.worker.threads.invoke(fn, ctx)
-    return awaitable
+    return fn(ctx) if direct else drive.worker.threads.invoke(fn, ctx)
 
 
 def failed(

@@ -10,13 +10,15 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 __all__ = ["Threads", "is_async"]
 
 T = TypeVar("T")
+Works = queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
@@ -27,10 +29,22 @@ def is_async(fn: Callable[..., Any]) -> bool:
 
 
 class Threads:
-    """At most `limit` threads at once; the next call waits for its turn. Belongs to one event loop."""
+    """At most `limit` threads at once; the next call waits for its turn. Belongs to one event loop.
+
+    A thread that has done its work waits for more, until `close`, or the end of this object.
+    """
 
     def __init__(self, limit: int = 64) -> None:
         self._turns = asyncio.Semaphore(limit)
+        self._works: Works = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)  # counts the threads that wait for work and have not been given any
+
+    def close(self) -> None:
+        """End the threads that wait, and those at work once they have done it. Whoever calls later is given others."""
+        works, self._works, self._idle = self._works, queue.SimpleQueue(), threading.Semaphore(0)
+        works.put(None)
+
+    __del__ = close
 
     async def invoke(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function of the user's: an async one here, a sync one in a thread."""
@@ -42,50 +56,40 @@ class Threads:
 
         When the waiting is cancelled the thread is left behind, its result is dropped, and its turn is free again.
         """
+
+        def called() -> Iterator[T]:  # from which no StopIteration comes, which a future cannot hold: PEP 479
+            yield fn(*args, **kwargs)
+
         async with self._turns:
-            return await _in_thread(fn, args, kwargs)
+            future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            if not self._idle.acquire(blocking=False):
+                threading.Thread(target=_live, args=(self._works, self._idle), name="fsm step", daemon=True).start()
+            self._works.put((functools.partial(contextvars.copy_context().run, next, called()), future))
+            del self  # so that no error keeps threads, in whose traceback this is
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError:
+                future.add_done_callback(_drop)
+                raise
+            return future.result()
 
 
-async def _in_thread(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-    called = functools.partial(contextvars.copy_context().run, fn, *args, **kwargs)
-
-    def answer(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            _drop(result)
-        elif error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
-    def work() -> None:
-        end = _outcome(fn, called)
+def _live(works: Works, idle: threading.Semaphore) -> None:
+    """The life of a thread: work, and tell the event loop, until there is no more, which is told to the next thread."""
+    while (work := works.get()) is not None:
+        call, future = work
+        try:
+            told: Any = future.set_result, call()
+        except BaseException as error:
+            told = future.set_exception, error
+        idle.release()  # before it is told: whoever hears of it may give more to this thread
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile: nobody waits any more
-            loop.call_soon_threadsafe(answer, *end)
-
-    threading.Thread(target=work, name=f"step {getattr(fn, '__name__', 'step')}", daemon=True).start()
-    try:
-        return await future
-    except asyncio.CancelledError:
-        if future.done() and not future.cancelled() and future.exception() is None:
-            _drop(future.result())
-        raise
+            future.get_loop().call_soon_threadsafe(*told)
+        del work, call, future, told  # nothing is held meanwhile, nor goes round from an error by its traceback
+    works.put(None)
 
 
-def _outcome(fn: Callable[..., Any], called: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """What a function returned, or raised, once it is `called`."""
-    try:
-        return called(), None
-    except StopIteration as error:  # which a future cannot hold
-        failed = RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised StopIteration")
-        failed.__cause__ = error
-        return None, failed
-    except BaseException as error:
-        return None, error
-
-
-def _drop(result: Any) -> None:
+def _drop(future: asyncio.Future[Any]) -> None:
     """A coroutine that nobody will await any more is closed: it was made by a lambda, and has not begun."""
-    if inspect.iscoroutine(result):
+    if future.exception() is None and inspect.iscoroutine(result := future.result()):
         result.close()

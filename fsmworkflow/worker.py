@@ -69,7 +69,6 @@ class Worker:
         self.store = store
         self.token = ""
         self.stopping = False
-        self.threads = Threads()
         self.driven: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._lease: Lease | None = None
         self.workflows: dict[str, Workflow] = {}
@@ -109,6 +108,7 @@ class Worker:
 
     async def _end(self, token: str) -> None:
         lease, self._lease = self._lease, None
+        self.threads.close()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if lease is not None:

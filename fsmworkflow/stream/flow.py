@@ -155,6 +155,7 @@ class Flow:
             sink.close()
         await self.source.leave()
         self.source.close()
+        self._threads.close()
 
     async def _in_thread(self, fn: Callable[..., T], *args: Any) -> T:
         """Call it in a thread. Whoever is cancelled waits until it has ended, so that nobody writes after us."""
