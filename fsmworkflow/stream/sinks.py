@@ -56,7 +56,7 @@ class _File(Sink):
                 sys.stdout.flush()
                 self._descriptor = os.dup(sys.stdout.fileno())
             except (OSError, ValueError, AttributeError) as error:  # closed, or something in its place
-                raise StreamError(f"standard output of this program is no file to write to: {error}") from error
+                raise StreamError("standard output of this program is no file to write to") from error
             return
         if self.packed:
             packed(self.path, b"")  # which says that an extra is missing, before anything is there
