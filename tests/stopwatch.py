@@ -46,9 +46,13 @@ class Stopwatch:
         return self.between(began, time.monotonic())
 
     def between(self, began: float, ended: float) -> float:
+        return ended - began - self.stood(began, ended)
+
+    def stood(self, began: float, ended: float) -> float:
+        """The seconds in which nothing moved."""
         until_now(lambda: self._told()[0][0] > ended)
         stood = [min(end, ended) - max(start + STALL, began) for start, end in self._told()[1:]]
-        return ended - began - sum(seconds for seconds in stood if seconds > 0)
+        return sum(seconds for seconds in stood if seconds > 0)
 
     def _told(self) -> list[tuple[float, float]]:
         told = self._ticks.read_bytes()
