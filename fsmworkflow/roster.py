@@ -329,6 +329,8 @@ class Roster:
             log.warning("%s", error)
             return False
         errand.error = drive.error
+        if errand.workflow.concurrency is not None:
+            self.crews.news.set()  # its place is free
         if drive.run.owner is not None and not self.worker.stopping:
             self.held[name] = drive
         return True

@@ -98,17 +98,12 @@ def shifted(workflow: Workflow, run: Run) -> Shift | None:
         structure=workflow.chart.structure,
         undo=replace(run.undo, left=_undo(workflow, run.undo.left, steps), lost=_undo(workflow, run.undo.lost, steps)),
     )
-    detail = _detail(workflow, run)
+    detail = f"{run.definition}, changed" if run.structure else None  # None where it was taken over and had none
+    if run.definition != workflow.version:
+        detail = f"{run.definition} -> {workflow.version}"
     if detail is None and after == replace(run, structure=after.structure):
         return None
     return Shift(run, after, detail or "taken over", bool(steps), draft.changes, draft.removed)
-
-
-def _detail(workflow: Workflow, run: Run) -> str | None:
-    """What history says of the change; None of a run that was taken over from elsewhere, and had no definition."""
-    if run.definition != workflow.version:
-        return f"{run.definition} -> {workflow.version}"
-    return f"{run.definition}, changed" if run.structure else None
 
 
 def seen(workflow: Workflow, run: Run) -> Run:

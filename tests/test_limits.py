@@ -86,6 +86,17 @@ async def test_two_engines_that_work_never_drive_more_together_than_the_limit(st
     assert set(gauge.bodies.values()) == {1}
 
 
+async def test_a_place_that_is_free_again_is_taken_at_once_and_not_at_the_next_look(store: Store) -> None:
+    gauge = Gauge(together=2)
+    flow = scarce(gauge)
+    async with Engine(store, workflows=[flow], poll=3600) as engine:
+        await unowned(store, flow, *(f"k{n}" for n in range(12)))
+        async with engine.working(concurrency=5):
+            await until(done(engine, flow, 12))
+    assert gauge.most == 2
+    assert set(gauge.bodies.values()) == {1}
+
+
 @pytest.mark.parametrize("by", ["run", "machine"])
 async def test_what_is_started_by_hand_waits_for_its_place(store: Store, by: str) -> None:
     gauge = Gauge(together=2)
