@@ -31,11 +31,12 @@ async def serve(engine: Engine, concurrency: int, file: str | None, told: Callab
     that works. `file` is written with the engine's health every two seconds, and removed at the end. `told` is given
     the events working, stopping and stopped with a text. Raises what ends the work otherwise.
     """
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop, stop, opened = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     for number in SIGNALS:
         loop.add_signal_handler(number, _stop, number, stop)
     try:
-        async with Systemd() as systemd, _written(engine, file), engine:
+        async with Systemd() as systemd, _written(engine, file, opened), engine:
+            opened.set()
             systemd.ready(engine)
             told("working", f"on {engine.store.url}, {concurrency} runs at once")
             work = asyncio.create_task(engine.work(concurrency=concurrency), name="fsmworkflow-work")
@@ -66,12 +67,12 @@ def _stop(number: int, stop: asyncio.Event) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _written(engine: Engine, file: str | None) -> AsyncIterator[None]:
+async def _written(engine: Engine, file: str | None, opened: asyncio.Event) -> AsyncIterator[None]:
     """Write the engine's health into a file, whole each time, while it is open, and remove the file at the end."""
     if file is None:
         yield
         return
-    writing = asyncio.create_task(_write(engine, Path(file)), name="fsmworkflow-health")
+    writing = asyncio.create_task(_write(engine, Path(file), opened), name="fsmworkflow-health")
     try:
         yield
     finally:
@@ -81,9 +82,10 @@ async def _written(engine: Engine, file: str | None) -> AsyncIterator[None]:
             os.unlink(file)
 
 
-async def _write(engine: Engine, file: Path) -> None:
+async def _write(engine: Engine, file: Path, opened: asyncio.Event) -> None:
+    await opened.wait()
     while True:
-        with contextlib.suppress(FSMWorkflowError):  # it is not open yet, or just closed
+        with contextlib.suppress(FSMWorkflowError):  # it was just closed
             health = await engine.health()
             part = file.with_name(f"{file.name}.{os.getpid()}")
             part.write_bytes(msgspec.json.encode(health))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fsmworkflow import Engine, EngineClosed, StoreUnavailable, Workflow, open_store
 from fsmworkflow.records import Owner
+from fsmworkflow.service import serve
 from fsmworkflow.testing import Clock
 from tests.postgres_server import Server
 from tests.stopwatch import Stopwatch
 from tests.test_store import made
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 
 
 def resting(name: str = "w") -> Workflow:
@@ -185,3 +190,25 @@ async def test_overdue_goes_by_the_clock_of_the_store() -> None:
         assert (await engine.health()).overdue is None
         clock.turn("5m")
         assert (await engine.health()).overdue == 240
+
+
+async def test_of_an_engine_that_is_not_open_yet_no_health_is_written(tmp_path: Path) -> None:
+    """Its lease, which has not begun, would be taken for one that ended when the machine was started."""
+    engine, file = Engine("memory://", workflows=[resting()]), tmp_path / "health.json"
+    enrol, reached, held = engine.store.enrol, asyncio.Event(), asyncio.Event()
+
+    async def slow(owner: Any) -> None:
+        reached.set()
+        await held.wait()
+        await enrol(owner)
+
+    engine.store.enrol = slow  # type: ignore[method-assign]
+    serving = asyncio.create_task(serve(engine, 1, str(file), lambda *_: None))
+    await reached.wait()
+    await asyncio.sleep(0.2)  # in which it would have been written
+    assert not file.exists()
+    held.set()
+    assert json.loads(await until(lambda: file.exists() and file.read_text()))["ready"] is True
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving
+    assert not file.exists()
