@@ -153,7 +153,11 @@ async def taken(
         free, claimed = not left and (not wait or await worker.may_claim(run)), None
         async with worker.room(workflow) if free else nullcontext():
             if free and not worker.stopping:
-                claimed = await worker.claim_one(run.workflow, run.key, workflow.version, workflow.concurrency)
+                run = run if workflow.concurrency is None else await loaded(worker.store, run.workflow, run.key)
+                # One that waits in a line of ours has its place.
+                mine = run.owner == worker.token and may_go_on(run, worker.store.now(), retry=False)
+                limit = None if mine else workflow.concurrency
+                claimed = await worker.claim_one(run.workflow, run.key, workflow.version, limit)
             if claimed is None and wait:
                 pause = await patience(pause)  # still in its place: where there is no room, few ask for it
         if claimed is not None:

@@ -54,7 +54,10 @@ def seconds(duration: Duration) -> float:
     elif isinstance(given, str):
         found = _parse(given)
     elif _number(given):
-        found = _float(given)
+        try:
+            found = float(given)
+        except OverflowError:
+            found = math.inf
     else:
         raise _refused(given, "give seconds, or text such as '30s', '1h30m' or 'PT5M'")
     if not math.isfinite(found):
@@ -85,13 +88,6 @@ def _why(text: str) -> str:
     if re.fullmatch(r"[0-9.]+", text):
         return f"it has no unit, write '{text}s' or a number"
     return "write text such as '500ms', '30s', '1h30m', '2d' or 'PT5M'"
-
-
-def _float(number: float) -> float:
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf
 
 
 def _refused(duration: object, why: str) -> ValueError:

@@ -97,6 +97,18 @@ async def test_a_place_that_is_free_again_is_taken_at_once_and_not_at_the_next_l
     assert set(gauge.bodies.values()) == {1}
 
 
+async def test_a_run_that_waits_in_a_line_has_its_place_for_whoever_asks_that_engine(
+    store: Store,
+) -> None:
+    gauge = Gauge(together=2)
+    flow = scarce(gauge)
+    async with Engine(store, workflows=[flow]) as engine, engine.working(concurrency=20):
+        runs = await asyncio.gather(*(engine.run(flow, key=f"k{n}") for n in range(12)))
+    assert {run.status for run in runs} == {"done"}
+    assert gauge.most == 2
+    assert set(gauge.bodies.values()) == {1}
+
+
 @pytest.mark.parametrize("by", ["run", "machine"])
 async def test_what_is_started_by_hand_waits_for_its_place(store: Store, by: str) -> None:
     gauge = Gauge(together=2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsmworkflow.codec import decode
 from fsmworkflow.errors import LeaseLost, Refused, RunNotFound, RunOver, Stale, StoreUnavailable
-from fsmworkflow.records import Move, Post, Run, replace
+from fsmworkflow.records import Move, Run, replace
 from fsmworkflow.store import Entries, Limits, Runs, rows
 from fsmworkflow.store.kin import relate_postgres
 from fsmworkflow.store.postgres_server import SQL
@@ -68,15 +68,12 @@ async def advance(connection: Connection, writes: list[Write], now: float) -> No
 async def _tell_others(connection: Connection, writes: list[Write], now: float) -> None:
     """What moves that were made say to other runs."""
     if posts := [post for write in writes if write.error is None for post in write.record.posts]:
-        await connection.execute(SQL["emit"], *columns([_emitted(post, now) for post in posts]), now)
+        emitted = [(*rows.event_values(post.event, now), post.workflow, post.key) for post in posts]
+        await connection.execute(SQL["emit"], *columns(emitted), now)
     if related := [w for w in writes if w.error is None and w.result is not True and rows.related(w.record)]:
         due = await relate_postgres(connection, [write.record for write in related], now)
         for write in related:
             write.result = due.get(write.run.id)
-
-
-def _emitted(post: Post, now: float) -> tuple[Any, ...]:
-    return *rows.event_values(post.event, now), post.workflow, post.key
 
 
 async def advance_detailed(connection: Connection, writes: list[Write], now: float) -> None:
