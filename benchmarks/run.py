@@ -66,7 +66,7 @@ class Bench:
     ) -> dict[str, float]:
         arguments = [cell.subject.module, job, url, *map(str, size), str(counts)]
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.child", *arguments]
-        born = {"FSM_BENCH_BORN": repr(time.monotonic())}
+        born = {"FSM_BENCH_BORN": repr(time.monotonic()), "PYTHONDONTWRITEBYTECODE": ""}  # modules are compiled once
         try:
             done = subprocess.run(
                 command,
