@@ -160,11 +160,16 @@ def test_rows_over_several_lines_are_rows_and_any_mark_is_a_place_to_go_on_from(
         for number, mark in enumerate(marks):
             again = sources.Csv(path)
             again.open(known, mark)
-            rest: list[Any] = []
-            while not (batch := again.read(many, SOON)).ended:
-                rest += batch.records
-            again.close()
-            assert rest + batch.records == [*chain.from_iterable(whole[number:])]
+            assert to_the_end(again, many) == [*chain.from_iterable(whole[number:])]
+
+
+def to_the_end(source: Any, many: int) -> list[Any]:
+    """All records that an open source still has, read so many at a time; then it is closed."""
+    found: list[Any] = []
+    while not (batch := source.read(many, SOON)).ended:
+        found += batch.records
+    source.close()
+    return [*found, *batch.records]
 
 
 @pytest.mark.parametrize("many", [1, 9])
@@ -173,11 +178,7 @@ def test_a_value_in_quotes_that_the_file_ends_within_is_malformed(tmp_path: Path
     path.write_text('n,t\n1,one\n2,"two\nthree\n')
     source = sources.Csv(path)
     source.open(None, None)
-    found: list[Any] = []
-    while not (batch := source.read(many, SOON)).ended:
-        found += batch.records
-    source.close()
-    whole, cut = found + batch.records
+    whole, cut = to_the_end(source, many)
     assert whole == {"n": "1", "t": "one"}
     assert (cut.text, cut.why) == ('2,"two\nthree', "the file ends within a value in quotes")
 
